@@ -1,0 +1,43 @@
+"""SAM, the Mamba-2 state-space audio-language model, for Hugging Face transformers.
+
+`import sam_alm` registers the model with transformers' Auto classes and gives the public names;
+`python -m sam_alm` is the `sam-alm` command.
+"""
+
+if __name__ == "__main__":  # before the imports below: the commands import what they need, when they need it
+    import sys
+
+    from cli_sam import main
+
+    sys.exit(main())
+
+from configuration_sam import (
+    CONNECTORS,
+    LANGUAGE_MODEL_SIZES,
+    SamAudioConfig,
+    SamConfig,
+    __version__,
+    audio_slot_pattern,
+    mamba2_config,
+)
+from modeling_sam import SamAudioModel, SamCache, SamConnector, SamForConditionalGeneration, SamModel
+from processing_sam import SamAudioLanguageProcessor, SamDataCollator, SamFeatureExtractor, SamProcessor
+
+__all__ = [
+    "CONNECTORS",
+    "LANGUAGE_MODEL_SIZES",
+    "SamAudioConfig",
+    "SamAudioLanguageProcessor",
+    "SamAudioModel",
+    "SamCache",
+    "SamConfig",
+    "SamConnector",
+    "SamDataCollator",
+    "SamFeatureExtractor",
+    "SamForConditionalGeneration",
+    "SamModel",
+    "SamProcessor",
+    "__version__",
+    "audio_slot_pattern",
+    "mamba2_config",
+]
