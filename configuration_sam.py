@@ -3,6 +3,9 @@
 Nothing here needs torch, so that a configuration can be read, checked and written anywhere.
 """
 
+import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from transformers import Mamba2Config, PretrainedConfig
@@ -52,6 +55,7 @@ def mamba2_config(size: str = "130m", **overrides: Any) -> Mamba2Config:
         "bos_token_id": 0,
         "eos_token_id": 0,
         "tie_word_embeddings": True,
+        "initializer_range": 0.02,
     }
     return Mamba2Config(**{**fields, **overrides})
 
@@ -155,6 +159,8 @@ class SamConfig(PretrainedConfig):
         audio_token_id (`int`, *optional*): The token that holds a place for an audio feature. Without it the model
             reads text only.
         separator_token_id (`int`, *optional*): The token `&&` between time steps or bands.
+        base_models (`list[str]`, *optional*): Hub ids of the checkpoints this one was made from, for its model card.
+        license (`str`, *optional*): Licence of the weights, as the Hub names it, for the model card.
 
     Raises:
         ValueError: Unknown connector, sizes that do not fit, a token id outside the vocabulary, a sub-configuration
@@ -174,6 +180,8 @@ class SamConfig(PretrainedConfig):
         connector_hidden_size=None,
         audio_token_id=None,
         separator_token_id=None,
+        base_models=None,
+        license=None,
         **kwargs,
     ):
         self.audio_config = _sub_config("audio_config", audio_config, SamAudioConfig, SamAudioConfig)
@@ -182,6 +190,8 @@ class SamConfig(PretrainedConfig):
         self.connector_hidden_size = connector_hidden_size
         self.audio_token_id = audio_token_id
         self.separator_token_id = separator_token_id
+        self.base_models = base_models
+        self.license = license
         shared = ("tie_word_embeddings", "pad_token_id", "bos_token_id", "eos_token_id")
         for name in shared:
             # transformers reads these at the top, the language model keeps them: what is given here holds for both
@@ -295,6 +305,133 @@ def _check_positive_int(name: str, value: Any) -> None:
 def _check_multiple(name: str, value: int, divisor: int, what: str) -> None:
     if value % divisor:
         raise ValueError(f"{name}: got {value}, expected a multiple of {what} ({divisor}).")
+
+
+MODEL_CARD = """---
+library_name: transformers
+pipeline_tag: audio-text-to-text
+tags:
+- audio
+- mamba2
+- audio-language-model
+{metadata}---
+
+# {name}
+
+A SAM audio-language model: an EAT audio encoder ({encoder_layers} blocks of width {encoder_width}), the
+`{connector}` connector ({slots} audio positions for ten seconds) and a Mamba-2 language model ({layers} layers of
+width {width}). It hears up to 10.24 s of audio and answers in text.
+
+```python
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
+inputs = processor(text="What do you hear?", audio="clip.wav", return_tensors="pt")
+print(processor.batch_decode(model.generate(**inputs)[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+```
+
+With the package `sam-alm` installed and imported (`import sam_alm`), `trust_remote_code` is not needed.
+
+The architecture is that of "SAM: A Mamba-2 State-Space Audio-Language Model" (Lee, Jung, Lee); this is an independent
+implementation. Weights of this repository were {made_from}; nothing is claimed about their quality here.
+"""
+
+
+def model_card(config: SamConfig, name: str) -> str:
+    """A model card that says what `config` tells, for a checkpoint that has none of its own."""
+    metadata = "".join(
+        [
+            f"license: {config.license}\n" if config.license else "",
+            "base_model:\n" + "".join(f"- {base}\n" for base in config.base_models) if config.base_models else "",
+        ]
+    )
+    return MODEL_CARD.format(
+        metadata=metadata,
+        name=name,
+        encoder_layers=config.audio_config.num_hidden_layers,
+        encoder_width=config.audio_config.hidden_size,
+        connector=config.connector,
+        slots=config.num_audio_slots,
+        layers=config.text_config.num_hidden_layers,
+        width=config.text_config.hidden_size,
+        made_from="made from " + ", ".join(config.base_models) if config.base_models else "trained by their owner",
+    )
+
+
+def write_model_card(config: SamConfig, directory: str | os.PathLike, name: str | None = None) -> None:
+    """Writes a model card into `directory`, unless it has one."""
+    path = Path(directory) / "README.md"
+    if not path.exists():
+        path.write_text(model_card(config, name or path.parent.resolve().name), encoding="utf-8")
+
+
+def push_folder_to_hub(
+    saves,
+    repo_id: str,
+    *,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    max_shard_size: int | str = "50GB",
+    tags: list[str] | None = None,
+):
+    """What `push_to_hub` of the model and of the processor do: save into a folder, upload it in one commit.
+
+    transformers' own writes a card drafted for any model over the one that `save_pretrained` writes; here the
+    repository's card stays, and where it has none (or only such a draft) it gets ours.
+
+    Args:
+        saves: The model or processor, whose `save_pretrained` fills the folder.
+        repo_id (`str`): Repository, made if it is not there.
+        commit_message, commit_description (`str`, *optional*): Of the commit.
+        private (`bool`, *optional*): Whether a new repository is private.
+        token (`bool` or `str`, *optional*): Access token; the stored one by default.
+        revision (`str`, *optional*): Branch, made if it is not there.
+        create_pr (`bool`, *optional*, defaults to `False`): Open a pull request instead of committing.
+        max_shard_size (`int` or `str`, *optional*, defaults to `"50GB"`): Largest weights file.
+        tags (`list[str]`, *optional*): Added to the card.
+
+    Returns:
+        `huggingface_hub.CommitInfo`.
+    """
+    from huggingface_hub import HfApi, ModelCard
+    from huggingface_hub.errors import EntryNotFoundError
+
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None and not create_pr:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    try:
+        card = ModelCard.load(repo_id, token=token)
+    except EntryNotFoundError:
+        card = None
+    if card is not None and "automatically generated" in card.content:
+        card = None
+    with tempfile.TemporaryDirectory() as folder:
+        saves.save_pretrained(folder, max_shard_size=max_shard_size)
+        path = Path(folder) / "README.md"
+        if card is None and hasattr(saves, "config"):
+            path.unlink(missing_ok=True)
+            write_model_card(saves.config, folder, name=repo_id)
+            card = ModelCard.load(path)
+        if card is not None:
+            card.data.tags = [
+                *(card.data.tags or []),
+                *(tag for tag in tags or [] if tag not in (card.data.tags or [])),
+            ]
+            card.save(path)
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=commit_message or f"Upload {type(saves).__name__}",
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+        )
 
 
 SamAudioConfig.register_for_auto_class()

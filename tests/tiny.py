@@ -1,7 +1,10 @@
 """Small things that the tests share."""
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from configuration_sam import SamAudioConfig, SamConfig, mamba2_config
 
 # ---------------------------------------------------------------------------------------------------------------
 # Tokenizer
@@ -32,3 +35,71 @@ def tiny_tokenizer(audio_token: bool = True) -> PreTrainedTokenizerFast:
         unk_token="<|endoftext|>",
         **({"additional_special_tokens": ["<|audio|>"]} if audio_token else {}),
     )
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Models
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def tiny_config(connector: str = "concatenation", **text) -> SamConfig:
+    """A model of some ten thousand parameters with the real spectrogram's 64 x 8 patches and `tiny_tokenizer`'s ids."""
+    sizes = {
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "head_dim": 16,
+        "num_heads": 4,
+        "state_size": 16,
+        "vocab_size": 272,
+        "chunk_size": 16,
+    }
+    return SamConfig(
+        audio_config=SamAudioConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64),
+        text_config=mamba2_config(**{**sizes, **text}),
+        connector=connector,
+        audio_token_id=258,
+        separator_token_id=257,
+    )
+
+
+def tiny_model(connector: str = "concatenation", seed: int = 0, **text):
+    """`tiny_config`'s model in evaluation mode, with weights large enough that every part of it matters.
+
+    Fresh weights leave a model nearly blind: its logits hardly depend on what it reads, and a comparison of two ways
+    to compute them proves little.
+    """
+    from modeling_sam import SamForConditionalGeneration
+
+    torch.manual_seed(seed)
+    model = SamForConditionalGeneration(tiny_config(connector, **text)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2 and "conv1d" not in name:
+                parameter.normal_(std=1.5 / parameter[0].numel() ** 0.5)
+            elif name.endswith("bias") and "dt_bias" not in name:
+                parameter.normal_(std=0.3)
+    return model
+
+
+def tiny_inputs(texts=("What do you hear?",), clips=1, connector: str = "concatenation", seed: int = 0) -> dict:
+    """Left-padded `input_ids`, `attention_mask` and random `input_features`, every row with `clips` clips."""
+    config = tiny_config(connector)
+    generator = torch.Generator().manual_seed(seed)
+    tokenizer = tiny_tokenizer()
+    slots = [258 if audio else 257 for audio in config.audio_slot_pattern]
+    rows = [slots * clips + tokenizer(text)["input_ids"] for text in texts]
+    length = max(map(len, rows))
+    inputs = {
+        "input_ids": torch.tensor([[0] * (length - len(row)) + row for row in rows]),
+        "attention_mask": torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows]),
+    }
+    if clips:
+        inputs["input_features"] = torch.randn(len(rows) * clips, 1024, 128, generator=generator)
+    return inputs
+
+
+def tiny_processor(connector: str = "concatenation"):
+    """The processor that goes with `tiny_model`."""
+    from processing_sam import SamFeatureExtractor, SamProcessor
+
+    return SamProcessor(SamFeatureExtractor(), tiny_tokenizer(), connector=connector)
