@@ -104,7 +104,7 @@ def test_scan_in_bfloat16_keeps_its_state_in_float32():
 
 def convolution_by_hand(x, weight, bias, state=None, seq_idx=None):
     """Every output from its window, by index."""
-    batch, length, channels = x.shape
+    length = x.shape[1]
     width = weight.shape[1]
     y = torch.zeros_like(x)
     for t in range(length):
