@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import lru_cache
 from numbers import Real
 from typing import Any
@@ -38,6 +39,13 @@ LOG_FLOOR = 1.1920928955078125e-07  # float32's epsilon, as in Kaldi
 
 MAX_CHANNELS = 32
 SAMPLING_RATES = (1000, 768000)  # Hz, what a file or an array may have
+# What FFmpeg may see: containers of sound and film, none a playlist, which would open other files or the network.
+CONTAINER_START = re.compile(
+    rb"....(ftyp|moov|mdat|wide|free|skip)|\x1aE\xdf\xa3|OggS|RIFF|FORM|fLaC|ID3|\xff[\xe0-\xff]|0&\xb2u|#!AMR|FLV"
+    rb"|caff|\x0bw|MAC |wvpk|\.RMF|\.snd|\x00\x00\x01\xba|G",
+    re.DOTALL,
+)
+FFMPEG_FORMATS = "aac,ac3,aiff,amr,ape,asf,au,avi,caf,eac3,flac,flv,matroska,mov,mp3,mpeg,mpegts,ogg,rm,w64,wav,wv"
 MAX_AMPLITUDE = 100.0  # 40 dB over full scale: no sound, but integers given as floats
 
 AUDIO_TOKEN = "<|audio|>"
@@ -187,8 +195,15 @@ def _decode(file: str | bytes, name: str) -> tuple[np.ndarray, int]:
         raise ValueError(f"audio: {name} is empty.")
     try:
         return _decode_soundfile(file, name)
-    except soundfile.SoundFileError as error:
-        reasons = [f"libsndfile: {error}"]
+    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless .raw, by the file's name
+        reasons = [f"libsndfile: {getattr(error, 'error_string', error)}"]
+    if isinstance(file, str):
+        with open(file, "rb") as handle:
+            start = handle.read(16)
+    else:
+        start = file[:16]
+    if CONTAINER_START.match(start) is None:
+        raise ValueError(f"audio: {name} is no audio file that is known ({reasons[0]}); it begins with {start!r}.")
     try:
         decoder = importlib.import_module("torchcodec.decoders").AudioDecoder
     except Exception as error:  # a missing FFmpeg library raises RuntimeError, OSError or ImportError
@@ -207,7 +222,7 @@ def _decode(file: str | bytes, name: str) -> tuple[np.ndarray, int]:
             return _decode_ffmpeg(ffmpeg, file, name)
         except (soundfile.SoundFileError, subprocess.SubprocessError, OSError) as error:
             stderr = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip()
-            reasons.append(f"ffmpeg: {stderr.splitlines()[-1] if stderr else error}")
+            reasons.append(f"ffmpeg: {stderr.splitlines()[-1] if stderr else getattr(error, 'error_string', error)}")
     raise ValueError(
         f"audio: {name} cannot be decoded ({'; '.join(reasons)}). If it is sound, such as m4a or webm, install "
         "torchcodec or put ffmpeg on the PATH, or convert it to WAV or FLAC."
@@ -234,11 +249,13 @@ def _decode_ffmpeg(ffmpeg: str, file: str | bytes, name: str) -> tuple[np.ndarra
                 handle.write(file)
         else:
             path = os.path.abspath(file)
-        # Neither the network nor other files: playlists are refused by the protocols and by what each may open.
-        command = [ffmpeg, "-nostdin", "-hide_banner", "-loglevel", "error", "-protocol_whitelist", "file,pipe"]
-        command += ["-i", "file:" + path, "-map", "0:a:0", "-c:a", "pcm_f32le", "-f", "w64", "pipe:1"]
-        output = subprocess.run(command, capture_output=True, check=True, timeout=600).stdout
-    return _decode_soundfile(output, name)
+        command = [ffmpeg, "-nostdin", "-hide_banner", "-loglevel", "error"]
+        # No network, and no playlist, which would open other files.
+        command += ["-protocol_whitelist", "file", "-format_whitelist", FFMPEG_FORMATS]
+        output = os.path.join(folder, "output.w64")
+        command += ["-i", "file:" + path, "-map", "0:a:0", "-c:a", "pcm_f32le", "-f", "w64", "file:" + output]
+        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=600)
+        return _decode_soundfile(output, name)
 
 
 def _to_mono(samples: Any, name: str) -> np.ndarray:
@@ -271,7 +288,7 @@ def _to_mono(samples: Any, name: str) -> np.ndarray:
             f"[samples, channels] with at most {MAX_CHANNELS} channels and more samples than channels."
         )
     with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite, and is refused as such
-        return samples.astype(np.float32)
+        return samples.astype(np.float32, copy=False)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -450,18 +467,19 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
             else:
                 windows.append((waveform - waveform.mean())[:length])  # the mean is the whole clip's, as EAT's
                 num_windows.append(1)
-        features = torch.full(
-            (len(windows), self.max_frames, self.feature_size), self.padding_value, dtype=torch.float32, device=device
-        )
+        shape = (len(windows), self.max_frames, self.feature_size)
+        features = torch.empty(shape, dtype=torch.float32, device=device)
         # One clip at a time fits a CPU's cache; a GPU wants more work at once.
         step = 1 if features.device.type == "cpu" else 64
         with torch.autocast(features.device.type, enabled=False):
             for begin in range(0, len(windows), step):
                 frames = [window.unfold(0, FRAME_LENGTH, FRAME_SHIFT) for window in windows[begin : begin + step]]
                 log_mel = _fbank(torch.cat(frames) if len(frames) > 1 else frames[0], self.feature_size)
-                for index, part in enumerate(log_mel.split([len(frame) for frame in frames]), start=begin):
-                    features[index, : len(part)] = part
-        return features.sub_(self.mean).div_(2 * self.std), num_windows, num_long
+                for feature, part in zip(features[begin:], log_mel.split([len(frame) for frame in frames])):
+                    feature[: len(part)] = part
+                    feature[len(part) :] = self.padding_value
+                    feature.sub_(self.mean).div_(2 * self.std)
+        return features, num_windows, num_long
 
     def _checked(self, waveform: Any) -> torch.Tensor:
         if isinstance(waveform, torch.Tensor) and waveform.dtype == torch.float32 and waveform.ndim == 1:
@@ -472,12 +490,13 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
                     f"raw_speech: got {_describe(waveform)}, expected mono waveforms [samples]; average the channels "
                     "first, with load_audio."
                 )
-            samples = torch.from_numpy(_to_mono(waveform, _describe(waveform)))
+            array = np.ascontiguousarray(_to_mono(waveform, _describe(waveform)))
+            samples = torch.from_numpy(array if array.flags.writeable else array.copy())
         if samples.shape[0] < FRAME_LENGTH:
             raise ValueError(
                 f"raw_speech: got {samples.shape[0]} samples, expected at least {FRAME_LENGTH}, one frame of 25 ms."
             )
-        if not torch.isfinite(samples).all():
+        if not torch.isfinite(samples.mean()):  # one sample that is not finite makes the mean so
             raise ValueError("raw_speech: got samples that are not finite (NaN or infinity).")
         return samples
 
@@ -732,18 +751,26 @@ class SamAudioLanguageProcessor(ProcessorMixin):
 SamProcessor = SamAudioLanguageProcessor
 
 
+def _is_list(item: Any) -> bool:
+    """A list or tuple, or what behaves like one, such as a column of `datasets`."""
+    return isinstance(item, Sequence) and not isinstance(item, (str, bytes, bytearray, memoryview))
+
+
 def _is_clip(item: Any) -> bool:
     """Whether `audio` is one clip rather than several: anything but a list, or a list of numbers."""
-    return not isinstance(item, (list, tuple)) or (len(item) > 0 and isinstance(item[0], Real))
+    return not _is_list(item) or (len(item) > 0 and isinstance(item[0], Real))
 
 
 def _checked_texts(name: str, texts: Any) -> list[str]:
-    texts = [texts] if isinstance(texts, str) else texts
-    if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(text, str) for text in texts):
-        kinds = sorted({type(text).__name__ for text in texts}) if isinstance(texts, (list, tuple)) else None
-        got = type(texts).__name__ if kinds is None else f"a list of {', '.join(kinds) or 'nothing'}"
-        raise ValueError(f"{name}: got {got}, expected a string or a list of strings.")
-    return list(texts)
+    if isinstance(texts, str):
+        return [texts]
+    if not _is_list(texts) or len(texts) == 0:
+        raise ValueError(f"{name}: got {repr(texts)[:80]}, expected a string or a list of strings.")
+    texts = list(texts)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"{name}: got {repr(text)[:80]} at position {index}, expected a string.")
+    return texts
 
 
 def _assign_clips(texts: list[str], audio: Any) -> list[list[Any]]:
