@@ -3,6 +3,8 @@
 Importing this module registers the classes with transformers' Auto classes.
 """
 
+import functools
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -504,10 +506,31 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
         super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
             write_model_card(self.config, save_directory)
+        keep_model_card_from_trainer()
 
     def push_to_hub(self, repo_id, **kwargs):
         """Pushes weights, code, generation configuration and model card; see [`push_folder_to_hub`]."""
         return push_folder_to_hub(self, repo_id, **kwargs)
+
+
+def keep_model_card_from_trainer() -> None:
+    """Makes `Trainer.push_to_hub` leave our model card alone.
+
+    After saving, Trainer writes a card of its own drafting over the README.md that is there and offers no way to
+    decline. So its method passes over models of ours, whose `save_pretrained` has just written the card.
+    """
+    module = sys.modules.get("transformers.trainer")
+    if module is None or hasattr(module.Trainer.create_model_card, "passes_over_sam"):
+        return
+    draft = module.Trainer.create_model_card
+
+    @functools.wraps(draft)
+    def create_model_card(trainer, *args, **kwargs):
+        if type(trainer.accelerator.unwrap_model(trainer.model)).__name__ != SamForConditionalGeneration.__name__:
+            draft(trainer, *args, **kwargs)
+
+    create_model_card.passes_over_sam = True
+    module.Trainer.create_model_card = create_model_card
 
 
 for auto_class in (AutoModel, AutoModelForCausalLM):
