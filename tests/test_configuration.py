@@ -174,8 +174,8 @@ def test_json_has_no_infinity_and_gives_the_configuration_back(tmp_path, limit, 
     config.save_pretrained(tmp_path)
     text = (tmp_path / "config.json").read_text()
     json.loads(text, parse_constant=no_constant)
-    for text in (text, config.to_json_string(), config.to_json_string(use_diff=False)):
-        assert "Infinity" not in text
+    for written in (text, config.to_json_string(), config.to_json_string(use_diff=False)):
+        assert "Infinity" not in written
 
     loaded = SamConfig.from_pretrained(tmp_path)
     assert isinstance(loaded.audio_config, SamAudioConfig) and isinstance(loaded.text_config, Mamba2Config)
@@ -300,7 +300,7 @@ def test_what_does_not_fit_is_refused_by_name(arguments, words):
 
 
 def test_unknown_size_and_unknown_connector_of_a_preset():
-    with pytest.raises(ValueError, match="size: got '3b'.*130m, 780m, 2.7b"):
+    with pytest.raises(ValueError, match=r"size: got '3b'.*130m, 780m, 2\.7b"):
         SamConfig.from_preset("3b")
     with pytest.raises(ValueError, match="connector: got 'mlp'"):
         SamConfig.from_preset("130m", "mlp")
