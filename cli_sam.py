@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     try:
-        sys.stdout.reconfigure(errors="surrogateescape")  # a file name need not be text
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(errors="surrogateescape")  # a file name need not be text
         status = arguments.command(arguments)
         sys.stdout.flush()
         return status
@@ -77,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--dtype", choices=DTYPES, metavar="T", help=f"{', '.join(DTYPES)}; float32 on a CPU, else auto (as stored)"
     )
-    command.add_argument("--max-new-tokens", type=_positive, default=128, metavar="N", help="default: %(default)s")
+    command.add_argument("--max-new-tokens", type=_positive, metavar="N", help="by default as the checkpoint says")
     command.add_argument(
         "--json",
         action="store_true",
@@ -98,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--connector", metavar="NAME", help="concatenation (the default), time_major or frequency_major"
     )
-    command.add_argument("--dtype", metavar="T", help="the dtype to store: float32, bfloat16 or float16")
+    command.add_argument("--dtype", metavar="T", help="to store: float32 (the default), bfloat16 or float16")
     command.add_argument("--max-shard-size", metavar="S", help="the largest file, such as 5GB")
     command.add_argument("--push-to-hub", metavar="ID", help="upload the directory to this repository of the Hub")
     command.add_argument(
@@ -123,7 +124,8 @@ class _Version(argparse.Action):
     def __call__(self, parser, *unused):
         from configuration_sam import __version__
 
-        parser.exit(message=f"sam-alm {__version__}\n")
+        print(f"sam-alm {__version__}")
+        parser.exit()
 
 
 def _positive(text: str) -> int:
@@ -207,25 +209,26 @@ def _load(model_id: str, device: str | None, dtype: str | None) -> tuple[Any, An
 
 def _read_windows(paths: Iterable[str], processor: Any, prompt: str, failed: list[str]) -> Iterator[tuple]:
     """Yields ({"audio", "start", "end", "seconds", "windows"}, inputs of one row) for every window of every file."""
-    from processing_sam import load_audio
+    from processing_sam import FRAME_SHIFT, SAMPLING_RATE, load_audio
 
-    rate = processor.feature_extractor.sampling_rate
+    length = processor.feature_extractor.max_frames * FRAME_SHIFT / SAMPLING_RATE  # 10.24 s
     for path in paths:
         try:
-            waveform = load_audio(path, sampling_rate=rate)
-            inputs = processor(text=prompt, audio=waveform, sampling_rate=rate, overflow="window", return_tensors="pt")
-        except (OSError, ValueError, RuntimeError) as error:
+            waveform = load_audio(path)
+            inputs = processor(
+                text=prompt, audio=waveform, sampling_rate=SAMPLING_RATE, overflow="window", return_tensors="pt"
+            )
+        except (OSError, ValueError) as error:
             print(f"sam-alm: {path}: {error}", file=sys.stderr)
             failed.append(path)
             continue
-        seconds = len(waveform) / rate
-        count = len(inputs["input_ids"])
-        names = ("input_ids", "attention_mask", "input_features")
+        seconds = len(waveform) / SAMPLING_RATE
+        count = int(inputs.pop("num_windows")[0])
         for index in range(count):
-            start = index * 10.24
-            end = seconds if count == 1 else min(start + 10.24, seconds)
+            start = index * length
+            end = min(start + length, seconds)
             window = {"audio": path, "start": start, "end": end, "seconds": seconds, "windows": count}
-            yield window, {name: inputs[name][index : index + 1] for name in names}
+            yield window, {name: value[index : index + 1] for name, value in inputs.items()}
 
 
 def _batches(items: Iterable, size: int) -> Iterator[list]:
@@ -239,12 +242,13 @@ def _batches(items: Iterable, size: int) -> Iterator[list]:
         yield batch
 
 
-def _generate(model: Any, processor: Any, rows: list[dict], max_new_tokens: int) -> list[str]:
+def _generate(model: Any, processor: Any, rows: list[dict], max_new_tokens: int | None) -> list[str]:
     import torch
 
     # The prompt is the same in every row and a clip takes the same places whatever its length: nothing to pad.
     inputs = {name: torch.cat([row[name] for row in rows]).to(model.device) for name in rows[0]}
-    tokens = model.generate(**inputs, max_new_tokens=max_new_tokens)
+    limit = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    tokens = model.generate(**inputs, **limit)
     answers = processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return [" ".join(answer.split()) for answer in answers]  # a line stays a line
 
@@ -266,8 +270,7 @@ def convert(arguments: argparse.Namespace) -> int:
     """`sam-alm convert`: makes a SAM directory and prints its sources, its size and what is untrained in it."""
     import conversion_sam
 
-    names = ("audio_encoder", "language_model", "tokenizer", "output", "connector", "dtype", "max_shard_size")
-    names += ("push_to_hub", "check")
+    names = "audio_encoder language_model tokenizer output connector dtype max_shard_size push_to_hub check".split()
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     try:
         report = conversion_sam.convert(**given)
@@ -295,7 +298,8 @@ def env(arguments: argparse.Namespace) -> int:
     print(_table(list(report["devices"].items())))
     print()
     heads = ("operation", "device", "implementation", "reason")
-    print(_table([list(heads)] + [[row[head] for head in heads] for row in report["implementations"]]))
+    rows = [[" ".join(row[head].split()) for head in heads] for row in report["implementations"]]
+    print(_table([list(heads), *rows]))
     return 0
 
 

@@ -21,7 +21,7 @@ from configuration_sam import (
     mamba2_config,
 )
 from modeling_sam import SamAudioModel, SamCache, SamConnector, SamForConditionalGeneration, SamModel
-from processing_sam import SamAudioLanguageProcessor, SamDataCollator, SamFeatureExtractor, SamProcessor
+from processing_sam import SamAudioLanguageProcessor, SamDataCollator, SamFeatureExtractor, SamProcessor, load_audio
 
 __all__ = [
     "CONNECTORS",
@@ -39,5 +39,6 @@ __all__ = [
     "SamProcessor",
     "__version__",
     "audio_slot_pattern",
+    "load_audio",
     "mamba2_config",
 ]
