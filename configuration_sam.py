@@ -195,9 +195,11 @@ class SamConfig(PretrainedConfig):
         shared = ("tie_word_embeddings", "pad_token_id", "bos_token_id", "eos_token_id")
         for name in shared:
             # transformers reads these at the top, the language model keeps them: what is given here holds for both
-            if kwargs.get(name) is not None:
-                setattr(self.text_config, name, kwargs[name])
-            kwargs.pop(name, None)
+            value = kwargs.pop(name, None)
+            if value is not None:
+                if name != "tie_word_embeddings":
+                    _check_token_id(name, value, self.text_config.vocab_size, several=name == "eos_token_id")
+                setattr(self.text_config, name, value)
         self._check()
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__init__(**kwargs)
@@ -260,18 +262,12 @@ class SamConfig(PretrainedConfig):
             raise ValueError(f"text_config.hidden_act: got {text.hidden_act!r}, expected 'silu', Mamba-2's own.")
         if self.connector_hidden_size is not None:
             _check_positive_int("connector_hidden_size", self.connector_hidden_size)
-        ids = {"audio_token_id": self.audio_token_id, "separator_token_id": self.separator_token_id}
+        for name in ("audio_token_id", "separator_token_id"):
+            _check_token_id(name, getattr(self, name), text.vocab_size)
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            ids[f"text_config.{name}"] = getattr(text, name)
-        for name, value in ids.items():
-            for token_id in value if isinstance(value, (list, tuple)) else [value]:
-                if token_id is None:
-                    continue
-                if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < text.vocab_size:
-                    raise ValueError(
-                        f"{name}: got {token_id!r}, expected an integer from 0 to {text.vocab_size - 1} "
-                        "(text_config.vocab_size - 1), or None."
-                    )
+            _check_token_id(
+                f"text_config.{name}", getattr(text, name), text.vocab_size, several=name == "eos_token_id"
+            )
         if self.audio_token_id is not None and self.audio_token_id == self.separator_token_id:
             raise ValueError(f"audio_token_id and separator_token_id: both are {self.audio_token_id}, expected two.")
 
@@ -300,6 +296,17 @@ def _sub_config(name, value, config_class, default):
 def _check_positive_int(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}: got {value!r}, expected a positive integer.")
+
+
+def _check_token_id(name: str, value: Any, vocab_size: int, several: bool = False) -> None:
+    for token_id in value if several and isinstance(value, (list, tuple)) else [value]:
+        if token_id is None:
+            continue
+        if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
+            raise ValueError(
+                f"{name}: got {token_id!r}, expected an integer from 0 to {vocab_size - 1} "
+                "(text_config.vocab_size - 1), or None."
+            )
 
 
 def _check_multiple(name: str, value: int, divisor: int, what: str) -> None:

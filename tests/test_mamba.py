@@ -33,19 +33,16 @@ def test_logits_and_cache_equal_transformers(text):
     with torch.no_grad():
         ours, theirs = model(IDS, use_cache=True), twin(IDS, use_cache=True)
     torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-4, rtol=1e-4)
-    for index in range(2):
-        torch.testing.assert_close(
-            ours.past_key_values.recurrent[index],
-            theirs.cache_params.get_recurrent_state(index),
-            atol=1e-5,
-            rtol=1e-4,
+    for index, layer in enumerate(theirs.cache_params.layers):
+        # a tensor in transformers 5.13, a list of one in 5.23
+        recurrent, convolution = (
+            states if isinstance(states, torch.Tensor) else states[0]
+            for states in (layer.recurrent_states, layer.conv_states)
         )
-        torch.testing.assert_close(
-            ours.past_key_values.convolution[index],
-            theirs.cache_params.get_conv_state(index)[..., -3:],  # theirs keeps one input more
-            atol=1e-5,
-            rtol=1e-4,
-        )
+        torch.testing.assert_close(ours.past_key_values.recurrent[index], recurrent, atol=1e-5, rtol=1e-4)
+        # theirs keeps one input more
+        tail = convolution[..., -3:]
+        torch.testing.assert_close(ours.past_key_values.convolution[index], tail, atol=1e-5, rtol=1e-4)
 
 
 def naive_mixer(mixer, hidden):
