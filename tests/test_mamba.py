@@ -30,6 +30,8 @@ def transformers_twin(model):
 def test_logits_and_cache_equal_transformers(text):
     model = tiny_model(**text)
     twin = transformers_twin(model)
+    if "n_groups" in text and not hasattr(twin.backbone.layers[0].mixer.norm, "group_size"):
+        pytest.skip("this release of transformers normalises over all groups at once")
     with torch.no_grad():
         ours, theirs = model(IDS, use_cache=True), twin(IDS, use_cache=True)
     torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-4, rtol=1e-4)
