@@ -1,7 +1,14 @@
 """Scores of what a model says about a sound."""
 
+import csv
 import math
 import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
 
 # The 50 classes of ESC-50 and the words that name them. A line reads `label: form; form`; a form is one or more
 # slots joined by `+`, a slot is words joined by `|`. A text names a label when, for one of its forms, every slot has
@@ -75,6 +82,7 @@ def _parse_forms(text: str) -> dict[str, list[list[frozenset[str]]]]:
 ESC50_FORMS = _parse_forms(ESC50_FORMS_TEXT)
 
 MAX_WORDS = 25
+CAPTION_PROMPT = "Close-ended question: Write an audio caption describing the sound."
 
 
 def named_labels(text: str) -> set[str]:
@@ -130,4 +138,122 @@ def wilson_interval(correct: int, count: int, z: float = 1.96) -> tuple[float, f
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-__all__ = ["ESC50_FORMS", "named_labels", "names_label", "wilson_interval"]
+@torch.inference_mode()
+def generate_answers(
+    model, processor, clips: Sequence[Any], prompts: Sequence[str], batch_size: int = 32, max_new_tokens: int = 64
+) -> list[str]:
+    """Greedy answers to questions about clips.
+
+    Args:
+        model ([`SamForConditionalGeneration`]): The model; put into evaluation mode meanwhile.
+        processor ([`SamAudioLanguageProcessor`]): Its processor.
+        clips (list): One clip for each prompt, anything that [`load_audio`] reads; of those over 10.24 s the
+            beginning is taken.
+        prompts (list of `str`): The questions.
+        batch_size (`int`, *optional*, defaults to 32): Questions that are answered together.
+        max_new_tokens (`int`, *optional*, defaults to 64): Longest answer.
+
+    Returns:
+        `list[str]`: The answers, in the order of the questions.
+
+    Raises:
+        ValueError: Clips and prompts are not equally many.
+    """
+    if len(clips) != len(prompts):
+        raise ValueError(f"clips, prompts: got {len(clips)} and {len(prompts)}, expected one clip for each prompt.")
+    training = model.training
+    model.eval()
+    answers = []
+    for begin in tqdm(range(0, len(clips), batch_size), desc="answering", unit="batch"):
+        audio = [[clip] for clip in clips[begin : begin + batch_size]]
+        texts = list(prompts[begin : begin + batch_size])
+        inputs = processor(text=texts, audio=audio, overflow="truncate", return_tensors="pt").to(model.device)
+        tokens = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+        new_tokens = tokens[:, inputs["input_ids"].shape[1] :]
+        answers += [text.strip() for text in processor.batch_decode(new_tokens, skip_special_tokens=True)]
+    model.train(training)
+    return answers
+
+
+def read_esc50(folder: str | Path, fold: int | None = None) -> tuple[list[tuple[Path, str]], list[str]]:
+    """The clips of ESC-50, in the layout it is published in.
+
+    Args:
+        folder (`str` or `Path`): Holds `meta/esc50.csv` and `audio/`; the audio may be of any format, it is found by
+            its stem.
+        fold (`int`, *optional*): One of the five folds; all of them by default.
+
+    Returns:
+        `tuple[list[tuple[Path, str]], list[str]]`: File and label of each clip that is there, and the names of those
+        that are not.
+
+    Raises:
+        FileNotFoundError: There is no `meta/esc50.csv`.
+        ValueError: The fold has no clips, or none of its audio is there.
+    """
+    table = Path(folder) / "meta" / "esc50.csv"
+    if not table.is_file():
+        raise FileNotFoundError(f"data: there is no file {str(table)!r}, expected a folder in ESC-50's own layout.")
+    with open(table, newline="", encoding="utf-8") as handle:
+        rows = [row for row in csv.DictReader(handle) if fold is None or int(row["fold"]) == fold]
+    files = {path.stem: path for path in sorted((Path(folder) / "audio").iterdir())}
+    clips = [(files[stem], row["category"]) for row in rows if (stem := Path(row["filename"]).stem) in files]
+    missing = [row["filename"] for row in rows if Path(row["filename"]).stem not in files]
+    if not clips:
+        raise ValueError(f"data: fold {fold} of {str(folder)!r} has {len(rows)} rows and none of their audio.")
+    return clips, missing
+
+
+def evaluate_esc50(
+    model, processor, folder: str | Path, fold: int | None = None, prompt: str = CAPTION_PROMPT, batch_size: int = 32
+) -> dict[str, Any]:
+    """How often a model's greedy description of a clip of ESC-50 is right by [`names_label`].
+
+    Args:
+        model ([`SamForConditionalGeneration`]): The model.
+        processor ([`SamAudioLanguageProcessor`]): Its processor.
+        folder (`str` or `Path`): As in [`read_esc50`].
+        fold (`int`, *optional*): One of the five folds; all of them by default.
+        prompt (`str`, *optional*): What is asked; by default what `sam-alm describe` asks.
+        batch_size (`int`, *optional*, defaults to 32): Clips that are described together.
+
+    Returns:
+        `dict`: `benchmark`, `protocol`, `metric`, `value` (a fraction), `interval` (95 %, Wilson's), `count`,
+        `expected` (clips in the table), `missing`, `fold`, `predictions` (a dict a clip).
+    """
+    clips, missing = read_esc50(folder, fold)
+    answers = generate_answers(model, processor, [str(file) for file, _ in clips], [prompt] * len(clips), batch_size)
+    predictions = [
+        {
+            "audio": file.name,
+            "prompt": prompt,
+            "prediction": answer,
+            "reference": label,
+            "correct": names_label(answer, label),
+        }
+        for (file, label), answer in zip(clips, answers)
+    ]
+    correct = sum(prediction["correct"] for prediction in predictions)
+    return {
+        "benchmark": "esc50",
+        "protocol": "names_label",
+        "metric": "accuracy",
+        "value": correct / len(predictions),
+        "interval": list(wilson_interval(correct, len(predictions))),
+        "count": len(predictions),
+        "expected": len(predictions) + len(missing),
+        "missing": missing,
+        "fold": fold,
+        "predictions": predictions,
+    }
+
+
+__all__ = [
+    "ESC50_FORMS",
+    "evaluate_esc50",
+    "generate_answers",
+    "named_labels",
+    "names_label",
+    "read_esc50",
+    "wilson_interval",
+]

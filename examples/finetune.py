@@ -1,0 +1,141 @@
+"""Finetunes a SAM checkpoint on your own clips and texts (after `pip install .`).
+
+    python examples/finetune.py --model examples/sam-tiny --train clips.csv --output_dir runs/mine \
+        --learning_rate 1e-3 --num_train_epochs 10 --bf16
+
+`--train` is a CSV or JSON file with the columns audio, answer and, if you like, prompt; a folder of audio files with
+a `metadata.csv`, or with a subfolder for each class; or the name of a dataset on the Hub. By default the connector and
+the encoder are trained whole and the language model rests; `--lora_rank 8` adds adapters to it (paper, section 3.2),
+`--train_language_model` trains it whole. What is trained is trained in float32, under bf16 autocast with `--bf16`.
+The other arguments are those of transformers' `TrainingArguments`, such as `--resume_from_checkpoint DIR` and
+`--push_to_hub`. On several GPUs:
+
+    accelerate launch examples/finetune.py ...
+
+The result, the adapters merged, is in `--output_dir` and loads by itself.
+"""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from peft import get_peft_model
+from transformers import AutoProcessor, HfArgumentParser, TrainingArguments
+
+try:
+    import sam_alm  # noqa: F401
+except ImportError:  # not installed: the modules lie beside this folder
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from evaluation_sam import generate_answers
+from modeling_sam import SamForConditionalGeneration
+from processing_sam import SamDataCollator
+from training_sam import (
+    DEFAULT_PROMPT,
+    AugmentLogMel,
+    CachedRows,
+    SamTrainer,
+    check_float32,
+    lora_config,
+    read_table,
+    upcast_trainable,
+)
+
+
+@dataclass
+class Arguments:
+    model: str = field(metadata={"help": "a SAM checkpoint: a directory or a Hub id"})
+    train: str = field(metadata={"help": "a CSV or JSON file, an audio folder, or a dataset's name"})
+    validation: str | None = field(default=None, metadata={"help": "the same for the validation split"})
+    validation_share: float = field(default=0.05, metadata={"help": "without --validation, taken from --train"})
+    prompt: str = field(default=DEFAULT_PROMPT, metadata={"help": "where the rows have none"})
+    lora_rank: int = field(default=0, metadata={"help": "rank of adapters on the language model; 0: none"})
+    train_language_model: bool = field(default=False, metadata={"help": "train the language model whole"})
+    freeze_connector: bool = field(default=False, metadata={"help": "leave the connector as it is"})
+    freeze_encoder: bool = field(default=False, metadata={"help": "leave the audio encoder as it is"})
+    recompute: bool = field(default=False, metadata={"help": "save memory: gradient (activation) checkpointing"})
+    cache_features: bool = field(default=False, metadata={"help": "compute log-mel once and keep it on the device"})
+    augment: bool = field(default=False, metadata={"help": "change the training clips at random: for few clips"})
+    num_examples: int = field(default=5, metadata={"help": "generated answers shown at the end"})
+
+
+def prepare(model, args: Arguments):
+    """Freezes what is not trained, adds the adapters, makes what is trained float32."""
+    parts = {"audio_tower": not args.freeze_encoder, "connector": not args.freeze_connector}
+    if args.lora_rank:
+        if args.train_language_model:
+            raise ValueError("--lora_rank and --train_language_model: got both, expected one of them.")
+        model = get_peft_model(
+            model, lora_config(args.lora_rank, [name for name, trained in parts.items() if trained])
+        )
+    else:
+        for name, trained in {**parts, "language_model": args.train_language_model}.items():
+            getattr(model.model, name).requires_grad_(trained)
+    count = upcast_trainable(model)
+    print(f"training {count / 1e6:.2f} of {sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters")
+    return model
+
+
+def main() -> None:
+    args, training = HfArgumentParser((Arguments, TrainingArguments)).parse_args_into_dataclasses()
+    training.remove_unused_columns = False  # the collator reads the audio
+    if training.ddp_find_unused_parameters is None:
+        training.ddp_find_unused_parameters = False  # every trainable parameter takes part in every step
+    if args.recompute:  # transformers 5.23 has renamed it
+        training.gradient_checkpointing = training.activation_checkpointing = True
+        training.gradient_checkpointing_kwargs = training.activation_checkpointing_kwargs = {"use_reentrant": False}
+
+    processor = AutoProcessor.from_pretrained(args.model)
+    model = prepare(SamForConditionalGeneration.from_pretrained(args.model, dtype="auto"), args)
+
+    table = read_table(args.train, "train", args.prompt)
+    if args.validation is not None:
+        truths = read_table(args.validation, "validation", args.prompt)
+    else:
+        splits = table.train_test_split(args.validation_share, seed=training.seed)
+        table, truths = splits["train"], splits["test"]
+    rows, validation_rows = table, truths
+    if args.cache_features:
+        threads = os.cpu_count() or 1
+        rows, validation_rows = (CachedRows(part, processor, training.device, threads) for part in (table, truths))
+        training.dataloader_num_workers, training.dataloader_pin_memory = 0, False
+
+    extractor = processor.feature_extractor
+    trainer = SamTrainer(
+        model=model,
+        args=training,
+        train_dataset=rows,
+        eval_dataset=validation_rows,
+        data_collator=SamDataCollator(processor),
+        processing_class=processor,
+        augment=AugmentLogMel(extractor.mean, extractor.std) if args.augment else None,
+    )
+    result = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    check_float32(model, trainer.optimizer)
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_metrics("train", result.metrics)
+    metrics = trainer.evaluate()
+    trainer.log_metrics("eval", metrics)
+    trainer.save_metrics("eval", metrics)
+    if not trainer.is_world_process_zero():
+        return
+
+    if args.lora_rank:
+        model = model.merge_and_unload()
+    model.save_pretrained(training.output_dir)
+    processor.save_pretrained(training.output_dir)
+    if training.push_to_hub:
+        name = training.hub_model_id or Path(training.output_dir).name
+        model.push_to_hub(name)
+        processor.push_to_hub(name)
+
+    shown = truths.select(range(min(args.num_examples, len(truths))))
+    with torch.autocast(training.device.type, torch.bfloat16, enabled=training.bf16):
+        answers = generate_answers(model, processor, shown["audio"][:], shown["prompt"][:])
+    for row, answer in zip(shown, answers):
+        print(f"\nprompt  {row['prompt']}\ntruth   {row['answer']}\nanswer  {answer}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,406 @@
+"""Makes what `examples/sam-tiny` is trained from, and finishes it afterwards (`examples/sam_tiny.sh` runs all of it).
+
+    python examples/make_sam_tiny.py prepare --data ../shared/data --work runs/sam-tiny [--development]
+    python examples/make_sam_tiny.py finish --data ../shared/data --work runs/sam-tiny --model DIR --output DIR
+
+`prepare` writes into the work folder: `train.csv` and `validation.csv` (audio, prompt, answer), the mixtures' audio,
+`esc50/` (clips of folds 3 and 4 in ESC-50's own layout, for `examples/evaluate.py`) and `initial/`, a checkpoint of
+random weights with its own tokenizer. It takes the clips of the training split whose licence allows weights to be
+shared, less those of `examples/audio/excluded_from_training.txt`. With `--development` fold 3 of ESC-50 is left out
+of the training and is the validation split, so that settings can be chosen without looking at fold 4.
+
+`finish` stores the trained model in bf16, with attribution, licence and model card.
+"""
+
+import argparse
+import csv
+import json
+import os
+import random
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm.auto import tqdm
+from transformers import AutoProcessor, Mamba2Config, PreTrainedTokenizerFast
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
+from captions import (  # noqa: E402
+    CAPTION_PROMPT,
+    CHOICE_PROMPT,
+    LABEL_PROMPT,
+    PHRASES,
+    PRESENCE_PROMPT,
+    SENTENCE_PROMPTS,
+    caption,
+    gerund,
+    label_list,
+    lower_first,
+    sentence,
+)
+
+from configuration_sam import SamAudioConfig, SamConfig  # noqa: E402
+from modeling_sam import SamForConditionalGeneration  # noqa: E402
+from processing_sam import PROMPT_TEMPLATE, SAMPLING_RATE, SamFeatureExtractor, SamProcessor, load_audio  # noqa: E402
+
+EXCLUDED = ROOT / "examples" / "audio" / "excluded_from_training.txt"
+VOCABULARY = 2048
+SECONDS = 10  # of a mixture, at most
+
+
+def excluded_files() -> set[str]:
+    """The clips that no training may use, since `examples/audio` holds the same recordings."""
+    lines = EXCLUDED.read_text().splitlines()
+    return {line.strip() for line in lines if line.strip() and not line.startswith("#")}
+
+
+def training_clips(metadata: list[dict], development: bool = False) -> tuple[list[dict], list[dict]]:
+    """The clips to train on and those to validate on.
+
+    Args:
+        metadata (list of `dict`): Rows of the clips' `metadata.csv`.
+        development (`bool`, *optional*, defaults to `False`): Leave ESC-50's fold 3 out and validate on it; else
+            validate on the clips of the validation split that are not of ESC-50.
+    """
+    excluded = excluded_files()
+    usable = [row for row in metadata if row["weights_ok"] == "yes" and row["label"] in PHRASES]
+    usable = [row for row in usable if row["file"] not in excluded]
+    train = [row for row in usable if row["split"] == "train"]
+    if development:
+        return (
+            [row for row in train if row["official_fold"] != "fold3"],
+            [row for row in train if row["official_fold"] == "fold3"],
+        )
+    return train, [row for row in usable if row["split"] == "val" and not row["official_fold"]]
+
+
+def read_metadata(data: Path) -> list[dict]:
+    """Rows of `sounds/metadata.csv`."""
+    with open(data / "sounds" / "metadata.csv", newline="", encoding="utf-8") as handle:
+        return list(csv.DictReader(handle))
+
+
+# ---------------------------------------------------------------------------------------------------------- texts
+
+
+def question_rows(audio: str, label: str, labels: list[str], rng: random.Random) -> list[dict]:
+    """Prompts and answers for a clip of one label: twice the caption, once a sentence, once a closed question."""
+    prompt = rng.choice(list(SENTENCE_PROMPTS))
+    pairs = [(CAPTION_PROMPT, caption(label))] * 2 + [(prompt, sentence(prompt, label))]
+    kind, other = rng.random(), rng.choice([name for name in labels if name != label])
+    if kind < 0.5:
+        pairs.append((LABEL_PROMPT, label_list(label)))
+    elif kind < 0.8:
+        choices = [label, *rng.sample([name for name in labels if name != label], 3)]
+        rng.shuffle(choices)
+        pairs.append(
+            (
+                CHOICE_PROMPT.format(choices=", ".join(lower_first(PHRASES[name][0]) for name in choices)),
+                caption(label),
+            )
+        )
+    else:
+        asked, answer = (label, "Yes.") if kind < 0.9 else (other, "No.")
+        pairs.append((PRESENCE_PROMPT.format(gerund=gerund(asked)), answer))
+    return [{"audio": audio, "prompt": prompt, "answer": answer} for prompt, answer in pairs]
+
+
+def mixture_row(audio: str, labels: tuple[str, str], rng: random.Random) -> dict:
+    """A prompt and its answer for a mixture."""
+    kind = rng.random()
+    if kind < 0.6:
+        return {"audio": audio, "prompt": CAPTION_PROMPT, "answer": caption(*labels)}
+    if kind < 0.8:
+        return {"audio": audio, "prompt": LABEL_PROMPT, "answer": label_list(*labels)}
+    prompt = rng.choice(list(SENTENCE_PROMPTS))
+    return {"audio": audio, "prompt": prompt, "answer": sentence(prompt, *labels)}
+
+
+# ------------------------------------------------------------------------------------------------------- mixtures
+
+
+def trimmed(path: str) -> np.ndarray:
+    """A clip without the digital silence at its ends, with a mean square of one over its loud parts."""
+    waveform = load_audio(path)[: SECONDS * SAMPLING_RATE]
+    loud = np.flatnonzero(np.abs(waveform) > 1e-4 * max(np.abs(waveform).max(), 1e-9))
+    waveform = waveform[loud[0] : loud[-1] + 1] if len(loud) else waveform
+    power = np.convolve(waveform**2, np.ones(1600) / 1600, mode="same")
+    return waveform / np.sqrt(max(np.quantile(power, 0.9), 1e-10))
+
+
+def write_mixture(task: tuple[str, str, str, int]) -> None:
+    """Adds the second clip to the first, 0 to 8 dB weaker and beginning anywhere, and writes 16-bit FLAC."""
+    first, second, output, seed = task
+    rng = np.random.default_rng(seed)
+    a, b = trimmed(first), trimmed(second) * 10 ** (-rng.uniform(0, 8) / 20)
+    length = min(max(len(a), len(b)) + int(rng.uniform(0, 2) * SAMPLING_RATE), SECONDS * SAMPLING_RATE)
+    mixture = np.zeros(length, np.float32)
+    for clip in (a, b):
+        begin = int(rng.integers(0, max(length - len(clip), 0) + 1))
+        mixture[begin : begin + len(clip)] += clip[: length - begin]
+    mixture *= rng.uniform(0.1, 0.9) / max(np.abs(mixture).max(), 1e-9)
+    soundfile.write(output, mixture, SAMPLING_RATE, subtype="PCM_16")
+
+
+def mixtures(clips: list[dict], data: Path, folder: Path, count: int, rng: random.Random, workers: int) -> list[dict]:
+    """Writes `count` mixtures of two labels, every label about equally often, and gives their rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    by_label: dict[str, list[dict]] = {}
+    for row in clips:
+        by_label.setdefault(row["label"], []).append(row)
+    names = [name for name, rows in sorted(by_label.items()) if len(rows) >= 4]
+    tasks, rows = [], []
+    for index in range(count):
+        labels = tuple(rng.sample(names, 2))
+        first, second = (str(data / "sounds" / rng.choice(by_label[label])["file"]) for label in labels)
+        output = folder / f"{index:05}.flac"
+        tasks.append((first, second, str(output), rng.randrange(2**31)))
+        rows.append(mixture_row(f"mixtures/{output.name}", labels, rng))
+    with ProcessPoolExecutor(workers) as pool:
+        list(tqdm(pool.map(write_mixture, tasks, chunksize=16), total=count, desc="mixtures", unit="clip"))
+    return rows
+
+
+# -------------------------------------------------------------------------------------------- tokenizer and model
+
+
+def train_tokenizer(texts: list[str], more: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of 2,048 entries: any text can be written, and the captions' words are whole.
+
+    Args:
+        texts (list of `str`): What the model will write; counted twenty times.
+        more (list of `str`): Further English about sounds.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<|endoftext|>", "<|audio|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts * 20 + more + ["&&"] * 5000, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        unk_token="<|endoftext|>",
+        additional_special_tokens=["<|audio|>"],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def initial_model(tokenizer: PreTrainedTokenizerFast) -> tuple[SamForConditionalGeneration, SamProcessor]:
+    """SAM in small, with random weights: EAT of 8 x 192, connector (a), Mamba-2 of 4 x 256."""
+    processor = SamProcessor(SamFeatureExtractor(), tokenizer, connector="concatenation")
+    config = SamConfig(
+        audio_config=SamAudioConfig(
+            hidden_size=192, num_hidden_layers=8, num_attention_heads=3, intermediate_size=768
+        ),
+        text_config=Mamba2Config(
+            hidden_size=256,
+            num_hidden_layers=4,
+            num_heads=8,
+            head_dim=64,
+            state_size=64,
+            n_groups=1,
+            vocab_size=VOCABULARY,
+            pad_token_id=0,
+            bos_token_id=0,
+            eos_token_id=0,
+            tie_word_embeddings=True,
+        ),
+        connector="concatenation",
+        audio_token_id=processor.audio_token_id,
+        separator_token_id=processor.separator_token_id,
+    )
+    return SamForConditionalGeneration(config), processor
+
+
+# ------------------------------------------------------------------------------------------------------- commands
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Writes tables, mixtures, evaluation layout, tokenizer and initial checkpoint."""
+    rng = random.Random(args.seed)
+    torch.manual_seed(args.seed)
+    args.work.mkdir(parents=True, exist_ok=True)
+    data = args.data.resolve()
+    metadata = read_metadata(data)
+    train, validation = training_clips(metadata, args.development)
+    labels = sorted({row["label"] for row in train})
+    print(f"{len(train)} clips of {len(labels)} labels to train on, {len(validation)} to validate on")
+
+    rows = [
+        item for row in train for item in question_rows(str(data / "sounds" / row["file"]), row["label"], labels, rng)
+    ]
+    rows += mixtures(train, data, args.work / "mixtures", args.mixtures, rng, args.workers)
+    truths = [
+        {"audio": str(data / "sounds" / row["file"]), "prompt": CAPTION_PROMPT, "answer": caption(row["label"])}
+        for row in validation
+    ]
+    rng.shuffle(truths)
+    for name, table in (("train", rows), ("validation", truths)):
+        with open(args.work / f"{name}.csv", "w", newline="", encoding="utf-8") as handle:
+            writer = csv.DictWriter(handle, ["audio", "prompt", "answer"])
+            writer.writeheader()
+            writer.writerows(table)
+
+    esc50 = args.work / "esc50"
+    (esc50 / "meta").mkdir(parents=True, exist_ok=True)
+    (esc50 / "audio").mkdir(exist_ok=True)
+    classes = sorted({row["label"] for row in metadata if row["source"] == "ESC-50"})
+    with open(esc50 / "meta" / "esc50.csv", "w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["filename", "fold", "target", "category"])
+        for row in metadata:
+            if row["official_fold"] in ("fold3", "fold4") and (data / "sounds" / row["file"]).exists():
+                name = Path(row["file"]).name
+                writer.writerow([name, row["official_fold"][4:], classes.index(row["label"]), row["label"]])
+                if not (esc50 / "audio" / name).exists():
+                    os.symlink(data / "sounds" / row["file"], esc50 / "audio" / name)
+
+    texts = [text for label in labels for text in (caption(label), label_list(label))]
+    texts += [sentence(prompt, label) for label in labels for prompt in SENTENCE_PROMPTS]
+    texts += [
+        PROMPT_TEMPLATE.format(prompt=prompt) for prompt in (CAPTION_PROMPT, LABEL_PROMPT, *SENTENCE_PROMPTS)
+    ] * 20
+    texts += [PRESENCE_PROMPT.format(gerund=gerund(label)) for label in labels] + ["Yes.", "No."] * 20
+    audiocaps = data / "text" / "audiocaps" / "train.csv"  # MIT; Clotho's captions are not, and stay out
+    more = []
+    if audiocaps.exists():
+        with open(audiocaps, newline="", encoding="utf-8") as handle:
+            more = [row["caption"] for row in csv.DictReader(handle)]
+    model, processor = initial_model(train_tokenizer(texts, more))
+    model.save_pretrained(args.work / "initial")
+    processor.save_pretrained(args.work / "initial")
+    parts = {"audio encoder": model.model.audio_tower, "connector": model.model.connector, "all": model}
+    for name, module in parts.items():
+        print(f"{name}: {sum(p.numel() for p in module.parameters()) / 1e6:.2f} million parameters")
+
+
+def finish(args: argparse.Namespace) -> None:
+    """Stores the trained model in bf16 and writes attribution, licence and model card."""
+    processor = AutoProcessor.from_pretrained(args.model)
+    model = SamForConditionalGeneration.from_pretrained(args.model, dtype=torch.bfloat16)
+    args.output.mkdir(parents=True, exist_ok=True)
+    card = args.output / "README.md"
+    card.write_text("")  # save_pretrained leaves a card that is there alone
+    model.save_pretrained(args.output)
+    processor.save_pretrained(args.output)
+    for code in args.output.glob("*_sam.py"):
+        code.unlink()  # the checkout has them; push_to_hub and save_pretrained add them to any copy
+    train, _ = training_clips(read_metadata(args.data))
+    columns = ["file", "label", "description", "author_or_url", "licence", "source", "original_label"]
+    with open(args.output / "ATTRIBUTION.csv", "w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(train)
+    (args.output / "LICENSE").write_text(LICENSE, encoding="utf-8")
+    results = json.loads((args.work / "esc50-fold4.json").read_text())
+    low, high = results["interval"]
+    sources = sorted({row["source"] for row in train})
+    card.write_text(
+        CARD.format(
+            clips=len(train),
+            labels=len({row["label"] for row in train}),
+            sources=", ".join(sources),
+            esc50=sum(row["source"] == "ESC-50" for row in train),
+            millions=f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}",
+            value=f"{100 * results['value']:.1f}",
+            low=f"{100 * low:.1f}",
+            high=f"{100 * high:.1f}",
+            count=results["count"],
+            command=(args.work / "command.txt").read_text().strip(),
+        ),
+        encoding="utf-8",
+    )
+
+
+LICENSE = """The weights in this directory may be used for non-commercial research.
+
+They were trained on recordings of the ESC-50 collection, which is under CC BY-NC 3.0
+(https://creativecommons.org/licenses/by-nc/3.0/), and on recordings under CC0, CC BY, the MIT licence or in the public
+domain. ATTRIBUTION.csv lists every recording with its author and licence. The code of sam-alm is under the Apache
+License 2.0; these weights are not.
+"""
+
+CARD = """---
+license: other
+license_name: non-commercial-research
+license_link: LICENSE
+library_name: transformers
+pipeline_tag: audio-text-to-text
+language: en
+tags: [audio, mamba2, sam-alm]
+---
+
+# sam-tiny
+
+A small SAM, made to try the code with: EAT encoder of 8 layers x 192, connector (a), Mamba-2 of 4 layers x 256,
+{millions} million parameters in bf16. It answers short questions about short everyday sounds, in English, from a
+vocabulary of {labels} kinds of sound. It is no research result, and none of the paper's checkpoints.
+
+## Measured
+
+On the {count} clips at hand of ESC-50's fold 4, whose recordings no training saw, the greedy answer to "Close-ended
+question: Write an audio caption describing the sound." names the right one of the 50 classes, and no other, for
+**{value} %** (95 % interval {low} to {high} %; chance is 2 %; the rule is `evaluation_sam.names_label`). Settings were
+chosen on fold 3.
+
+## Data
+
+{clips} recordings of {labels} labels ({esc50} of them from folds 1 to 3 of ESC-50; the others from {sources}),
+each allowed to go into weights that are shared; ATTRIBUTION.csv names their authors and licences. Captions, questions
+and mixtures of two recordings are made from the labels. The tokenizer was also trained on the captions of AudioCaps
+(MIT). The recordings in `examples/audio` and their duplicates were left out.
+
+## Recipe
+
+Masked patches first (the encoder alone, on the same recordings), then everything together with
+`examples/finetune.py`, in a few minutes on one GPU:
+
+```
+{command}
+```
+
+## Limits
+
+It knows {labels} labels and answers with one or two of them whatever it hears. Names of sounds that are alike (rain
+and frying, engines and washing machines) are mixed up. It has learnt neither speech nor music beyond the names of
+some instruments.
+
+## Licence
+
+Non-commercial research use; see LICENSE. The code is under Apache-2.0, these weights are not.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("prepare", help="tables, mixtures, tokenizer, initial checkpoint")
+    command.add_argument("--development", action="store_true", help="hold ESC-50's fold 3 out")
+    command.add_argument("--mixtures", type=int, default=2000, help="default: %(default)s")
+    command.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    command.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; default: one a core")
+    command.set_defaults(command=prepare)
+    last = commands.add_parser("finish", help="bf16, attribution, licence, model card")
+    last.add_argument("--model", type=Path, required=True, help="the trained checkpoint")
+    last.add_argument("--output", type=Path, required=True, help="where to put the finished one")
+    last.set_defaults(command=finish)
+    for each in (command, last):
+        each.add_argument("--data", type=Path, required=True, help="folder with sounds/metadata.csv and text/")
+        each.add_argument("--work", type=Path, required=True, help="folder for what is made")
+    args = parser.parse_args()
+    args.command(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Starts the audio encoder of a SAM checkpoint by masked patches, without labels.
+
+    python examples/pretrain_encoder.py --model runs/sam-tiny/initial --train runs/sam-tiny/train.csv \
+        --output runs/sam-tiny/pretrained --seconds 200
+
+The idea is EAT's and the masked autoencoder's: three quarters of the patches of five seconds are hidden, the encoder
+sees the others only, and a small decoder, thrown away afterwards, says what was hidden (each patch normalised to mean
+0 and variance 1). `--train` is what `examples/finetune.py` takes; only its audio is used. The log-mel of all clips is
+kept on the device. The learning rate follows the time spent, so the schedule ends when `--seconds` do. A run that was
+stopped goes on with `--resume`.
+"""
+
+import argparse
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import AutoProcessor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from configuration_sam import SamAudioConfig
+from modeling_sam import SamAudioBlock, SamForConditionalGeneration, sine_cosine_positions
+from training_sam import AugmentLogMel, extract_features, read_table
+
+WINDOW = 512  # frames, 5.12 seconds
+
+
+class MaskedPatches(nn.Module):
+    """Encoder and decoder of the masked autoencoder.
+
+    Args:
+        encoder ([`SamAudioModel`]): The encoder to train.
+        hidden_size (`int`, *optional*, defaults to 128): Width of the decoder.
+        num_layers (`int`, *optional*, defaults to 2): Blocks of the decoder.
+        mask_ratio (`float`, *optional*, defaults to 0.75): Share of the patches that are hidden.
+    """
+
+    def __init__(self, encoder, hidden_size=128, num_layers=2, mask_ratio=0.75):
+        super().__init__()
+        config = SamAudioConfig(
+            hidden_size=hidden_size,
+            num_hidden_layers=num_layers,
+            num_attention_heads=hidden_size // 64,
+            intermediate_size=4 * hidden_size,
+            attn_implementation="sdpa",
+        )
+        self.encoder = encoder
+        self.patch = encoder.config.patch_size
+        self.mask_ratio = mask_ratio
+        self.enter = nn.Linear(encoder.config.hidden_size, hidden_size)
+        self.hidden = nn.Parameter(0.02 * torch.randn(hidden_size))
+        self.blocks = nn.ModuleList(SamAudioBlock(config) for _ in range(num_layers))
+        self.leave = nn.Linear(hidden_size, self.patch**2)
+        positions = sine_cosine_positions(hidden_size, encoder.config.num_time_steps, encoder.config.num_bands)
+        self.register_buffer("positions", positions, persistent=False)
+
+    def forward(self, features: torch.Tensor, order: torch.Tensor, start: int) -> torch.Tensor:
+        """
+        Args:
+            features (`torch.Tensor` of shape `[B, T, bins]`): Windows of normalised log-mel.
+            order (`torch.Tensor` of shape `[B, n]`): Patches of each window in random order: the first are seen.
+            start (`int`): The window's place in the ten seconds, in patches of time; its positions begin there.
+
+        Returns:
+            `torch.Tensor`: Mean square error over the hidden patches that are not constant.
+        """
+        batch, count = order.shape
+        kept = count - int(count * self.mask_ratio)
+        first = start * self.encoder.config.num_bands
+        patches = self.encoder.local_encoder(features)
+        patches = patches + self.encoder.positions[first : first + count].to(patches.dtype)
+        seen = order[:, :kept, None]
+        encoded = self.enter(self.encoder.encode(patches.gather(1, seen.expand(-1, -1, patches.shape[2]))))
+        tokens = self.hidden.to(encoded.dtype).expand(batch, count, -1)
+        tokens = tokens.scatter(1, seen.expand(-1, -1, encoded.shape[2]), encoded)
+        x = tokens + self.positions[first : first + count].to(tokens.dtype)
+        for block in self.blocks:
+            x = block(x)
+        hidden = order[:, kept:, None]
+        predicted = self.leave(x.gather(1, hidden.expand(-1, -1, x.shape[2]))).float()
+
+        # [B, T, F] -> [B, time * band, 16 * 16], in the order of the encoder's patches
+        target = features.float().unflatten(1, (-1, self.patch)).unflatten(3, (-1, self.patch))
+        target = target.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)
+        target = target.gather(1, hidden.expand(-1, -1, target.shape[2]))
+        variance, mean = torch.var_mean(target, dim=2, keepdim=True)
+        target = (target - mean) / (variance + 1e-4).sqrt()
+        weight = (variance > 1e-4).float()  # digital silence says nothing
+        return ((predicted - target).square() * weight).sum() / (weight.sum() * target.shape[2]).clamp(min=1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="the SAM checkpoint whose encoder is trained")
+    parser.add_argument("--train", required=True, help="CSV or JSON file, audio folder or dataset with the clips")
+    parser.add_argument("--output", type=Path, required=True, help="where to put the checkpoint")
+    parser.add_argument("--seconds", type=float, default=200, help="time to train for (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=512, help="windows a step (default: %(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="highest (default: %(default)s)")
+    parser.add_argument(
+        "--mask-ratio", type=float, default=0.75, help="share of hidden patches (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--resume", action="store_true", help="go on from the state left in --output")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the model")
+    args = parser.parse_args()
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(args.seed)
+    torch.set_float32_matmul_precision("high")
+    processor = AutoProcessor.from_pretrained(args.model)
+    model = SamForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32).to(device)
+    clips = list(dict.fromkeys(read_table(args.train)["audio"][:]))
+    features = extract_features(clips, processor, device, os.cpu_count() or 1)
+
+    learner = MaskedPatches(model.model.audio_tower, mask_ratio=args.mask_ratio).to(device).train()
+    decayed = [parameter for parameter in learner.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in learner.parameters() if parameter.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}],
+        lr=args.learning_rate,
+        betas=(0.9, 0.95),
+        fused=device.type == "cuda",
+    )
+    extractor = processor.feature_extractor
+    augment = AugmentLogMel(
+        extractor.mean, extractor.std, mix=0.5, snr=(0.0, 15.0), time_mask=0.0, frequency_mask=0, tile=True
+    )
+    lengths = torch.cat(
+        [augment.lengths(part.float() * 2 * augment.std + augment.mean) for part in features.split(64)]
+    )
+    chances = (lengths / WINDOW).clamp(0.2, 1.0)  # short clips, which repeat themselves, are taken less often
+    count = WINDOW // learner.patch * learner.encoder.config.num_bands
+    compute = torch.compile(learner) if args.compile else learner
+
+    args.output.mkdir(parents=True, exist_ok=True)
+    state_file = args.output / "pretraining.pt"
+    spent, step = 0.0, 0
+    if args.resume and state_file.exists():
+        state = torch.load(state_file, map_location=device, weights_only=True)
+        learner.load_state_dict(state["learner"])
+        optimizer.load_state_dict(state["optimizer"])
+        spent, step = state["spent"], state["step"]
+        torch.manual_seed(args.seed + step)  # other random numbers than those already used
+
+    def save() -> None:
+        state = {"learner": learner.state_dict(), "optimizer": optimizer.state_dict(), "spent": spent, "step": step}
+        torch.save(state, state_file)
+
+    before, begin, saved, losses = spent, time.monotonic(), spent, []
+    with tqdm(total=round(args.seconds), initial=round(spent), desc="masked patches", unit="s") as bar:
+        while spent < args.seconds:
+            share = spent / args.seconds
+            rate = args.learning_rate * min(1.0, share / 0.05 + 1e-3) * 0.5 * (1 + math.cos(math.pi * share))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            chosen = torch.multinomial(chances, args.batch_size, replacement=True)
+            windows = augment(features[chosen], WINDOW)
+            order = torch.rand(args.batch_size, count, device=device).argsort(dim=1)
+            places = learner.encoder.config.num_time_steps - WINDOW // learner.patch
+            start = 0 if step % 2 else int(torch.randint(places + 1, ()))
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                loss = compute(windows, order, start)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
+            optimizer.step()
+            losses.append(loss.detach())
+            step += 1
+            if step % 20 == 0 or device.type == "cpu":
+                mean = float(torch.stack(losses).mean())  # waits for the device, so that the clock is right
+                losses = []
+                spent = before + time.monotonic() - begin
+                bar.update(min(round(spent), bar.total) - bar.n)
+                bar.set_postfix(step=step, loss=f"{mean:.4f}", clips=step * args.batch_size, refresh=False)
+                if step % 500 == 0:
+                    print(f"\n{spent:.0f} s, step {step}: loss {mean:.4f}", flush=True)
+            if spent - saved > 60:
+                save()
+                saved = spent
+    save()
+    print(f"{step} steps of {args.batch_size} windows")
+    model.save_pretrained(args.output)
+    processor.save_pretrained(args.output)
+
+
+if __name__ == "__main__":
+    main()

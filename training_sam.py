@@ -1,0 +1,380 @@
+"""From tables of (audio, prompt, answer) to training: reading, LoRA, parameter types, augmentation."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from peft import LoraConfig
+from tqdm.auto import tqdm
+from transformers import Trainer
+
+try:
+    from .processing_sam import SAMPLING_RATE, load_audio
+except ImportError:
+    from processing_sam import SAMPLING_RATE, load_audio
+
+DEFAULT_PROMPT = "Close-ended question: Write an audio caption describing the sound."
+LOG_FLOOR = -15.9424  # log of float32's epsilon: Kaldi's log-mel does not go below
+# As a pattern, because the bare names would also match an `out_proj` outside the language model.
+LORA_TARGETS = r".*language_model\.layers\.\d+\.mixer\.(in_proj|out_proj)"
+AUDIO_COLUMNS = ("audio", "file", "path")
+PROMPT_COLUMNS = ("prompt", "question", "instruction")
+ANSWER_COLUMNS = ("answer", "caption", "text", "label")
+
+# ---------------------------------------------------------------------------------------------------------------
+# Tables
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def read_table(source: str, split: str = "train", prompt: str = DEFAULT_PROMPT) -> datasets.Dataset:
+    """Reads training rows from wherever they are.
+
+    Args:
+        source (`str`): One of
+
+            - a `.csv`, `.json` or `.jsonl` file with a column of paths, relative to the file;
+            - a folder of audio files in the layout of `datasets`' audio folders: a `metadata.csv` with the columns
+              `file_name` and a text, or a subfolder for each class, whose name is then the answer;
+            - the name of a dataset on the Hub.
+        split (`str`, *optional*, defaults to `"train"`): Split of a folder or dataset that has several.
+        prompt (`str`, *optional*): Prompt of the rows where there is no column of prompts.
+
+    Returns:
+        `datasets.Dataset` with the columns `audio` (a path, or an undecoded row of an Audio column), `prompt` and
+        `answer`. The audio is taken from the first of the columns `audio`, `file`, `path` that is there, the prompt
+        from `prompt`, `question`, `instruction`, the answer from `answer`, `caption`, `text`, `label`.
+
+    Raises:
+        FileNotFoundError: A file or folder that is not there.
+        ValueError: No column of audio or of answers; the message lists what there is.
+    """
+    path = Path(source)
+    is_table = path.suffix in (".csv", ".json", ".jsonl")
+    if is_table and not path.is_file():
+        raise FileNotFoundError(f"source: there is no file {source!r}.")
+    if is_table:
+        kind = "csv" if path.suffix == ".csv" else "json"
+        table = datasets.load_dataset(kind, data_files=str(path), split="train")
+    elif path.is_dir():
+        table = datasets.load_dataset("audiofolder", data_dir=str(path), split=split)
+    else:
+        table = datasets.load_dataset(source, split=split)
+
+    audio = _column("audio", AUDIO_COLUMNS, table, source)
+    answer = _column("answer", ANSWER_COLUMNS, table, source)
+    prompts = next((name for name in PROMPT_COLUMNS if name in table.column_names), None)
+    if isinstance(table.features[audio], datasets.Audio):
+        table = table.cast_column(audio, datasets.Audio(decode=False))  # decoding would need torchcodec
+    label = table.features[answer]
+    names = label.names if isinstance(label, datasets.ClassLabel) else None
+
+    def row(item: dict[str, Any]) -> dict[str, Any]:
+        clip = item[audio]
+        if isinstance(clip, str) and is_table:
+            clip = str(path.parent / clip)
+        text = str(item[answer]) if names is None else names[item[answer]].replace("_", " ")
+        return {"audio": clip, "prompt": item[prompts] if prompts else prompt, "answer": text}
+
+    return table.map(row, remove_columns=table.column_names, load_from_cache_file=False, desc="reading rows")
+
+
+def _column(what: str, names: Sequence[str], table: datasets.Dataset, source: str) -> str:
+    for name in names:
+        if name in table.column_names:
+            return name
+    raise ValueError(
+        f"source: {source!r} has the columns {', '.join(table.column_names)}, expected one of {', '.join(names)} for "
+        f"the {what}; rename it."
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Parameters
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def lora_config(rank: int, modules_to_save: Sequence[str] = ()) -> LoraConfig:
+    """LoRA on every `in_proj` and `out_proj` of the language model (paper, section 3.2), with alpha = 2 rank.
+
+    Args:
+        rank (`int`): Rank of the adapters; the paper takes 8 to 256.
+        modules_to_save (list of `str`, *optional*): Modules that are trained whole and saved with the adapter, such
+            as `"connector"` and `"audio_tower"`.
+
+    Raises:
+        ValueError: `rank` is not a positive integer.
+    """
+    if not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"rank: got {rank!r}, expected a positive integer.")
+    return LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS, modules_to_save=list(modules_to_save) or None
+    )
+
+
+def upcast_trainable(model: torch.nn.Module) -> int:
+    """Makes every trainable parameter float32, in place, and returns how many numbers are trained.
+
+    A checkpoint stored in bf16 loads as bf16, where small updates round away: at a learning rate of 1e-4 most of
+    them. So what is trained, and with it the optimiser's state, is float32; what is frozen stays as it is.
+
+    Args:
+        model (`torch.nn.Module`): The model, after adapters were added and parameters frozen.
+
+    Raises:
+        ValueError: Nothing is trainable.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise ValueError("model: it has no trainable parameter, expected some; unfreeze a part or add LoRA.")
+    for parameter in trainable:
+        parameter.data = parameter.data.float()
+    return sum(parameter.numel() for parameter in trainable)
+
+
+def check_float32(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Asserts that what is trained, and the optimiser's state of it, is float32.
+
+    Args:
+        model (`torch.nn.Module`): The model.
+        optimizer (`torch.optim.Optimizer`): Its optimiser, after at least one step.
+
+    Raises:
+        AssertionError: Naming the first that is not.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.dtype == torch.float32, f"{name} is trained in {parameter.dtype}, expected float32"
+    for state in optimizer.state.values():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                assert value.dtype == torch.float32, f"the optimiser keeps {name} in {value.dtype}, expected float32"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Features
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def extract_features(clips: Sequence[Any], processor, device="cpu", num_threads: int = 8) -> torch.Tensor:
+    """Log-mel of many clips, in half precision, to be kept where the training runs.
+
+    Args:
+        clips (list): Anything that [`load_audio`] reads; of clips over 10.24 s the beginning is taken.
+        processor ([`SamAudioLanguageProcessor`]): Its feature extractor is used.
+        device (*optional*, defaults to `"cpu"`): Where the result lives: 256 KiB a clip.
+        num_threads (`int`, *optional*, defaults to 8): Threads that read and decode files.
+
+    Returns:
+        `torch.Tensor`: `[clips, 1024, 128]`, float16, normalised.
+    """
+    extractor = processor.feature_extractor
+    shape = (len(clips), extractor.max_frames, extractor.feature_size)
+    features = torch.empty(shape, dtype=torch.float16, device=device)
+    with ThreadPoolExecutor(num_threads) as pool:
+        waveforms = tqdm(pool.map(load_audio, clips), total=len(clips), desc="features", unit="clip")
+        for index, waveform in enumerate(waveforms):
+            waveform = waveform[: extractor.max_frames * 160 + 240]
+            batch = extractor(waveform, SAMPLING_RATE, return_tensors="pt", overflow="truncate", device=device)
+            features[index] = batch["input_features"][0]
+    return features
+
+
+class CachedRows(torch.utils.data.Dataset):
+    """Rows whose log-mel was computed once and stays on the training device.
+
+    With small data the loader is the bottleneck: this takes reading, decoding and the filter bank out of the loop.
+    Give it to Trainer with `dataloader_num_workers=0` and `dataloader_pin_memory=False`.
+
+    Args:
+        table (`datasets.Dataset`): Rows `audio`, `prompt`, `answer`, as [`read_table`] gives them.
+        processor ([`SamAudioLanguageProcessor`]): The processor.
+        device (*optional*, defaults to `"cpu"`): Where the features live.
+        num_threads (`int`, *optional*, defaults to 8): Threads that read and decode files.
+    """
+
+    def __init__(self, table: datasets.Dataset, processor, device="cpu", num_threads: int = 8):
+        clips = table["audio"][:] if len(table) else []
+        keys = [
+            clip if isinstance(clip, str) else clip["path"] if clip["path"] else index
+            for index, clip in enumerate(clips)
+        ]
+        first = {key: index for index, key in reversed(list(enumerate(keys)))}
+        place = {key: row for row, key in enumerate(first)}
+        self.clip = [place[key] for key in keys]
+        self.features = extract_features([clips[index] for index in first.values()], processor, device, num_threads)
+        self.rows = []
+        silence = np.zeros(400, np.float32)  # stands for the clip while the texts are tokenized
+        for begin in range(0, len(table), 256):
+            part = table[begin : begin + 256]
+            size = len(part["prompt"])
+            tokens = processor(
+                part["prompt"], [[silence]] * size, part["answer"], sampling_rate=SAMPLING_RATE, padding=False
+            )
+            self.rows += [{key: tokens[key][i] for key in ("input_ids", "labels")} for i in range(size)]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.rows[index], "input_features": self.features[self.clip[index]]}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Augmentation
+# ---------------------------------------------------------------------------------------------------------------
+
+
+class AugmentLogMel:
+    """Random changes of log-mel spectrograms that leave what is heard: for training on few clips.
+
+    In this order: the clip is turned round in time and stretched, its frequencies are shifted and scaled, its
+    loudness is changed, another clip of the batch is added at a lower level, and stripes in time and frequency are
+    erased (SpecAugment). The sum of two clips is taken of their powers, which is what a mixture of independent sounds
+    has on average. All of it works on whole batches, on any device, with torch's global random numbers.
+
+    Args:
+        mean, std (`float`): The feature extractor's normalisation.
+        stretch (`float`, *optional*, defaults to 0.2): A clip becomes up to so much longer or shorter.
+        shift (`float`, *optional*, defaults to 4.0): Largest shift in mel bins.
+        gain (`float`, *optional*, defaults to 8.0): Largest change of level, in dB.
+        mix (`float`, *optional*, defaults to 0.5): How often another clip is added.
+        snr (`tuple[float, float]`, *optional*, defaults to `(3, 25)`): By how many dB it is weaker.
+        time_mask (`float`, *optional*, defaults to 0.15): Longest erased stripe, as a share of the clip; two of them.
+        frequency_mask (`int`, *optional*, defaults to 20): Widest erased stripe in mel bins; two of them.
+        tile (`bool`, *optional*, defaults to `False`): Repeat short clips until the frames are full.
+    """
+
+    def __init__(
+        self,
+        mean=-4.268,
+        std=4.569,
+        stretch=0.2,
+        shift=4.0,
+        gain=8.0,
+        mix=0.5,
+        snr=(3.0, 25.0),
+        time_mask=0.15,
+        frequency_mask=20,
+        tile=False,
+    ):
+        self.mean, self.std = mean, std
+        self.stretch, self.shift, self.gain = stretch, shift, gain
+        self.mix, self.snr = mix, snr
+        self.time_mask, self.frequency_mask = time_mask, frequency_mask
+        self.tile = tile
+
+    @torch.no_grad()
+    def __call__(self, features: torch.Tensor, num_frames: int | None = None) -> torch.Tensor:
+        """
+        Args:
+            features (`torch.Tensor` of shape `[B, frames, bins]`): Normalised log-mel, filled with zeros before the
+                normalisation, as [`SamFeatureExtractor`] gives it.
+            num_frames (`int`, *optional*): Frames of the result, from anywhere in the clip; all of them by default.
+
+        Returns:
+            `torch.Tensor` of shape `[B, num_frames, bins]`, float32.
+        """
+        x = features.float() * (2 * self.std) + self.mean  # log power
+        lengths = self.lengths(x)
+        x, lengths = self._move(x, lengths, num_frames or x.shape[1])
+        decibel = 0.1 * float(np.log(10.0))
+        x = x + self._uniform(x, -self.gain, self.gain) * decibel
+        x = x.clamp(min=LOG_FLOOR)
+        inside = torch.arange(x.shape[1], device=x.device) < lengths[:, None]  # [B, T]
+        if self.mix and len(x) > 1:
+            order = torch.roll(torch.arange(len(x), device=x.device), 1)
+            level = self._level(x, inside)
+            weaker = level - level[order] - self._uniform(x, *self.snr)[:, 0, 0] * decibel
+            other = (x[order] + weaker[:, None, None]).masked_fill(~inside[order][:, :, None], LOG_FLOOR)
+            chosen = (torch.rand(len(x), device=x.device) < self.mix)[:, None, None]
+            x = torch.where(chosen, torch.logaddexp(x, other), x)
+        x = self._erase(x, lengths)
+        x = x.masked_fill(~inside[:, :, None], 0.0)
+        return (x - self.mean) / (2 * self.std)
+
+    @staticmethod
+    def lengths(log_mel: torch.Tensor) -> torch.Tensor:
+        """Frames of each clip `[B]`: what follows its last frame that is not all zero is filling."""
+        real = (log_mel.abs() > 0.02).any(dim=2)  # half precision leaves zeros within 0.003
+        frames = torch.arange(1, log_mel.shape[1] + 1, device=log_mel.device)
+        return (real * frames).amax(dim=1).clamp(min=1)
+
+    def _uniform(self, x, low, high):
+        return low + (high - low) * torch.rand(len(x), 1, 1, device=x.device)
+
+    @staticmethod
+    def _level(x, inside):
+        """Log of the mean power over the clip, `[B]`."""
+        inside = inside[:, :, None]
+        total = torch.logsumexp(x.masked_fill(~inside, -torch.inf), dim=(1, 2))
+        return total - (inside.sum(dim=(1, 2)) * x.shape[2]).log()
+
+    def _move(self, x, lengths, frames):
+        """Rotation and stretching in time, shift and scaling in frequency, by linear interpolation."""
+        batch, _, bins = x.shape
+        stretch = 1 + self._uniform(x, -self.stretch, self.stretch)[:, 0]  # [B, 1]
+        new_lengths = (lengths * stretch[:, 0]).long().clamp(1, frames)
+        if self.tile:
+            new_lengths = torch.full_like(new_lengths, frames)
+        start = torch.rand(batch, 1, device=x.device) * lengths[:, None]
+        time = (torch.arange(frames, device=x.device) / stretch + start) % lengths[:, None]  # [B, T]
+        before = time.floor().long().minimum(lengths[:, None] - 1)
+        after = (before + 1) % lengths[:, None]
+        weight = (time - before).clamp(0, 1)[:, :, None]
+        rows = torch.arange(batch, device=x.device)[:, None]
+        x = x[rows, before].lerp(x[rows, after], weight)
+        scale = 1 + self._uniform(x, -0.05, 0.05)
+        target = torch.arange(bins, device=x.device).view(1, 1, bins)
+        source = ((target - self._uniform(x, -self.shift, self.shift)) * scale).clamp(0, bins - 1)
+        bands = (1 - (source - target.view(1, bins, 1)).abs()).clamp(min=0)  # [B, source bin, target bin]
+        return x @ bands, new_lengths
+
+    def _erase(self, x, lengths):
+        """Two stripes in time and two in frequency, filled with the clip's mean."""
+        batch, _, bins = x.shape
+        fill = x.mean(dim=(1, 2), keepdim=True)
+        for axis, size, longest in (
+            (1, lengths.view(-1, 1, 1), self.time_mask),
+            (2, bins, self.frequency_mask / bins),
+        ):
+            index = torch.arange(x.shape[axis], device=x.device).view((1, -1, 1) if axis == 1 else (1, 1, -1))
+            for _ in range(2):
+                width = self._uniform(x, 0, longest) * size
+                begin = torch.rand(batch, 1, 1, device=x.device) * (size - width)
+                x = torch.where((index >= begin) & (index < begin + width), fill, x)
+        return x
+
+
+class SamTrainer(Trainer):
+    """`Trainer` that changes the clips of training batches with [`AugmentLogMel`], on the device, and no others.
+
+    Args:
+        augment ([`AugmentLogMel`], *optional*): What to do; nothing by default.
+        kwargs: `Trainer`'s.
+    """
+
+    def __init__(self, *args, augment: AugmentLogMel | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.augment = augment
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        """As in `Trainer`."""
+        if self.augment is not None and model.training and inputs.get("input_features") is not None:
+            inputs = {**inputs, "input_features": self.augment(inputs["input_features"])}
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+__all__ = [
+    "AugmentLogMel",
+    "CachedRows",
+    "SamTrainer",
+    "check_float32",
+    "extract_features",
+    "lora_config",
+    "read_table",
+    "upcast_trainable",
+]
