@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -235,6 +236,33 @@ def test_nobody_reading_on_is_no_crash(checkpoint, clips):
         os.close(writing)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr and "BrokenPipe" not in result.stderr
+
+
+def test_the_quickstart_says_the_same(checkpoint, clips):
+    command = [sys.executable, "examples/quickstart.py", clips[2.5], checkpoint]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    waveform = soundfile.read(clips[2.5])[0]
+    assert " ".join(result.stdout.split()) == answer(checkpoint, waveform, max_new_tokens=64)
+
+
+def test_the_prompt_is_that_of_training():
+    import training_sam
+
+    assert cli_sam.DEFAULT_PROMPT == training_sam.DEFAULT_PROMPT == PROMPT
+
+
+@pytest.mark.skipif(not (ROOT / "examples" / "sam-tiny" / "model.safetensors").exists(), reason="no examples/sam-tiny")
+def test_the_readme_shows_what_the_demo_says(monkeypatch, capsys):
+    """A row for each clip: | its file | what it is | what the model says of it |."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.search("<!-- demo:begin -->\n(.*)<!-- demo:end -->", text, re.DOTALL).group(1)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines() if "|" in line][2:]
+    monkeypatch.chdir(ROOT)
+    assert cli_sam.main(["describe"]) == 0
+    said = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [[Path(row[0].strip("`")).name, row[2]] for row in rows] == [[Path(path).name, text] for path, text in said]
 
 
 # ---------------------------------------------------------------------------------------------------------------
