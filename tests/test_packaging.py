@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 from pathlib import Path
 
@@ -131,15 +132,11 @@ def test_the_first_example_is_eight_lines():
 
 @pytest.fixture(scope="module")
 def installed():
-    """The package as pip installed it into this environment; `make test` does."""
-    try:
-        distribution = importlib.metadata.distribution("sam-alm")
-    except importlib.metadata.PackageNotFoundError:
+    """Where pip installed the package in this environment; `make test` does. (The checkout may hold metadata too.)"""
+    site = sysconfig.get_path("purelib")
+    if not list(importlib.metadata.distributions(name="sam-alm", path=[site])):
         pytest.skip("sam-alm is not installed in this environment")
-    site = Path(distribution.locate_file("")).resolve()
-    if site == ROOT.resolve():
-        pytest.skip("sam-alm is not installed in this environment, only its metadata lie in the checkout")
-    return site
+    return Path(site).resolve()
 
 
 def test_the_installed_package_works_away_from_the_checkout(installed, tmp_path):
