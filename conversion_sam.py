@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import pickletools
 import re
 import shutil
@@ -27,67 +26,37 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, Mamba2Config, Mamba2ForCausalLM, PreTrainedTokenizerFast
 
 try:
-    from .configuration_sam import SamAudioConfig, SamConfig, audio_slot_pattern
+    from .configuration_sam import SamAudioConfig, SamConfig, audio_slot_pattern, write_model_card
     from .modeling_sam import SamAudioModel, SamForConditionalGeneration
     from .processing_sam import SamFeatureExtractor, SamProcessor, load_audio
 except ImportError:
-    from configuration_sam import SamAudioConfig, SamConfig, audio_slot_pattern
+    from configuration_sam import SamAudioConfig, SamConfig, audio_slot_pattern, write_model_card
     from modeling_sam import SamAudioModel, SamForConditionalGeneration
     from processing_sam import SamFeatureExtractor, SamProcessor, load_audio
 
-DTYPES: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES = ("float32", "bfloat16", "float16")
 
-# ---------------------------------------------------------------------------------------------------------------
-# Sources: files, directories, repositories of the Hub
-# ---------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- sources: files, directories, repositories of the Hub
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER_FILES += ("vocab.json", "merges.txt")
 
 
 @dataclass
 class Source:
-    """Where one part came from.
-
-    Attributes:
-        part (`str`): `"audio encoder"`, `"language model"` or `"tokenizer"`.
-        given (`str`): The file, directory or Hub id that was asked for.
-        path (`Path`): The file or directory that was read.
-        repository (`str`, *optional*): The Hub id, where it was one.
-        revision (`str`, *optional*): The commit that its revision resolved to.
-        files (`dict[str, str]`): SHA-256 of each file that was read, by name.
-    """
+    """Where one part came from: what was asked for, what was read and, by name, the SHA-256 of each file read."""
 
     part: str
     given: str
     path: Path
-    repository: str | None = None
+    repository: str | None = None  # of the Hub, with the commit that the revision resolved to
     revision: str | None = None
     files: dict[str, str] = field(default_factory=dict)
 
 
-def fetch(part: str, source: str | Path) -> Source:
-    """Find a source, or download what is needed of it from the Hub.
-
-    Args:
-        part (`str`): `"audio encoder"`, `"language model"` or `"tokenizer"`.
-        source (`str` or `Path`): A file, a directory, or a Hub id, `owner/name` or `owner/name@revision`. A path that
-            exists is a path.
-
-    Raises:
-        FileNotFoundError: Neither a path that exists nor the form of a Hub id.
-    """
+def _fetch(part: str, source: str | Path) -> Source:
+    """Find a file or directory, or download what is needed of a Hub repository, `owner/name[@revision]`."""
     path = Path(source).expanduser()
     if path.exists():
         return Source(part, str(source), path)
@@ -97,19 +66,12 @@ def fetch(part: str, source: str | Path) -> Source:
             f"{part}: no file or directory {str(source)!r}, nor is that a Hub id (owner/name or owner/name@revision)."
         )
     repository, revision = match.groups()
-    api = HfApi()
-    commit = api.model_info(repository, revision=revision).sha
-    names = [name for name in api.list_repo_files(repository, revision=commit) if "/" not in name]
-    if part == "tokenizer":
-        wanted = [name for name in names if name in (*TOKENIZER_FILES, "config.json")]
-    else:
-        safe = any(name.endswith(".safetensors") for name in names)
-        suffixes = (".safetensors",) if safe else WEIGHT_SUFFIXES
-        wanted = [name for name in names if name.endswith((*suffixes, ".json"))]
-    if not wanted:
-        raise FileNotFoundError(f"{part}: the Hub's {source} holds none of the files that make a {part}.")
-    folder = snapshot_download(repository, revision=commit, allow_patterns=wanted)
-    return Source(part, str(source), Path(folder), repository, commit)
+    wanted = [*TOKENIZER_FILES, "config.json"] if part == "tokenizer" else ["*.json", "*.safetensors"]
+    folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]))
+    if part != "tokenizer" and not any(folder.glob("*.safetensors")):
+        wanted = [f"*{suffix}" for suffix in WEIGHT_SUFFIXES]
+        snapshot_download(repository, revision=folder.name, allow_patterns=wanted, ignore_patterns=["*/*"])
+    return Source(part, str(source), folder, repository, revision=folder.name)  # a snapshot is named by its commit
 
 
 def _weight_files(path: Path) -> list[Path]:
@@ -140,39 +102,21 @@ def _weight_files(path: Path) -> list[Path]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: got a JSON {type(content).__name__}, expected an object.")
-    return content
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not a JSON object: {error}") from error
 
 
 def _config_file(path: Path) -> Path:
     return (path if path.is_dir() else path.parent) / "config.json"
 
 
-def _config_beside(path: Path) -> dict[str, Any] | None:
-    config = _config_file(path)
-    return _read_json(config) if config.is_file() else None
-
-
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    size = path.stat().st_size
-    with (
-        open(path, "rb") as file,
-        tqdm(total=size, unit="B", unit_scale=True, desc=f"SHA-256 {path.name}", disable=size < 2**28) as bar,
-    ):
-        while block := file.read(2**24):
-            digest.update(block)
-            bar.update(len(block))
-    return digest.hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Tensors of a file
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------- tensors of a file
 
 
 class _Inert:
@@ -184,52 +128,17 @@ class _Inert:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def __setstate__(self, state: Any) -> None:
-        pass
+    __setstate__ = __init__
 
 
-def _plain_dict(*default_factory: Any) -> dict:
-    return {}  # a defaultdict's items follow, and only a dict may receive them
-
-
-# What fairseq files carry beside tensors: the configuration (a Namespace, or OmegaConf's containers with the types of
-# their fields) and the meters' NumPy numbers.
+# What fairseq files carry beside tensors, by the beginning of its name: the configuration (a Namespace, or OmegaConf's
+# containers with the types of their fields, which may be anything of fairseq or EAT) and NumPy's numbers.
 INERT_NAMES = (
-    "argparse.Namespace",
-    "builtins.bool",
-    "builtins.bytes",
-    "builtins.dict",
-    "builtins.float",
-    "builtins.int",
-    "builtins.list",
-    "builtins.str",
-    "builtins.tuple",
-    "numpy.core.multiarray._reconstruct",
-    "numpy._core.multiarray._reconstruct",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
-    "numpy.dtype",
-    "numpy.ndarray",
-    "omegaconf.base.ContainerMetadata",
-    "omegaconf.base.Metadata",
-    "omegaconf.dictconfig.DictConfig",
-    "omegaconf.listconfig.ListConfig",
-    "omegaconf.nodes.AnyNode",
-    "pathlib.PosixPath",
-    "typing.Any",
+    *("EAT.", "argparse.Namespace", "fairseq.", "numpy.", "omegaconf.", "pathlib.", "typing.", "_operator.getitem"),
+    *(f"builtins.{name}" for name in ("bool", "bytes", "dict", "float", "int", "list", "str", "tuple")),
 )
-# Of these packages any class: structured configurations name their own.
-INERT_PACKAGES = ("EAT.", "fairseq.", "omegaconf.", "typing.")
-# What torch itself allows beside its own classes; it has the last word on them.
-PLAIN_NAMES = (
-    "_codecs.encode",
-    "builtins.bytearray",
-    "builtins.complex",
-    "builtins.set",
-    "collections.Counter",
-    "collections.OrderedDict",
-    "collections.defaultdict",
-)
+# What torch's own list decides on.
+TORCH_NAMES = ("_codecs.encode", "builtins.bytearray", "builtins.complex", "builtins.set", "collections.", "torch.")
 # torch.save writes the names of Python 2.
 PYTHON_2_NAMES = {"__builtin__.long": "builtins.int", "__builtin__.unicode": "builtins.str"}
 
@@ -255,17 +164,18 @@ def _load_pickle(path: Path) -> Any:
     """`torch.load(weights_only=True)`, with an inert stand-in for every class that fairseq files carry."""
     try:
         named = _named_classes(path)
-        inert = {name for name in named if name in INERT_NAMES or name.startswith(INERT_PACKAGES)}
-        refused = {name for name in named - inert if name not in PLAIN_NAMES and not name.startswith("torch.")}
+        inert = {name for name in named if name.startswith(INERT_NAMES)}
+        refused = {name for name in named - inert if not name.startswith(TORCH_NAMES)}
         if refused:
             raise ValueError(
                 f"{', '.join(sorted(refused))} is in it beside tensors, which no checkpoint of EAT or Mamba-2 needs "
                 "and which may run code. Nothing of it was executed; use a file from its publisher"
             )
-        stand_ins = [(_Inert, name) for name in inert] + [(_plain_dict, "collections.defaultdict")]
+        stand_ins: list[Any] = [(_Inert, name) for name in inert]
+        stand_ins.append((lambda *factory: {}, "collections.defaultdict"))  # only a dict may receive its items
         with torch.serialization.safe_globals(stand_ins):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # a damaged file raises anything
         # of torch's message only what it found: it goes on to advise loading the file unsafely
         found = re.search(r"WeightsUnpickler error: (.*)", str(error))
         reason = found[1] if found else (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -285,8 +195,8 @@ def _read_tensors(path: Path) -> dict[str, Any]:
             content = _load_pickle(file)
             if isinstance(content, dict) and isinstance(content.get("model"), dict):
                 content = content["model"]  # fairseq: the configuration and the training's state are beside it
-            if not isinstance(content, dict):
-                raise ValueError(f"{file}: got a {type(content).__name__}, expected a dictionary of tensors.")
+            if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+                raise ValueError(f"{file}: got a {type(content).__name__}, expected a dictionary of tensors by name.")
         tensors.update(content)
     return tensors
 
@@ -308,9 +218,7 @@ def _check_tensors(what: str, tensors: dict[str, Any], model_class: type, config
         raise ValueError(f"{what}: {len(problems)} tensors do not fit:\n  " + "\n  ".join(sorted(problems)))
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# The audio encoder
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------- the audio encoder
 
 # What EAT's files hold and SAM does not use; whatever else does not fit is an error.
 UNUSED_AUDIO_TENSORS = re.compile(
@@ -338,8 +246,7 @@ def convert_audio_encoder(path: str | Path) -> tuple[SamAudioConfig, dict[str, t
         The configuration, and tensors in the stored dtype that load into `SamAudioModel(config)` strictly.
 
     Raises:
-        ValueError: The file carries more than tensors and a configuration, is none that can be read, or has tensors
-            that are missing, unexpected or misshapen: one message lists them all.
+        ValueError: Code in the file, or tensors missing, unexpected or misshapen, all listed in one message.
     """
     path = Path(path).expanduser()
     tensors: dict[str, Any] = {}
@@ -351,6 +258,7 @@ def convert_audio_encoder(path: str | Path) -> tuple[SamAudioConfig, dict[str, t
     try:
         hidden_size, _, patch_size, _ = tensors["local_encoder.proj.weight"].shape
         intermediate_size = tensors["blocks.0.mlp.fc1.weight"].shape[0]
+        depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
     except (KeyError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{path}: not an EAT encoder, which holds local_encoder.proj.weight [width, 1, 16, 16] and "
@@ -358,58 +266,41 @@ def convert_audio_encoder(path: str | Path) -> tuple[SamAudioConfig, dict[str, t
         ) from error
     fields: dict[str, Any] = {
         "hidden_size": hidden_size,
-        "num_hidden_layers": 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")),
+        "num_hidden_layers": depth,
         "num_attention_heads": max(1, hidden_size // 64),
         "intermediate_size": intermediate_size,
         "patch_size": patch_size,
     }
-    port = _config_beside(path) or {}
-    for theirs, ours in PORT_FIELDS.items():
-        if theirs in port:
-            fields[ours] = port[theirs]
+    port = _read_json(_config_file(path)) if _config_file(path).is_file() else {}
+    fields.update({ours: port[theirs] for theirs, ours in PORT_FIELDS.items() if theirs in port})
     config = SamAudioConfig(**fields)
     _check_tensors(str(path), tensors, SamAudioModel, config)
     return config, tensors
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# The language model
-# ---------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------- the language model
 
 # mamba_ssm's options of a layer: our name for those that shape it, the one supported value of those that change it,
 # and those that matter only when weights are drawn or to the kernels.
-SSM_FIELDS = {
-    "d_state": "state_size",
-    "d_conv": "conv_kernel",
-    "expand": "expand",
-    "headdim": "head_dim",
-    "ngroups": "n_groups",
-    "chunk_size": "chunk_size",
-    "bias": "use_bias",
-    "conv_bias": "use_conv_bias",
-    "dt_limit": "time_step_limit",
-}
+SSM_FIELDS = {"d_state": "state_size", "d_conv": "conv_kernel", "expand": "expand", "headdim": "head_dim"}
+SSM_FIELDS |= {"ngroups": "n_groups", "chunk_size": "chunk_size", "bias": "use_bias", "conv_bias": "use_conv_bias"}
+SSM_FIELDS |= {"dt_limit": "time_step_limit"}
 SSM_FIXED = {"layer": "Mamba2", "rmsnorm": True, "norm_before_gate": False, "D_has_hdim": False, "d_ssm": None}
 SSM_IGNORED = ("A_init_range", "conv_init", "dt_init_floor", "dt_max", "dt_min", "use_mem_eff_path")
 
 
 def _state_spaces_config(path: Path, source: dict[str, Any], vocab_size: int) -> Mamba2Config:
     """The `Mamba2Config` of a `config.json` in mamba_ssm's schema."""
-    ssm = source.get("ssm_cfg") or {}
-    problems = []
-    if ssm.get("layer", "Mamba1") != "Mamba2":
-        problems.append(f"ssm_cfg.layer is {ssm.get('layer', 'Mamba1')!r} (Mamba1 where unset), expected 'Mamba2'")
-    problems += [
+    ssm = {"layer": "Mamba1"} | (source.get("ssm_cfg") or {})
+    problems = [
         f"ssm_cfg.{name} is {ssm[name]!r}, only {value!r} is supported"
         for name, value in SSM_FIXED.items()
-        if name != "layer" and ssm.get(name, value) != value
+        if ssm.get(name, value) != value
     ]
-    known = {*SSM_FIELDS, *SSM_FIXED, *SSM_IGNORED}
-    problems += [f"ssm_cfg.{name} is unknown" for name in ssm if name not in known]
-    if source.get("attn_layer_idx"):
-        problems.append(f"attn_layer_idx is {source['attn_layer_idx']!r}: attention layers are not supported")
-    if source.get("d_intermediate"):
-        problems.append(f"d_intermediate is {source['d_intermediate']!r}: MLP layers are not supported")
+    problems += [f"ssm_cfg.{name} is unknown" for name in ssm if name not in {*SSM_FIELDS, *SSM_FIXED, *SSM_IGNORED}]
+    for name, fault in (("attn_layer_idx", "attention layers"), ("d_intermediate", "MLP layers")):
+        if source.get(name):
+            problems.append(f"{name} is {source[name]!r}: {fault} are not supported")
     if not source.get("rms_norm", True):
         problems.append("rms_norm is false, expected true")
     absent = [name for name in ("d_model", "n_layer", "vocab_size") if not isinstance(source.get(name), int)]
@@ -420,8 +311,7 @@ def _state_spaces_config(path: Path, source: dict[str, Any], vocab_size: int) ->
         padded = -(-source["vocab_size"] // multiple) * multiple
         if padded != vocab_size:
             problems.append(
-                f"vocab_size {source['vocab_size']} in multiples of {multiple} makes {padded} rows, "
-                f"the embedding has {vocab_size}"
+                f"vocab_size in multiples of {multiple} makes {padded} rows, the embedding has {vocab_size}"
             )
     if problems:
         raise ValueError(f"{path}: not a configuration that can be converted: {'; '.join(problems)}.")
@@ -455,12 +345,12 @@ def convert_language_model(path: str | Path) -> tuple[Mamba2Config, dict[str, to
 
     Raises:
         ValueError: Not Mamba-2 (Mamba-1, attention layers, options that change the mathematics), a vocabulary that
-            disagrees with the embedding, or tensors that are missing, unexpected or misshapen: one message lists them.
+            disagrees with the embedding, or tensors that do not fit, all listed in one message.
     """
     path = Path(path).expanduser()
-    source = _config_beside(path)
-    if source is None:
+    if not _config_file(path).is_file():
         raise FileNotFoundError(f"{path}: a language model needs its config.json beside the weights.")
+    source = _read_json(_config_file(path))
     model_type = source.get("model_type")
     if model_type not in (None, "mamba2") or (model_type is None and "d_model" not in source):
         raise ValueError(
@@ -469,12 +359,11 @@ def convert_language_model(path: str | Path) -> tuple[Mamba2Config, dict[str, to
     tensors = _read_tensors(path)
     if not any(name.startswith("backbone.") for name in tensors):
         tensors = {name if name.startswith("lm_head.") else f"backbone.{name}": tensors[name] for name in tensors}
-    embedding = tensors.pop("backbone.embedding.weight", None)  # mamba_ssm's name
-    if embedding is None:
-        embedding = tensors.get("backbone.embeddings.weight")
+    if "backbone.embedding.weight" in tensors:  # mamba_ssm's name
+        tensors["backbone.embeddings.weight"] = tensors.pop("backbone.embedding.weight")
+    embedding = tensors.get("backbone.embeddings.weight")
     if not isinstance(embedding, torch.Tensor) or embedding.dim() != 2:
         raise ValueError(f"{path}: no embedding: expected backbone.embedding(s).weight [vocabulary, width].")
-    tensors["backbone.embeddings.weight"] = embedding
     if model_type is None:
         config = _state_spaces_config(path, source, len(embedding))
     else:
@@ -494,36 +383,25 @@ def convert_language_model(path: str | Path) -> tuple[Mamba2Config, dict[str, to
     return config, tensors
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# One SAM directory
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------- one SAM directory
 
 
 @dataclass
 class ConversionReport:
     """What [`convert`] did; `str(report)` is the text that `sam-alm convert` prints.
 
-    Attributes:
-        output (`Path`): The directory that was written.
-        dtype (`str`): The dtype of the stored weights (`A_log`, `D` and `dt_bias` stay float32).
-        sources (`list[Source]`): Where the parts came from, with the SHA-256 of every file read.
-        parameters (`dict[str, int]`): Parameters of each part.
-        initialised (`list[str]`): The tensors that no source has and that were drawn at random: the connector's.
-        seed (`int`): The seed they were drawn from.
-        notes (`list[str]`): What was decided on the way and a reader should know.
-        difference (`float`, *optional*): With `check`, the largest absolute difference of the encoder's output.
-        pushed (`str`, *optional*): Address of the commit, with `push_to_hub`.
+    `difference` and `pushed` are there where [`convert`] was asked for `check` and `push_to_hub`.
     """
 
     output: Path
     dtype: str
     sources: list[Source]
-    parameters: dict[str, int]
-    initialised: list[str]
-    seed: int
+    parameters: dict[str, int]  # of each part
+    initialised: list[str]  # tensors that no source has: the connector's
+    seed: int  # from which they were drawn
     notes: list[str] = field(default_factory=list)
     difference: float | None = None
-    pushed: str | None = None
+    pushed: str | None = None  # address of the commit
 
     def __str__(self) -> str:
         lines = [f"{self.output}: a SAM checkpoint in {self.dtype}"]
@@ -549,7 +427,7 @@ def convert(
     output: str | Path,
     connector: str = "concatenation",
     dtype: str = "float32",
-    max_shard_size: str | int | None = None,
+    max_shard_size: str | int = "50GB",
     push_to_hub: str | None = None,
     seed: int = 0,
     check: tuple[str | Path, str | Path] | None = None,
@@ -567,7 +445,7 @@ def convert(
         connector (`str`, *optional*, defaults to `"concatenation"`): `"concatenation"`, `"time_major"` or
             `"frequency_major"`. Its weights are in no published file: they are drawn at random.
         dtype (`str`, *optional*, defaults to `"float32"`): `"float32"`, `"bfloat16"` or `"float16"`.
-        max_shard_size (`str` or `int`, *optional*): Largest file of weights, as in `save_pretrained` (`"5GB"`).
+        max_shard_size (`str` or `int`, *optional*, defaults to `"50GB"`): Largest file of weights.
         push_to_hub (`str`, *optional*): Hub id to upload the directory to.
         seed (`int`, *optional*, defaults to 0): Seed of the connector's weights.
         check (`tuple`, *optional*): A WAV and an NPY file, a recording and the encoder's output for it,
@@ -589,20 +467,19 @@ def convert(
         raise ValueError(f"dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}.")
     audio_slot_pattern(connector)  # an unknown connector, before anything is downloaded
 
-    sources = [fetch("audio encoder", audio_encoder), fetch("language model", language_model)]
-    sources.append(fetch("tokenizer", tokenizer))
+    given = {"audio encoder": audio_encoder, "language model": language_model, "tokenizer": tokenizer}
+    sources = [_fetch(part, source) for part, source in given.items()]
     audio_config, audio_tensors = convert_audio_encoder(sources[0].path)
     text_config, text_tensors = convert_language_model(sources[1].path)
+    extractor = SamFeatureExtractor(feature_size=audio_config.num_mel_bins, max_frames=audio_config.max_frames)
     processor = SamProcessor(
-        _feature_extractor(audio_config),
-        _load_tokenizer(sources[2].path),
-        connector=connector,
-        patch_size=audio_config.patch_size,
+        extractor, _load_tokenizer(sources[2].path), connector, patch_size=audio_config.patch_size
     )
     notes = _fit_tokenizer(text_config, processor)
-    difference = None if check is None else _encoder_difference(audio_config, audio_tensors, *check)
+    difference = None if check is None else _encoder_difference(audio_config, audio_tensors, extractor, *check)
     for source in sources:
-        source.files = {file.name: _sha256(file) for file in _files_read(source)}
+        files = tqdm(_files_read(source), desc=f"SHA-256 of the {source.part}", unit="file")
+        source.files = {file.name: _sha256(file) for file in files}
 
     config = SamConfig(
         audio_config=audio_config,
@@ -610,6 +487,7 @@ def convert(
         connector=connector,
         audio_token_id=processor.audio_token_id,
         separator_token_id=processor.separator_token_id,
+        base_models=[source.repository for source in sources[:2] if source.repository] or None,
     )
     tensors = {f"model.audio_tower.{name}": value for name, value in audio_tensors.items()}
     for name, value in text_tensors.items():
@@ -618,35 +496,31 @@ def convert(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, info = SamForConditionalGeneration.from_pretrained(
-            None, config=config, state_dict=tensors, dtype=DTYPES[dtype], output_loading_info=True
+            None, config=config, state_dict=tensors, dtype=getattr(torch, dtype), output_loading_info=True
         )
     del tensors
     initialised = sorted(info["missing_keys"])
-    foreign = [name for name in initialised if not name.startswith("model.connector.")]
-    if foreign or info["unexpected_keys"] or info["mismatched_keys"]:
-        raise RuntimeError(f"assembling the model left tensors over: {foreign}, {info}")
+    if info["unexpected_keys"] or not all(name.startswith("model.connector.") for name in initialised):
+        raise RuntimeError(f"assembling the model left tensors over: {info}")
 
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:
-        sharding = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-        model.save_pretrained(partial, **sharding)
+        write_model_card(config, partial, name=push_to_hub or output.name)
+        model.save_pretrained(partial, max_shard_size=max_shard_size)
         processor.save_pretrained(partial)
         if output.exists():
             output.rmdir()
         partial.rename(output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    parts = {
-        "audio encoder": model.model.audio_tower,
-        "connector": model.model.connector,
-        "language model": model.model.language_model,
-    }
+    parts = (model.model.audio_tower, model.model.connector, model.model.language_model)
+    counts = [sum(parameter.numel() for parameter in part.parameters()) for part in parts]
     return ConversionReport(
         output=output,
         dtype=dtype,
         sources=sources,
-        parameters={name: sum(value.numel() for value in part.parameters()) for name, part in parts.items()},
+        parameters=dict(zip(("audio encoder", "connector", "language model"), counts)),
         initialised=initialised,
         seed=seed,
         notes=notes,
@@ -682,30 +556,23 @@ def _load_tokenizer(path: Path) -> Any:
 
 def _fit_tokenizer(text_config: Mamba2Config, processor: Any) -> list[str]:
     """Check that the tokenizer fits the embedding and give the language model its end of text."""
-    size = len(processor.tokenizer)
+    size = 1 + max(processor.tokenizer.get_vocab().values())
     if size > text_config.vocab_size:
         raise ValueError(
             f"tokenizer: {size} entries (with {processor.audio_token}), but the language model's embedding has only "
             f"{text_config.vocab_size} rows; use the language model's own tokenizer."
         )
+    end, pad = processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id
     notes = []
-    end = processor.tokenizer.eos_token_id
-    for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
-        before = getattr(text_config, name)
-        if end is not None and before != end:
-            setattr(text_config, name, end)
-            notes.append(
-                f"{name}: {before} in the language model's configuration, {end} as the tokenizer's end of text"
-            )
+    for name, token in (("eos_token_id", end), ("bos_token_id", end), ("pad_token_id", end if pad is None else pad)):
+        if (before := getattr(text_config, name)) != token:
+            setattr(text_config, name, token)
+            notes.append(f"{name}: {before} in the language model's configuration, {token} by the tokenizer")
     return notes
 
 
-def _feature_extractor(config: SamAudioConfig) -> SamFeatureExtractor:
-    return SamFeatureExtractor(feature_size=config.num_mel_bins, max_frames=config.max_frames)
-
-
 def _encoder_difference(
-    config: SamAudioConfig, tensors: dict[str, torch.Tensor], wav: str | Path, npy: str | Path
+    config: SamAudioConfig, tensors: dict[str, Any], extractor: SamFeatureExtractor, wav: str | Path, npy: str | Path
 ) -> float:
     """Largest absolute difference, in float32, between the encoder's output for `wav` and the features in `npy`."""
     expected = torch.from_numpy(np.load(npy, allow_pickle=False)).float()
@@ -717,7 +584,6 @@ def _encoder_difference(
             f"check: {npy} holds {list(expected.shape)}, expected [{tokens + 1}, {config.hidden_size}] with CLS first, "
             f"or [{tokens}, {config.hidden_size}]."
         )
-    extractor = _feature_extractor(config)
     features = extractor(load_audio(wav), extractor.sampling_rate, return_tensors="pt", overflow="truncate")
     model = SamAudioModel(config).eval()
     model.load_state_dict(tensors)
@@ -727,9 +593,11 @@ def _encoder_difference(
 
 
 def _push(folder: Path, repository: str) -> str:
+    """Upload the directory in one commit; a card that the repository has already stays."""
     api = HfApi()
     repository = api.create_repo(repository, exist_ok=True).repo_id
-    return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload SAM").commit_url)
+    kept = ["README.md"] if api.file_exists(repository, "README.md") else None
+    return str(api.upload_folder(repo_id=repository, folder_path=folder, ignore_patterns=kept).commit_url)
 
 
-__all__ = ["ConversionReport", "Source", "convert", "convert_audio_encoder", "convert_language_model", "fetch"]
+__all__ = ["ConversionReport", "Source", "convert", "convert_audio_encoder", "convert_language_model"]

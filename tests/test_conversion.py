@@ -245,7 +245,8 @@ def omegaconf_configuration(monkeypatch):
         return instance
 
     def metadata(name, kind):
-        flags = {"ref_type": typing.Any, "object_type": kind, "optional": True, "key": None, "flags": {}}
+        reference = typing.Union[int, str]  # noqa: UP007, pickled as a call of operator.getitem
+        flags = {"ref_type": reference, "object_type": kind, "optional": True, "key": None, "flags": {}}
         if name == "ContainerMetadata":
             resolvers = collections.defaultdict(dict)
             resolvers["oc"]["${a}"] = 1
@@ -404,7 +405,7 @@ def test_options_of_the_layer_reach_the_configuration(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ssm_cfg": {}}, "Mamba1 where unset"),
+        ({"ssm_cfg": {}}, "ssm_cfg.layer is 'Mamba1'"),
         ({"ssm_cfg": {"layer": "Mamba1"}}, "ssm_cfg.layer is 'Mamba1'"),
         ({"ssm_cfg": {"layer": "Mamba2", "norm_before_gate": True}}, "norm_before_gate is True, only False"),
         ({"ssm_cfg": {"layer": "Mamba2", "new": 1}}, "ssm_cfg.new is unknown"),
@@ -572,7 +573,7 @@ def test_the_tokenizer_must_fit_the_embedding_and_gives_the_end_of_text(tmp_path
     other.save_pretrained(tmp_path / "other")
     report = convert(**(sources | {"language_model": tmp_path / "other"}), output=tmp_path / "sam")
     assert SamForConditionalGeneration.from_pretrained(tmp_path / "sam").generation_config.eos_token_id == 0
-    assert "eos_token_id: 2 in the language model's configuration, 0 as the tokenizer's" in str(report)
+    assert "eos_token_id: 2 in the language model's configuration, 0 by the tokenizer" in str(report)
 
 
 @pytest.mark.parametrize("cls", [True, False])
@@ -608,6 +609,7 @@ def test_sources_on_the_hub_and_a_push(tmp_path, sources):
             else:
                 api.upload_folder(repo_id="acme/" + name, folder_path=folder)
         api.upload_file(repo_id="acme/mamba", path_in_repo="config.json", path_or_fileobj=b"{{}}")  # a later, broken state
+        api.upload_file(repo_id="acme/mamba", path_in_repo="onnx/model.safetensors", path_or_fileobj=b"x")
     """
     down = f"""
         import sys
@@ -641,6 +643,8 @@ def test_sources_on_the_hub_and_a_push(tmp_path, sources):
         assert f"commit/{pushed.sha}" in report and len(hub.commits("acme/sam")) == 2
         local = {path.name: path.read_bytes() for path in (tmp_path / "sam").iterdir() if path.is_file()}
         assert pushed.files == local
+        card = local["README.md"].decode()
+        assert "base_model:\n- acme/eat\n- acme/mamba\n" in card and "# acme/sam\n" in card
     model = SamForConditionalGeneration.from_pretrained(tmp_path / "sam")
     truth = mamba2_model().backbone.norm_f.weight
     assert torch.equal(model.model.language_model.norm_f.weight, truth)
