@@ -259,7 +259,7 @@ class _Handler(BaseHTTPRequestHandler):
         if commit := self.find(id, revision or "main"):
             siblings = [{"rfilename": path} for path in sorted(commit.files)]
             private = self.hub.repositories[id].private
-            self.answer({"id": id, "sha": commit.sha, "private": private, "siblings": siblings})
+            self.answer({"id": id, "sha": commit.sha, "private": private, "tags": [], "siblings": siblings})
 
     def tree(self, id: str, revision: str, folder: str | None = None) -> None:
         commit = self.find(id, revision)
