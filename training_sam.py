@@ -1,5 +1,7 @@
 """From tables of (audio, prompt, answer) to training: reading, LoRA, parameter types, augmentation."""
 
+import math
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +12,7 @@ import numpy as np
 import torch
 from peft import LoraConfig
 from tqdm.auto import tqdm
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 try:
     from .processing_sam import SAMPLING_RATE, load_audio
@@ -354,18 +356,64 @@ class SamTrainer(Trainer):
 
     Args:
         augment ([`AugmentLogMel`], *optional*): What to do; nothing by default.
+        max_seconds (`float`, *optional*): Train for so long instead of `max_steps` or epochs: the learning rate rises
+            for a twentieth of the time and then falls as a cosine. In one process only.
         kwargs: `Trainer`'s.
+
+    Raises:
+        ValueError: `max_seconds` with several processes, which would not stop at the same step.
     """
 
-    def __init__(self, *args, augment: AugmentLogMel | None = None, **kwargs):
+    def __init__(self, *args, augment: AugmentLogMel | None = None, max_seconds: float | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.augment = augment
+        self.clock = None
+        if max_seconds is not None:
+            if self.args.world_size > 1:
+                raise ValueError(f"max_seconds: got it with {self.args.world_size} processes, expected one.")
+            self.clock = SecondsCallback(max_seconds)
+            self.args.max_steps = 1_000_000  # the clock ends it
+            self.add_callback(self.clock)
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         """As in `Trainer`."""
         if self.augment is not None and model.training and inputs.get("input_features") is not None:
             inputs = {**inputs, "input_features": self.augment(inputs["input_features"])}
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        """As in `Trainer`."""
+        if self.clock is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer if optimizer is None else optimizer, lambda _: warmup_cosine(self.clock.share)
+        )
+        return self.lr_scheduler
+
+
+class SecondsCallback(TrainerCallback):
+    """Stops the training after some seconds; `share` says how much of them is spent."""
+
+    def __init__(self, seconds: float):
+        self.seconds, self.begin = seconds, None
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1."""
+        return 0.0 if self.begin is None else min((time.monotonic() - self.begin) / self.seconds, 1.0)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Starts the clock."""
+        self.begin = time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Looks at it."""
+        control.should_training_stop |= self.share >= 1.0
+
+
+def warmup_cosine(share: float, warmup: float = 0.05) -> float:
+    """Factor of the learning rate after a share of the training: up in a line, then down as a cosine."""
+    return min(1.0, share / warmup + 1e-3) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
 __all__ = [
@@ -377,4 +425,5 @@ __all__ = [
     "lora_config",
     "read_table",
     "upcast_trainable",
+    "warmup_cosine",
 ]

@@ -24,10 +24,7 @@ import torch
 from peft import get_peft_model
 from transformers import AutoProcessor, HfArgumentParser, TrainingArguments
 
-try:
-    import sam_alm  # noqa: F401
-except ImportError:  # not installed: the modules lie beside this folder
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout works without installing it
 from evaluation_sam import generate_answers
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamDataCollator
@@ -57,6 +54,7 @@ class Arguments:
     recompute: bool = field(default=False, metadata={"help": "save memory: gradient (activation) checkpointing"})
     cache_features: bool = field(default=False, metadata={"help": "compute log-mel once and keep it on the device"})
     augment: bool = field(default=False, metadata={"help": "change the training clips at random: for few clips"})
+    max_seconds: float | None = field(default=None, metadata={"help": "train for so long, instead of steps or epochs"})
     num_examples: int = field(default=5, metadata={"help": "generated answers shown at the end"})
 
 
@@ -110,11 +108,13 @@ def main() -> None:
         data_collator=SamDataCollator(processor),
         processing_class=processor,
         augment=AugmentLogMel(extractor.mean, extractor.std) if args.augment else None,
+        max_seconds=args.max_seconds,
     )
     result = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     check_float32(model, trainer.optimizer)
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
+    trainer.save_state()
     metrics = trainer.evaluate()
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)

@@ -1,17 +1,15 @@
 """Starts the audio encoder of a SAM checkpoint by masked patches, without labels.
 
     python examples/pretrain_encoder.py --model runs/sam-tiny/initial --train runs/sam-tiny/train.csv \
-        --output runs/sam-tiny/pretrained --seconds 200
+        --output runs/sam-tiny/pretrained --steps 6000
 
 The idea is EAT's and the masked autoencoder's: three quarters of the patches of five seconds are hidden, the encoder
 sees the others only, and a small decoder, thrown away afterwards, says what was hidden (each patch normalised to mean
 0 and variance 1). `--train` is what `examples/finetune.py` takes; only its audio is used. The log-mel of all clips is
-kept on the device. The learning rate follows the time spent, so the schedule ends when `--seconds` do. A run that was
-stopped goes on with `--resume`.
+kept on the device. A run that was stopped goes on with `--resume`.
 """
 
 import argparse
-import math
 import os
 import sys
 import time
@@ -25,7 +23,7 @@ from transformers import AutoProcessor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from configuration_sam import SamAudioConfig
 from modeling_sam import SamAudioBlock, SamForConditionalGeneration, sine_cosine_positions
-from training_sam import AugmentLogMel, extract_features, read_table
+from training_sam import AugmentLogMel, extract_features, read_table, warmup_cosine
 
 WINDOW = 512  # frames, 5.12 seconds
 
@@ -99,7 +97,8 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="the SAM checkpoint whose encoder is trained")
     parser.add_argument("--train", required=True, help="CSV or JSON file, audio folder or dataset with the clips")
     parser.add_argument("--output", type=Path, required=True, help="where to put the checkpoint")
-    parser.add_argument("--seconds", type=float, default=200, help="time to train for (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=6000, help="steps to train for (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, help="time to train for, instead of --steps")
     parser.add_argument("--batch-size", type=int, default=512, help="windows a step (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="highest (default: %(default)s)")
     parser.add_argument(
@@ -152,39 +151,38 @@ def main() -> None:
         state = {"learner": learner.state_dict(), "optimizer": optimizer.state_dict(), "spent": spent, "step": step}
         torch.save(state, state_file)
 
+    bar = tqdm(total=args.steps if args.seconds is None else None, initial=step, desc="masked patches", unit="step")
     before, begin, saved, losses = spent, time.monotonic(), spent, []
-    with tqdm(total=round(args.seconds), initial=round(spent), desc="masked patches", unit="s") as bar:
-        while spent < args.seconds:
-            share = spent / args.seconds
-            rate = args.learning_rate * min(1.0, share / 0.05 + 1e-3) * 0.5 * (1 + math.cos(math.pi * share))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            chosen = torch.multinomial(chances, args.batch_size, replacement=True)
-            windows = augment(features[chosen], WINDOW)
-            order = torch.rand(args.batch_size, count, device=device).argsort(dim=1)
-            places = learner.encoder.config.num_time_steps - WINDOW // learner.patch
-            start = 0 if step % 2 else int(torch.randint(places + 1, ()))
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                loss = compute(windows, order, start)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
-            optimizer.step()
-            losses.append(loss.detach())
-            step += 1
-            if step % 20 == 0 or device.type == "cpu":
-                mean = float(torch.stack(losses).mean())  # waits for the device, so that the clock is right
-                losses = []
-                spent = before + time.monotonic() - begin
-                bar.update(min(round(spent), bar.total) - bar.n)
-                bar.set_postfix(step=step, loss=f"{mean:.4f}", clips=step * args.batch_size, refresh=False)
-                if step % 500 == 0:
-                    print(f"\n{spent:.0f} s, step {step}: loss {mean:.4f}", flush=True)
-            if spent - saved > 60:
-                save()
-                saved = spent
+    while (share := step / args.steps if args.seconds is None else spent / args.seconds) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = args.learning_rate * warmup_cosine(share)
+        chosen = torch.multinomial(chances, args.batch_size, replacement=True)
+        windows = augment(features[chosen], WINDOW)
+        order = torch.rand(args.batch_size, count, device=device).argsort(dim=1)
+        places = learner.encoder.config.num_time_steps - WINDOW // learner.patch
+        start = 0 if step % 2 else int(torch.randint(places + 1, ()))
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss = compute(windows, order, start)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.detach())
+        step += 1
+        bar.update()
+        if step % 20 == 0 or device.type == "cpu":
+            mean = float(torch.stack(losses).mean())  # waits for the device, so that the clock is right
+            losses = []
+            spent = before + time.monotonic() - begin
+            bar.set_postfix(loss=f"{mean:.4f}", seconds=round(spent))
+            if step % 500 == 0:
+                bar.write(f"step {step}, {spent:.0f} s: loss {mean:.4f}")
+        if spent - saved > 60:
+            save()
+            saved = spent
+    bar.close()
     save()
-    print(f"{step} steps of {args.batch_size} windows")
+    print(f"{step} steps of {args.batch_size} windows in {spent:.0f} s")
     model.save_pretrained(args.output)
     processor.save_pretrained(args.output)
 
