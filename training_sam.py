@@ -242,6 +242,7 @@ class AugmentLogMel:
         mean, std (`float`): The feature extractor's normalisation.
         stretch (`float`, *optional*, defaults to 0.2): A clip becomes up to so much longer or shorter.
         shift (`float`, *optional*, defaults to 4.0): Largest shift in mel bins.
+        scale (`float`, *optional*, defaults to 0.05): Largest share by which distances in mel bins grow or shrink.
         gain (`float`, *optional*, defaults to 8.0): Largest change of level, in dB.
         mix (`float`, *optional*, defaults to 0.5): How often another clip is added.
         snr (`tuple[float, float]`, *optional*, defaults to `(3, 25)`): By how many dB it is weaker.
@@ -256,6 +257,7 @@ class AugmentLogMel:
         std=4.569,
         stretch=0.2,
         shift=4.0,
+        scale=0.05,
         gain=8.0,
         mix=0.5,
         snr=(3.0, 25.0),
@@ -264,7 +266,7 @@ class AugmentLogMel:
         tile=False,
     ):
         self.mean, self.std = mean, std
-        self.stretch, self.shift, self.gain = stretch, shift, gain
+        self.stretch, self.shift, self.scale, self.gain = stretch, shift, scale, gain
         self.mix, self.snr = mix, snr
         self.time_mask, self.frequency_mask = time_mask, frequency_mask
         self.tile = tile
@@ -316,24 +318,19 @@ class AugmentLogMel:
         return total - (inside.sum(dim=(1, 2)) * x.shape[2]).log()
 
     def _move(self, x, lengths, frames):
-        """Rotation and stretching in time, shift and scaling in frequency, by linear interpolation."""
+        """Rotation and stretching in time, shift and scaling in frequency; the nearest value is taken, since
+        interpolation would blur what evaluation sees sharp."""
         batch, _, bins = x.shape
         stretch = 1 + self._uniform(x, -self.stretch, self.stretch)[:, 0]  # [B, 1]
         new_lengths = (lengths * stretch[:, 0]).long().clamp(1, frames)
         if self.tile:
             new_lengths = torch.full_like(new_lengths, frames)
-        start = torch.rand(batch, 1, device=x.device) * lengths[:, None]
-        time = (torch.arange(frames, device=x.device) / stretch + start) % lengths[:, None]  # [B, T]
-        before = time.floor().long().minimum(lengths[:, None] - 1)
-        after = (before + 1) % lengths[:, None]
-        weight = (time - before).clamp(0, 1)[:, :, None]
-        rows = torch.arange(batch, device=x.device)[:, None]
-        x = x[rows, before].lerp(x[rows, after], weight)
-        scale = 1 + self._uniform(x, -0.05, 0.05)
-        target = torch.arange(bins, device=x.device).view(1, 1, bins)
-        source = ((target - self._uniform(x, -self.shift, self.shift)) * scale).clamp(0, bins - 1)
-        bands = (1 - (source - target.view(1, bins, 1)).abs()).clamp(min=0)  # [B, source bin, target bin]
-        return x @ bands, new_lengths
+        start = (torch.rand(batch, 1, device=x.device) * lengths[:, None]).long()
+        time_index = ((torch.arange(frames, device=x.device) / stretch).long() + start) % lengths[:, None]  # [B, T]
+        x = x[torch.arange(batch, device=x.device)[:, None], time_index]
+        scale = 1 + self._uniform(x, -self.scale, self.scale)
+        bin_index = (torch.arange(bins, device=x.device) - self._uniform(x, -self.shift, self.shift)) * scale
+        return x.gather(2, bin_index.round().long().clamp(0, bins - 1).expand(-1, frames, -1)), new_lengths
 
     def _erase(self, x, lengths):
         """Two stripes in time and two in frequency, filled with the clip's mean."""
