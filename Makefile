@@ -10,7 +10,7 @@ TORCH ?= torch
 FLOOR_VENV ?= .venv-floor
 FLOOR_TRANSFORMERS ?= transformers==5.13.*
 # The suites that depend on transformers' inside: names, cache, generation, Trainer.
-FLOOR_TESTS ?= tests/test_configuration.py tests/test_modeling.py tests/test_mamba.py tests/test_generation.py tests/test_training.py
+FLOOR_TESTS ?= $(foreach suite,configuration generation hub mamba modeling processing,tests/test_$(suite).py)
 PYTEST_ARGS ?= -n 2
 
 PY := $(VENV)/bin/python
@@ -39,7 +39,7 @@ style: $(VENV)/.development
 test-floor:
 	$(MAKE) $(FLOOR_VENV)/.development VENV=$(FLOOR_VENV)
 	$(FLOOR_VENV)/bin/python -m pip install "$(FLOOR_TRANSFORMERS)"
-	OMP_NUM_THREADS=1 $(FLOOR_VENV)/bin/python -m pytest $(PYTEST_ARGS) $(wildcard $(FLOOR_TESTS))
+	OMP_NUM_THREADS=1 $(FLOOR_VENV)/bin/python -m pytest $(PYTEST_ARGS) $(FLOOR_TESTS)
 
 # Runs in the environment of PYTHON, which needs a CUDA torch and may have the kernels of `.[cuda]`.
 gpu-test:
