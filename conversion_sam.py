@@ -409,8 +409,7 @@ class ConversionReport:
             revision = f" at {source.revision}" if source.revision else ""
             lines.append(f"  {source.part} from {source.given}{revision}")
             lines += [f"    {digest}  {name}" for name, digest in source.files.items()]
-        lines.append("  parameters")
-        lines += [f"    {count:>13,}  {part}" for part, count in self.parameters.items()]
+        lines += ["  parameters"] + [f"    {count:>13,}  {part}" for part, count in self.parameters.items()]
         lines.append(f"  drawn at random (seed {self.seed}), to be trained before use: {', '.join(self.initialised)}")
         lines += [f"  {note}" for note in self.notes]
         if self.difference is not None:
@@ -534,9 +533,7 @@ def _files_read(source: Source) -> list[Path]:
         if source.path.is_file():
             return [source.path]
         return [source.path / name for name in TOKENIZER_FILES if (source.path / name).is_file()]
-    files = _weight_files(source.path)
-    config = _config_file(source.path)
-    return files + [config] * config.is_file()
+    return _weight_files(source.path) + [file for file in [_config_file(source.path)] if file.is_file()]
 
 
 END_OF_TEXT = "<|endoftext|>"  # GPT-NeoX's

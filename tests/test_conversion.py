@@ -28,6 +28,7 @@ from modeling_sam import SamAudioModel, SamForConditionalGeneration
 from processing_sam import SamFeatureExtractor, SamProcessor
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+NEOX = pathlib.Path(os.environ.get("SAM_SHARED_DATA", ROOT / ".." / "shared" / "data")) / "tokenizer/gpt-neox-20b.json"
 WIDTH, DEPTH = 128, 2
 IMAGE = "modality_encoders.IMAGE."
 
@@ -574,6 +575,20 @@ def test_the_tokenizer_must_fit_the_embedding_and_gives_the_end_of_text(tmp_path
     report = convert(**(sources | {"language_model": tmp_path / "other"}), output=tmp_path / "sam")
     assert SamForConditionalGeneration.from_pretrained(tmp_path / "sam").generation_config.eos_token_id == 0
     assert "eos_token_id: 2 in the language model's configuration, 0 by the tokenizer" in str(report)
+
+
+@pytest.mark.skipif(not NEOX.is_file(), reason="the GPT-NeoX tokenizer is not here; set SAM_SHARED_DATA")
+def test_the_published_tokenizer_needs_no_new_row(tmp_path, sources):
+    """50,277 entries: the first of the embedding's eleven spare rows is the audio's, `&&` is 10494, 0 ends a text."""
+    rows = {"vocab_size": 50277, "pad_vocab_size_multiple": 16}
+    full = state_spaces(tmp_path / "full", mamba2_model(rows=50288, hidden_size=32, num_heads=1), **rows)
+    convert(**(sources | {"language_model": full, "tokenizer": NEOX}), output=tmp_path / "sam")
+    config = SamForConditionalGeneration.from_pretrained(tmp_path / "sam").config
+    assert (config.audio_token_id, config.separator_token_id, config.text_config.vocab_size) == (50277, 10494, 50288)
+    assert config.eos_token_id == config.text_config.eos_token_id == 0
+    processor = SamProcessor.from_pretrained(tmp_path / "sam")
+    inputs = processor(text="What?", audio=np.zeros(16000), sampling_rate=16000)
+    assert inputs["input_ids"][:65] == [50277] * 64 + [4118]
 
 
 @pytest.mark.parametrize("cls", [True, False])
