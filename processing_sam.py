@@ -53,6 +53,9 @@ SEPARATOR_TOKEN = "&&"
 PROMPT_TEMPLATE = "### Instruction:\n{prompt}\n\n### Response:\n"
 IGNORE_INDEX = -100
 OVERFLOWS = ("error", "truncate", "window")
+# Arguments of the processor's call that a chat may carry along.
+CALL_OPTIONS = {"answer", "sampling_rate", "padding", "padding_side", "overflow", "train_on_prompt"}
+CALL_OPTIONS |= {"pad_to_multiple_of", "device"}
 
 # The text only: the processor adds the prompt template, so that a chat and a plain call give the same tokens.
 CHAT_TEMPLATE = (
@@ -664,13 +667,14 @@ class SamAudioLanguageProcessor(ProcessorMixin):
         """transformers' `apply_chat_template`, with audio items read by [`load_audio`].
 
         An item is `{"type": "audio", "audio": ...}` or `{"type": "audio", "path": ...}`, where an array needs its
-        rate, as `"sampling_rate"` in the item or in `processor_kwargs`. With `tokenize=True, return_dict=True` the
-        result is that of [`~SamAudioLanguageProcessor.__call__`]. URLs are not fetched.
+        rate, as `"sampling_rate"` in the item or as an argument. URLs are not fetched. With `tokenize=True,
+        return_dict=True` the result is that of [`~SamAudioLanguageProcessor.__call__`], whose arguments may stand
+        among these or in `processor_kwargs`.
         """
         options = dict(kwargs.pop("processor_kwargs", None) or {})
-        rate = kwargs.pop("sampling_rate", options.pop("sampling_rate", None))
-        if options:
-            kwargs["processor_kwargs"] = options
+        for name in CALL_OPTIONS & kwargs.keys():
+            options[name] = kwargs.pop(name)
+        rate = options.pop("sampling_rate", None)
         if tokenize:
             batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
             chats = [
@@ -678,7 +682,10 @@ class SamAudioLanguageProcessor(ProcessorMixin):
                 for chat in (conversation if batched else [conversation])
             ]
             conversation = chats if batched else chats[0]
-        return super().apply_chat_template(conversation, chat_template, tokenize=tokenize, **kwargs)
+            options["sampling_rate"] = SAMPLING_RATE  # what they are at now
+        return super().apply_chat_template(
+            conversation, chat_template, tokenize=tokenize, processor_kwargs=options, **kwargs
+        )
 
     def _encode(
         self, texts, clips, answers, sampling_rate, overflow, train_on_prompt, device="cpu"

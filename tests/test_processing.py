@@ -656,6 +656,12 @@ def test_chat_template(processor, tmp_path):
     batch = processor.apply_chat_template(chats, tokenize=True, return_dict=True, return_tensors="pt")
     assert (batch["input_ids"] == AUDIO).sum(dim=1).tolist() == [64, 0]
     assert chats[0][0]["content"][0] is item  # left as it was
+    options = {"answer": "a dog", "padding_side": "right"}
+    for arguments in (options, {"processor_kwargs": options}):
+        trained = processor.apply_chat_template(
+            [{"role": "user", "content": [item, question]}], tokenize=True, return_dict=True, **arguments
+        )
+        assert trained["labels"] == processor(text="What is it?", audio=clip(), answer="a dog")["labels"]
     given = processor.apply_chat_template(
         [{"role": "user", "content": [{"type": "audio", "audio": tone(1.0, 48000)}, question]}],
         tokenize=True,
