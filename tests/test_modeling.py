@@ -594,6 +594,8 @@ def packed_and_apart(connector="concatenation"):
     """Four texts in two packed rows, and the same four in rows of their own; the clips in the same order."""
     rows, _ = mixed_rows(connector)
     rows.append(slots(connector) + tokens("What do you hear in this one?"))
+    # the text without a clip stands second: its first token has a label, but nothing of its own to be predicted from
+    rows[0], rows[1] = rows[1], rows[0]
     ids = [[*rows[0], *rows[1], *rows[2]], rows[3]]
     numbers = [[7] * len(rows[0]) + [2] * len(rows[1]) + [4] * len(rows[2]), [1] * len(rows[3])]
     packed = batch(ids)
