@@ -196,7 +196,7 @@ def test_pipeline(saved, wave):
     try:
         pipe = transformers.pipeline("any-to-any", model=model, processor=processor)
     except ImportError as error:
-        pytest.skip(f"this transformers' any-to-any pipeline needs more: {error}")
+        pytest.skip(f"this transformers' any-to-any pipeline needs more: {' '.join(str(error).split())}")
     chat = [
         {
             "role": "user",

@@ -435,6 +435,24 @@ def test_a_mask_that_leaves_out_what_was_read_is_refused(mask):
         model.generate(new, past_key_values=cache, max_new_tokens=3, **arguments)
 
 
+@pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1]], ids=["padded", "no padding"])
+def test_nothing_new_is_refused(texts):
+    model, inputs = tiny_model(), tiny_inputs(texts)
+    cache = read(model, inputs)
+    given = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+    with pytest.raises(ValueError, match="attention_mask: covers .* has read .* already"):
+        model.generate(**given, past_key_values=cache, max_new_tokens=3)
+
+
+def test_a_cache_that_shall_not_be_used_is_refused():
+    """Every step would read the new tokens into it once more."""
+    model, inputs = tiny_model(), tiny_inputs()
+    cache = read(model, inputs)
+    mask = torch.ones(1, inputs["input_ids"].shape[1] + 3, dtype=torch.long)
+    with pytest.raises(ValueError, match="use_cache"):
+        model.generate(torch.tensor([[5, 6, 7]]), attention_mask=mask, past_key_values=cache, use_cache=False)
+
+
 def test_going_on_with_embeddings():
     """As everywhere in transformers, `inputs_embeds` begin with what the cache has read."""
     model, inputs = tiny_model(), tiny_inputs(TEXTS)
