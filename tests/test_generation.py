@@ -440,7 +440,7 @@ def test_nothing_new_is_refused(texts):
     model, inputs = tiny_model(), tiny_inputs(texts)
     cache = read(model, inputs)
     given = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
-    with pytest.raises(ValueError, match="attention_mask: covers .* has read .* already"):
+    with pytest.raises(ValueError, match=r"attention_mask: covers .* has read .* already"):
         model.generate(**given, past_key_values=cache, max_new_tokens=3)
 
 
