@@ -202,7 +202,8 @@ def scan(
     why_not = _why_no_scan_kernel(x)
     if why_not:
         _warn_once_on_cuda(x, "scan", why_not)
-        return scan_reference(x, dt, A, B, C, D, state, seq_idx)
+        with torch.autocast(x.device.type, enabled=False):  # the state is float32, under autocast too
+            return scan_reference(x, dt, A, B, C, D, state, seq_idx)
     with torch.cuda.device(x.device):
         return mamba_chunk_scan_combined(
             x,
@@ -299,7 +300,8 @@ def scan_step(
         `torch.Tensor` of shape `[B, H, P]`.
     """
     if _why_no_scan_kernel(x) or tuple(limit) != UNLIMITED:  # the kernel knows no limit
-        return scan_step_reference(state, x, dt, A, B, C, D, dt_bias, limit)
+        with torch.autocast(x.device.type, enabled=False):
+            return scan_step_reference(state, x, dt, A, B, C, D, dt_bias, limit)
     P, N = state.shape[-2:]
     with torch.cuda.device(x.device):
         # Expanded views: the kernel sees from their zero strides that a head has one A, one dt and one D.

@@ -389,7 +389,10 @@ class SamTrainer(Trainer):
 
 
 class SecondsCallback(TrainerCallback):
-    """Stops the training after some seconds; `share` says how much of them is spent."""
+    """Stops the training after some seconds; `share` says how much of them is spent.
+
+    The clock starts behind the first step, in which kernels are compiled and tuned.
+    """
 
     def __init__(self, seconds: float):
         self.seconds, self.begin = seconds, None
@@ -399,12 +402,10 @@ class SecondsCallback(TrainerCallback):
         """From 0 to 1."""
         return 0.0 if self.begin is None else min((time.monotonic() - self.begin) / self.seconds, 1.0)
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Starts the clock."""
-        self.begin = time.monotonic()
-
     def on_step_end(self, args, state, control, **kwargs):
-        """Looks at it."""
+        """Starts the clock, then looks at it."""
+        if self.begin is None:
+            self.begin = time.monotonic()
         control.should_training_stop |= self.share >= 1.0
 
 

@@ -102,6 +102,16 @@ def test_scan_in_bfloat16_keeps_its_state_in_float32():
     assert (y.double() - exact).norm() / exact.norm() < 4e-3  # half a unit in bfloat16's last place, and no more
 
 
+def test_scan_does_not_lose_precision_under_autocast():
+    inputs = scan_inputs(70, dtype=torch.float32)
+    step = (inputs[0][:, 0], inputs[1][:, 0], inputs[2], inputs[3][:, 0], inputs[4][:, 0], inputs[5], torch.zeros(4))
+    expected, state = kernels.scan(*inputs)
+    expected_step = kernels.scan_step(state.clone(), *step)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(kernels.scan(*inputs)[0], expected)
+        assert torch.equal(kernels.scan_step(state.clone(), *step), expected_step)
+
+
 def convolution_by_hand(x, weight, bias, state=None, seq_idx=None):
     """Every output from its window, by index."""
     length = x.shape[1]

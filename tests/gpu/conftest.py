@@ -1,3 +1,6 @@
+import importlib
+import math
+import pkgutil
 import sys
 from pathlib import Path
 
@@ -12,3 +15,21 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.path.parts:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_autotuning():
+    """Leaves each Triton kernel its two smallest configurations: here numbers are checked, not speed, and trying them
+    all takes minutes a data type."""
+    try:
+        import mamba_ssm.ops.triton as package
+    except ImportError:
+        return
+    for module in pkgutil.iter_modules(package.__path__):
+        try:
+            content = vars(importlib.import_module(f"{package.__name__}.{module.name}"))
+        except ImportError:
+            continue
+        for kernel in content.values():
+            if len(configs := getattr(kernel, "configs", [])) > 2:
+                kernel.configs = sorted(configs, key=lambda config: math.prod(config.kwargs.values() or [1]))[:2]

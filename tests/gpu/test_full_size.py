@@ -50,14 +50,17 @@ start = time.perf_counter()
 tokens = model.generate(**inputs, max_new_tokens=32, min_new_tokens=32)
 torch.cuda.synchronize()
 report["generate_seconds_32_tokens"] = time.perf_counter() - start
-report["tokens"] = tokens[0, ids.shape[1] :].tolist()
-with torch.no_grad():
-    report["logits_sum"] = float(model(**inputs).logits.double().abs().sum())
-if len(sys.argv) > 2:
-    start = time.perf_counter()
-    model.save_pretrained(sys.argv[2], max_shard_size="2GB")
-    report["save_seconds"] = time.perf_counter() - start
+start = time.perf_counter()
+model.save_pretrained(sys.argv[2], max_shard_size="2GB")
+report["save_seconds"] = time.perf_counter() - start
 report["host_gib_peak"] = peak()
+# in one process, because autotuning may choose other kernels, which round otherwise, in the next
+again = AutoModel.from_pretrained(sys.argv[2], dtype=torch.bfloat16, device_map="cuda")
+weights = again.state_dict()
+report["equal_weights"] = all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+report["equal_tokens"] = torch.equal(again.generate(**inputs, max_new_tokens=32, min_new_tokens=32), tokens)
+with torch.no_grad():
+    report["equal_logits"] = torch.equal(model(**inputs).logits, again(**inputs).logits)
 print("REPORT" + json.dumps(report))
 """
 
@@ -76,10 +79,8 @@ def test_sam_2_7b_loads_generates_saves_and_reloads_equal(tmp_path):
     run(WRITE, first)
     assert len(list(first.glob("*.safetensors"))) > 2, "sharded"
     report = run(USE, first, second)
-    again = run(USE, second)
-    print("\nSAM-2.7B on", torch.cuda.get_device_name(), json.dumps({**report, "tokens": len(report["tokens"])}))
-    assert again["tokens"] == report["tokens"]
-    assert again["logits_sum"] == report["logits_sum"]
+    print("\nSAM-2.7B on", torch.cuda.get_device_name(), json.dumps(report))
+    assert report["equal_weights"] and report["equal_tokens"] and report["equal_logits"]
     # encoder 85.3 M + connector + language model 2,702.6 M
     assert report["parameters"] == 85_254_144 + (6144 * 2560 + 2560) + (2560 * 2560 + 2560) + 2_702_599_680
     assert report["gpu_gib"] < 5.7

