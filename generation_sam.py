@@ -41,16 +41,27 @@ class SamGenerationMixin(GenerationMixin):
             if name in kwargs:
                 inputs[name] = kwargs[name]
         if seen > 0:
+            if not use_cache:
+                raise ValueError(
+                    "use_cache: got False with past_key_values, which every step would change; leave one out."
+                )
             # The state holds the audio and the prompt. What is new stands behind what was read before: the mask covers
             # both, and so do the ids, unless the prompt came embedded.
-            new = 1 if attention_mask is None else attention_mask.shape[1] - seen
+            if attention_mask is not None:
+                new = attention_mask.shape[1] - seen
+            else:  # transformers drops a mask of ones and says how many positions are new, unless only those came
+                new = kwargs.get("next_sequence_length")
+                new = input_ids.shape[1] if new is None else new
             if new < 1:
                 raise ValueError(
-                    f"attention_mask: covers {attention_mask.shape[1]} positions, but past_key_values has read {seen} "
+                    f"attention_mask: covers {new + seen} positions, but past_key_values has read {seen} "
                     "already; pass a mask over what was read and what is new, or input_ids that begin with what was "
                     "read."
                 )
-            inputs["input_ids"] = input_ids[:, -new:].contiguous()
+            if inputs_embeds is not None and kwargs.get("is_first_iteration"):
+                inputs["inputs_embeds"] = inputs_embeds[:, -new:]
+            else:
+                inputs["input_ids"] = input_ids[:, -new:].contiguous()
             if new > 1:
                 inputs["attention_mask"] = attention_mask
                 inputs["input_features"] = input_features
@@ -69,7 +80,7 @@ class SamGenerationMixin(GenerationMixin):
         self, expand_size=1, is_encoder_decoder=False, input_ids=None, input_features=None, **model_kwargs
     ):
         # Clips are counted along the rows that hold their slots, so they are repeated by row, not one by one.
-        if expand_size > 1 and input_features is not None and input_ids is not None:
+        if expand_size > 1 and input_features is not None and self.config.audio_token_id is not None:
             clips = (input_ids == self.config.audio_token_id).sum(dim=1) // self.config.num_audio_features
             if int(clips.sum()) == input_features.shape[0]:  # otherwise forward names the mismatch
                 rows = input_features.split(clips.tolist())

@@ -247,9 +247,9 @@ class SamMamba2Mixer(nn.Module):
         self.conv1d = nn.Conv1d(
             self.conv_dim, self.conv_dim, config.conv_kernel, groups=self.conv_dim, bias=config.use_conv_bias
         )
-        self.dt_bias = nn.Parameter(torch.empty(self.num_heads))
-        self.A_log = nn.Parameter(torch.empty(self.num_heads))
-        self.D = nn.Parameter(torch.empty(self.num_heads))
+        self.dt_bias = nn.Parameter(torch.empty(self.num_heads, dtype=torch.float32))
+        self.A_log = nn.Parameter(torch.empty(self.num_heads, dtype=torch.float32))
+        self.D = nn.Parameter(torch.empty(self.num_heads, dtype=torch.float32))
         self.norm = SamGatedRMSNorm(self.inner_size, config.layer_norm_epsilon, config.n_groups)
         self.out_proj = nn.Linear(self.inner_size, config.hidden_size, bias=config.use_bias)
 

@@ -34,7 +34,7 @@ except ImportError:
 # -------------------------------------------------------------------------------------------------- audio encoder
 
 
-def eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
     """`softmax(q k^T) v`, as transformers' attention functions: `[B, heads, L, d]` in, `[B, L, heads, d]` out."""
     weights = (query @ key.mT * scaling).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     return (weights @ value).transpose(1, 2).contiguous(), weights
@@ -81,7 +81,7 @@ class SamAudioAttention(nn.Module):
     def forward(self, x):
         query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         name = self.config._attn_implementation or "eager"
-        attend = eager_attention if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
         y, _ = attend(self, query, key, value, None, scaling=self.scaling, dropout=0.0)
         return self.proj(y.flatten(2))
 
@@ -154,7 +154,7 @@ class SamAudioModel(SamPreTrainedModel):
     """
 
     config_class = SamAudioConfig
-    base_model_prefix = "audio_tower"
+    base_model_prefix = "model.audio_tower"
     main_input_name = "input_features"
     _is_stateful = False
 
@@ -331,7 +331,9 @@ class SamModel(SamPreTrainedModel):
             )
         text_config = self.config.text_config
         if use_cache is None:
-            use_cache = text_config.use_cache and not self.training
+            use_cache = text_config.use_cache and not self.training and seq_idx is None
+        if use_cache and self.training and self.language_model.layers[0].gradient_checkpointing:
+            use_cache, past_key_values = False, None
         # by name: code loaded from a checkpoint has its own copy of the class
         if past_key_values is not None and type(past_key_values).__name__ != "SamCache":
             raise ValueError(f"past_key_values: got {type(past_key_values).__name__}, expected SamCache.")
@@ -344,7 +346,7 @@ class SamModel(SamPreTrainedModel):
             stepping = past_key_values is not None and past_key_values.seen_tokens > 0 and input_ids.shape[1] == 1
             if input_features is not None:
                 audio_features = self.get_audio_features(input_features)
-            if not stepping:
+            if not stepping or audio_features is not None:
                 inputs_embeds = self._fill_slots(input_ids, inputs_embeds, audio_features)
         if audio_features is None and self.training:
             inputs_embeds = inputs_embeds + self._untouched_parameters()
@@ -545,5 +547,6 @@ except ImportError:
 else:
     AutoModelForMultimodalLM.register(SamConfig, SamForConditionalGeneration, exist_ok=True)
 SamForConditionalGeneration.register_for_auto_class("AutoModel")
+SamAudioModel.register_for_auto_class("AutoModel")
 
 __all__ = ["SamAudioModel", "SamCache", "SamForConditionalGeneration", "SamModel", "SamPreTrainedModel"]
