@@ -10,7 +10,7 @@ from processing_sam import SamFeatureExtractor, load_audio
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "audio"
 # more clips to compare: a folder named by the environment
-FOLDERS = [EXAMPLES] + [Path(os.environ["SAM_TEST_CLIPS"])] * ("SAM_TEST_CLIPS" in os.environ)
+FOLDERS = [EXAMPLES, *map(Path, filter(None, [os.environ.get("SAM_TEST_CLIPS")]))]
 CLIPS = sorted(p for folder in FOLDERS for p in folder.rglob("*") if p.suffix in {".wav", ".ogg", ".flac"})
 
 
