@@ -209,7 +209,7 @@ def _load(model_id: str, device: str | None, dtype: str | None) -> tuple[Any, An
 
 def _read_windows(paths: Iterable[str], processor: Any, prompt: str, failed: list[str]) -> Iterator[tuple]:
     """Yields ({"audio", "start", "end", "seconds", "windows"}, inputs of one row) for every window of every file."""
-    from processing_sam import FRAME_SHIFT, SAMPLING_RATE, load_audio
+    from audio_sam import FRAME_SHIFT, SAMPLING_RATE, load_audio
 
     length = processor.feature_extractor.max_frames * FRAME_SHIFT / SAMPLING_RATE  # 10.24 s
     for path in paths:

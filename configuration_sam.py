@@ -23,7 +23,7 @@ AUTO_MAP: dict[str, str] = {
     "AutoModel": "modeling_sam.SamForConditionalGeneration",
     "AutoModelForCausalLM": "modeling_sam.SamForConditionalGeneration",
     "AutoModelForMultimodalLM": "modeling_sam.SamForConditionalGeneration",
-    "AutoFeatureExtractor": "processing_sam.SamFeatureExtractor",
+    "AutoFeatureExtractor": "audio_sam.SamFeatureExtractor",
     "AutoProcessor": "processing_sam.SamAudioLanguageProcessor",
 }
 
@@ -367,10 +367,18 @@ def model_card(config: SamConfig, name: str) -> str:
 
 
 def write_model_card(config: SamConfig, directory: str | os.PathLike, name: str | None = None) -> None:
-    """Writes a model card into `directory`, unless it has one."""
+    """Writes a model card into `directory`, unless it has one of its owner's.
+
+    Args:
+        config ([`SamConfig`]): What the card describes.
+        directory (`str` or `os.PathLike`): Where README.md goes.
+        name (`str`, *optional*): The checkpoint's name, by default the directory's. A card written by default gives
+            way to one with a name.
+    """
     path = Path(directory) / "README.md"
-    if not path.exists():
-        path.write_text(model_card(config, name or path.parent.resolve().name), encoding="utf-8")
+    default = model_card(config, path.parent.resolve().name)
+    if not path.exists() or path.read_text(encoding="utf-8", errors="replace") == default:
+        path.write_text(model_card(config, name) if name else default, encoding="utf-8")
 
 
 def push_folder_to_hub(
@@ -406,15 +414,15 @@ def push_folder_to_hub(
         `huggingface_hub.CommitInfo`.
     """
     from huggingface_hub import HfApi, ModelCard
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None and not create_pr:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     try:
-        card = ModelCard.load(repo_id, token=token)
-    except EntryNotFoundError:
+        card = ModelCard.load(api.hf_hub_download(repo_id, "README.md"))
+    except RemoteEntryNotFoundError:
         card = None
     if card is not None and "automatically generated" in card.content:
         card = None
@@ -422,7 +430,6 @@ def push_folder_to_hub(
         saves.save_pretrained(folder, max_shard_size=max_shard_size)
         path = Path(folder) / "README.md"
         if card is None and hasattr(saves, "config"):
-            path.unlink(missing_ok=True)
             write_model_card(saves.config, folder, name=repo_id)
             card = ModelCard.load(path)
         if card is not None:

@@ -227,7 +227,7 @@ def test_auto_map_names_every_auto_class(tmp_path):
         "AutoModel": "modeling_sam.SamForConditionalGeneration",
         "AutoModelForCausalLM": "modeling_sam.SamForConditionalGeneration",
         "AutoModelForMultimodalLM": "modeling_sam.SamForConditionalGeneration",
-        "AutoFeatureExtractor": "processing_sam.SamFeatureExtractor",
+        "AutoFeatureExtractor": "audio_sam.SamFeatureExtractor",
         "AutoProcessor": "processing_sam.SamAudioLanguageProcessor",
     }
 

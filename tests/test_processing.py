@@ -18,6 +18,7 @@ import torch
 from tiny import tiny_tokenizer
 from transformers import AutoFeatureExtractor, AutoProcessor, PreTrainedTokenizerFast
 
+import audio_sam
 import processing_sam
 from processing_sam import SamDataCollator, SamFeatureExtractor, SamProcessor, load_audio
 
@@ -518,7 +519,7 @@ def test_unknown_arguments(processor):
 
 def test_overflow_windows_and_truncation(processor, monkeypatch):
     messages = []
-    monkeypatch.setattr(processing_sam.logger, "warning", messages.append)
+    monkeypatch.setattr(audio_sam.logger, "warning", messages.append)
     long = clip(25.0)
     output = processor(
         text=["a", "b", "c"],
