@@ -519,7 +519,8 @@ def keep_model_card_from_trainer() -> None:
     """Makes `Trainer.push_to_hub` leave our model card alone.
 
     After saving, Trainer writes a card of its own drafting over the README.md that is there and offers no way to
-    decline. So its method passes over models of ours, whose `save_pretrained` has just written the card.
+    decline. For models of ours its method only gives the card, which `save_pretrained` has just written, the
+    repository's name instead of the folder's.
     """
     module = sys.modules.get("transformers.trainer")
     if module is None or hasattr(module.Trainer.create_model_card, "passes_over_sam"):
@@ -528,8 +529,11 @@ def keep_model_card_from_trainer() -> None:
 
     @functools.wraps(draft)
     def create_model_card(trainer, *args, **kwargs):
-        if type(trainer.accelerator.unwrap_model(trainer.model)).__name__ != SamForConditionalGeneration.__name__:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        if type(model).__name__ != SamForConditionalGeneration.__name__:
             draft(trainer, *args, **kwargs)
+        elif trainer.is_world_process_zero():
+            write_model_card(model.config, trainer.args.output_dir, name=trainer.hub_model_id)
 
     create_model_card.passes_over_sam = True
     module.Trainer.create_model_card = create_model_card

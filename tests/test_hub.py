@@ -15,7 +15,8 @@ import yaml
 from loopback_hub import LoopbackHub
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ("configuration_sam", "generation_sam", "kernels_sam", "mamba_sam", "modeling_sam", "processing_sam")
+MODULES = ("configuration_sam", "audio_sam", "processing_sam")
+MODULES += ("modeling_sam", "generation_sam", "kernels_sam", "mamba_sam")
 CODE = {f"{name}.py" for name in MODULES}
 PROCESSOR = {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}
 MODEL = {"config.json", "generation_config.json", "model.safetensors"}
