@@ -5,7 +5,7 @@
 
 `--train` is a CSV or JSON file with the columns audio, answer and, if you like, prompt; a folder of audio files with
 a `metadata.csv`, or with a subfolder for each class; or the name of a dataset on the Hub. By default the connector and
-the encoder are trained whole and the language model rests; `--lora_rank 8` adds adapters to it (paper, section 3.2),
+the encoder are trained whole and the language model rests; `--lora_rank 8` adds adapters to it (paper, section 3.1),
 `--train_language_model` trains it whole. What is trained is trained in float32, under bf16 autocast with `--bf16`.
 The other arguments are those of transformers' `TrainingArguments`, such as `--resume_from_checkpoint DIR` and
 `--push_to_hub`. On several GPUs:
