@@ -1,5 +1,6 @@
 """Small things that the tests share."""
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -103,3 +104,13 @@ def tiny_processor(connector: str = "concatenation"):
     from processing_sam import SamFeatureExtractor, SamProcessor
 
     return SamProcessor(SamFeatureExtractor(), tiny_tokenizer(), connector=connector)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Sound
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def tone(seconds: float = 1.0, rate: int = 16000, frequency: float = 440.0) -> np.ndarray:
+    """A sine of amplitude 0.3, float32."""
+    return (0.3 * np.sin(2 * np.pi * frequency * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
