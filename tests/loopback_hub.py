@@ -176,9 +176,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     # What is served. The client's calls and the least each answer must hold are known from its request logs.
 
-    def whoami(self) -> None:
-        self.answer({"name": "acme", "type": "user", "orgs": []})
-
     def create(self) -> None:
         asked = json.loads(self.body)
         id = "/".join((asked.get("organization") or "acme", asked["name"]))
@@ -308,7 +305,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 ID = r"(?P<id>[^/]+/[^/]+)"
 ROUTES = (
-    ("GET", "/api/whoami-v2", _Handler.whoami),
     ("POST", "/api/repos/create", _Handler.create),
     ("POST", "/api/validate-yaml", _Handler.validate_yaml),
     ("POST", f"/api/models/{ID}/branch/(?P<revision>.+)", _Handler.branch),

@@ -331,3 +331,15 @@ def test_model_card_says_what_the_configuration_tells(tmp_path):
     (tmp_path / "README.md").write_text("mine")
     write_model_card(config, tmp_path)
     assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_a_card_named_after_its_folder_takes_the_repositorys_name(tmp_path):
+    config, path = tiny_config(), tmp_path / "README.md"
+    write_model_card(config, tmp_path)
+    assert f"# {tmp_path.name}\n" in path.read_text()
+    write_model_card(config, tmp_path, name="someone/sam")
+    assert "# someone/sam\n" in path.read_text() and 'from_pretrained("someone/sam"' in path.read_text()
+    for own in (path.read_bytes() + b"Mine.\n", b"\xff mine"):  # edited; not even UTF-8
+        path.write_bytes(own)
+        write_model_card(config, tmp_path, name="someone/sam")
+        assert path.read_bytes() == own

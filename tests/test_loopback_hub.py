@@ -1,6 +1,7 @@
 """The loopback Hub against the real `huggingface_hub` client, in processes of their own."""
 
 import hashlib
+import json
 import subprocess
 import sys
 import textwrap
@@ -19,8 +20,8 @@ def hub():
         yield hub
 
 
-def run(hub, home, code, check=True):
-    """Run `code` as a client of `hub`, with an empty cache in `home`; the process's output, or its error's."""
+def run(hub, home, code):
+    """Run `code` as a client of `hub`, with an empty cache in `home`; the process's output."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         env=hub.environment(home),
@@ -28,8 +29,8 @@ def run(hub, home, code, check=True):
         text=True,
         timeout=120,
     )
-    assert not check or done.returncode == 0, done.stderr
-    return done.stdout if check else done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_folder_goes_up_and_comes_down_again(hub, tmp_path):
@@ -101,33 +102,40 @@ def test_revisions_deletions_and_what_is_listed(hub, tmp_path):
     assert run(hub, tmp_path / "other", code).split() == ["one", "two", second]
 
 
-@pytest.mark.parametrize(
-    ("call", "error"),
-    [
-        ('hf_hub_download("acme/none", "a.txt")', "RepositoryNotFoundError"),
-        ('hf_hub_download("acme/tiny", "none.txt")', "EntryNotFoundError"),
-        ('hf_hub_download("acme/tiny", "a.txt", revision="none")', "RevisionNotFoundError"),
-        ('HfApi(token="hf_other").create_repo("acme/new")', "401"),
-        ('HfApi().create_repo("acme/tiny")', "409"),
-        (
-            'HfApi().upload_file(path_or_fileobj=b"# No metadata", path_in_repo="README.md", repo_id="acme/tiny")',
-            "the card has no metadata",
-        ),
-        (
-            'HfApi().upload_file(path_or_fileobj=b"late", path_in_repo="a.txt", repo_id="acme/tiny", '
-            'parent_commit="0" * 40)',
-            "the branch has moved on",
-        ),
-    ],
-)
-def test_errors_reach_the_client_as_the_hubs_own(hub, tmp_path, call, error):
+ERRORS = {
+    'hf_hub_download("acme/none", "a.txt")': "RepositoryNotFoundError",
+    'hf_hub_download("acme/tiny", "none.txt")': "EntryNotFoundError",
+    'hf_hub_download("acme/tiny", "a.txt", revision="none")': "RevisionNotFoundError",
+    'HfApi(token="hf_other").create_repo("acme/new")': "401",
+    'HfApi().create_repo("acme/tiny")': "409",
+    'HfApi().upload_file(path_or_fileobj=b"# No metadata", path_in_repo="README.md", repo_id="acme/tiny")': (
+        "the card has no metadata"
+    ),
+    'HfApi().upload_file(path_or_fileobj=b"late", path_in_repo="a.txt", repo_id="acme/tiny", parent_commit="0" * 40)': (
+        "the branch has moved on"
+    ),
+}
+
+
+def test_errors_reach_the_client_as_the_hubs_own(hub, tmp_path):
     code = f"""
+        import json
         from huggingface_hub import HfApi, hf_hub_download
         HfApi().create_repo("acme/tiny")
         HfApi().upload_file(path_or_fileobj=b"one", path_in_repo="a.txt", repo_id="acme/tiny")
-        {call}
+        errors = []
+        for call in {list(ERRORS)!r}:
+            try:
+                eval(call)
+            except Exception as error:
+                errors.append(f"{{type(error).__name__}}: {{error}}")
+            else:
+                errors.append("none")
+        print(json.dumps(errors))
     """
-    assert error in run(hub, tmp_path / "home", code, check=False)
+    found = json.loads(run(hub, tmp_path / "home", code))
+    assert len(found) == len(ERRORS)
+    assert [line for line, error in zip(found, ERRORS.values()) if error not in line] == []
     assert hub.files("acme/tiny") == {"a.txt": b"one"}
 
 
