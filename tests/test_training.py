@@ -481,7 +481,7 @@ for rank in (0, 2):
         output, max_steps=2, optim="sgd", learning_rate=0.1, lr_scheduler_type="constant", max_grad_norm=0,
         per_device_train_batch_size=2 // int(os.environ.get("WORLD_SIZE", 1)),
         ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None, ddp_find_unused_parameters=False,
-        use_cpu=True, dataloader_pin_memory=False,
+        ddp_timeout=60, use_cpu=True, dataloader_pin_memory=False,
         remove_unused_columns=False, save_strategy="no", report_to="none", disable_tqdm=True,
     )
     trainer = InOrder(model, args, SamDataCollator(tiny_processor()), rows)
