@@ -11,7 +11,7 @@ FLOOR_VENV ?= .venv-floor
 FLOOR_TRANSFORMERS ?= transformers==5.13.*
 # The suites that depend on transformers' inside: names, cache, generation, Trainer.
 FLOOR_TESTS ?= $(foreach suite,auto_classes configuration generation hub mamba modeling processing,tests/test_$(suite).py)
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist loadfile
 
 PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install

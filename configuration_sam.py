@@ -3,6 +3,7 @@
 Nothing here needs torch, so that a configuration can be read, checked and written anywhere.
 """
 
+import copy
 import os
 import tempfile
 from pathlib import Path
@@ -151,7 +152,8 @@ class SamConfig(PretrainedConfig):
 
     Args:
         audio_config ([`SamAudioConfig`] or `dict`, *optional*): The audio encoder; EAT-base by default.
-        text_config (`Mamba2Config` or `dict`, *optional*): The language model; the 130M size by default.
+        text_config (`Mamba2Config` or `dict`, *optional*): The language model; the 130M size by default. What a `dict`
+            leaves out is transformers' own default, which is no published size: see [`mamba2_config`].
         connector (`str`, *optional*, defaults to `"concatenation"`): `"concatenation"` (a), `"time_major"` (b) or
             `"frequency_major"` (c) of the paper's section 2.3.
         connector_hidden_size (`int`, *optional*): Hidden width of the connector's MLP; the language model's by
@@ -169,7 +171,7 @@ class SamConfig(PretrainedConfig):
 
     model_type = "sam_alm"
     sub_configs = {"audio_config": SamAudioConfig, "text_config": Mamba2Config}
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "audio_hidden_states"]
     has_no_defaults_at_init = False
 
     def __init__(
@@ -190,6 +192,10 @@ class SamConfig(PretrainedConfig):
         self.connector_hidden_size = connector_hidden_size
         self.audio_token_id = audio_token_id
         self.separator_token_id = separator_token_id
+        if base_models is not None and (
+            not isinstance(base_models, (list, tuple)) or not all(isinstance(name, str) for name in base_models)
+        ):
+            raise ValueError(f"base_models: got {base_models!r}, expected a list of Hub ids, or None.")
         self.base_models = base_models
         self.license = license
         shared = ("tie_word_embeddings", "pad_token_id", "bos_token_id", "eos_token_id")
@@ -199,7 +205,9 @@ class SamConfig(PretrainedConfig):
             if value is not None:
                 if name != "tie_word_embeddings":
                     _check_token_id(name, value, self.text_config.vocab_size, several=name == "eos_token_id")
-                setattr(self.text_config, name, value)
+                if getattr(self.text_config, name) != value:
+                    self.text_config = copy.copy(self.text_config)  # the caller's stays as it is
+                    setattr(self.text_config, name, value)
         self._check()
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__init__(**kwargs)

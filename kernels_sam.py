@@ -140,7 +140,7 @@ def convolution_step(x: torch.Tensor, state: torch.Tensor, weight: torch.Tensor,
 def convolution_step_reference(x, state, weight, bias):
     """The torch twin of [`convolution_step`]."""
     window = torch.cat([state.to(x.dtype), x.unsqueeze(-1)], dim=-1)  # [B, C, K]
-    state.copy_(window[..., 1:])
+    state.copy_(window[..., 1:].detach())
     y = (window * weight).sum(-1)
     return F.silu(y if bias is None else y + bias).to(x.dtype)
 
@@ -326,7 +326,7 @@ def scan_step_reference(state, x, dt, A, B, C, D, dt_bias, limit=UNLIMITED):
     dt = discretise(dt.unsqueeze(1), dt_bias, limit).squeeze(1)
     xdt = x.to(compute) * dt.unsqueeze(-1)
     new = state.to(compute) * (dt * A.to(compute)).exp()[..., None, None] + xdt.unsqueeze(-1) * B.unsqueeze(-2)
-    state.copy_(new)
+    state.copy_(new.detach())
     y = (new @ C.unsqueeze(-1)).squeeze(-1) + D.to(compute)[:, None] * x.to(compute)
     return y.to(x.dtype)
 

@@ -329,10 +329,11 @@ class SamMamba2Mixer(nn.Module):
         taps, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
         x, B, C = self._split_xbc(causal_convolution(xbc, taps, bias, None if first else tail))
         lengths = None if lengths is None else lengths.to(xbc.device)
-        tail.copy_(convolution_tail(xbc, self.conv_kernel, tail, lengths))
+        # What is remembered is no longer part of any graph: reading on and on must not keep every graph alive.
+        tail.copy_(convolution_tail(xbc, self.conv_kernel, tail, lengths).detach())
         dt = discretise(dt, self.dt_bias, self.time_step_limit, lengths)
         y, new_state = scan(x, dt, self.decay, B, C, self.D, self.chunk_size, None if first else state)
-        state.copy_(new_state)
+        state.copy_(new_state.detach())
         return self.norm(y.flatten(2), z)
 
     def _step(self, zxbcdt, cache):

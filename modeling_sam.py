@@ -469,6 +469,9 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
             ValueError: Slots and clips that do not match, both or neither of `input_ids` and `inputs_embeds`, a mask
                 or a cache of another batch.
         """
+        whole = isinstance(logits_to_keep, int) and logits_to_keep == 0
+        if labels is not None and not whole:
+            raise ValueError("labels and logits_to_keep: the loss needs all logits; pass one of the two.")
         outputs = self.model(
             input_ids=input_ids,
             input_features=input_features,

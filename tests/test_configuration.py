@@ -343,3 +343,14 @@ def test_a_card_named_after_its_folder_takes_the_repositorys_name(tmp_path):
         path.write_bytes(own)
         write_model_card(config, tmp_path, name="someone/sam")
         assert path.read_bytes() == own
+
+
+def test_a_callers_sub_configuration_stays_as_it_is():
+    text_config = mamba2_config("130m")
+    assert SamConfig(text_config=text_config, eos_token_id=7).text_config.eos_token_id == 7
+    assert text_config.eos_token_id == 0
+
+
+def test_base_models_are_a_list():
+    with pytest.raises(ValueError, match="base_models: got 'a/b'"):
+        SamConfig(base_models="a/b")

@@ -188,6 +188,14 @@ def test_cache_keeps_its_addresses():
     assert cache.get_seq_length() == 0 and all((tensor == 0).all() for tensor in cache._tensors())
 
 
+def test_reading_on_keeps_no_graph_alive():
+    model = tiny_model()
+    cache = model(IDS, use_cache=True).past_key_values
+    model(IDS[:, :1], past_key_values=cache)
+    model(IDS[:, :5], past_key_values=cache)
+    assert not any(tensor.requires_grad for tensor in cache._tensors())
+
+
 def test_cache_size_does_not_depend_on_what_was_read():
     model = tiny_model()
     with torch.no_grad():

@@ -965,3 +965,9 @@ def test_loading_is_quiet(tmp_path, caplog):
         AutoModel.from_pretrained(tmp_path)
         SamForConditionalGeneration(SamConfig.from_pretrained(tmp_path))
     assert not caplog.records
+
+
+def test_labels_need_all_logits():
+    model, inputs = tiny_model(), tiny_inputs()
+    with pytest.raises(ValueError, match="labels and logits_to_keep"):
+        model(**inputs, labels=inputs["input_ids"], logits_to_keep=1)
