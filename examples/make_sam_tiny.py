@@ -76,10 +76,9 @@ def training_clips(metadata: list[dict], development: bool = False) -> tuple[lis
     usable = [row for row in usable if row["file"] not in excluded]
     train = [row for row in usable if row["split"] == "train"]
     if development:
-        return (
-            [row for row in train if row["official_fold"] != "fold3"],
-            [row for row in train if row["official_fold"] == "fold3"],
-        )
+        held_out = [row for row in train if row["official_fold"] == "fold3"]
+        recordings = {row["recording"] for row in held_out}  # two of them are in other folds too
+        return [row for row in train if row["recording"] not in recordings], held_out
     return train, [row for row in usable if row["split"] == "val" and not row["official_fold"]]
 
 

@@ -1,0 +1,646 @@
+"""The examples: finetuning, the recipe of `examples/sam-tiny`, its captions, the clips, and the checkpoint itself."""
+
+import csv
+import importlib.util
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tiny import tiny_model, tiny_processor
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
+
+from audio_sam import load_audio
+from configuration_sam import AUTO_MAP, SamConfig
+from evaluation_sam import ESC50_FORMS, named_labels, names_label
+from modeling_sam import SamForConditionalGeneration
+from processing_sam import SamAudioLanguageProcessor
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
+CLIPS = EXAMPLES / "audio"
+SAM_TINY = EXAMPLES / "sam-tiny"
+SHARED = Path(os.environ.get("SAM_SHARED_DATA", ROOT / ".." / "shared" / "data"))
+AUDIO = sorted(path for path in CLIPS.iterdir() if path.suffix in (".flac", ".ogg", ".wav"))
+LABELS = sorted(ESC50_FORMS)
+
+needs_sam_tiny = pytest.mark.skipif(
+    not (SAM_TINY / "model.safetensors").exists(), reason="examples/sam-tiny is not here: it is not trained yet"
+)
+needs_sounds = pytest.mark.skipif(
+    not (SHARED / "sounds" / "metadata.csv").exists(), reason="the shared sounds are not here; set SAM_SHARED_DATA"
+)
+
+
+def script(name: str):
+    """An example as a module."""
+    specification = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+captions = script("captions")
+recipe = script("make_sam_tiny")
+finetune = script("finetune")
+evaluate = script("evaluate")
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Runs an example's `main` with a command line."""
+
+    def run_main(module, *arguments):
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+        module.main()
+
+    return run_main
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# finetune.py
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def checkpoint(path, dtype):
+    """A tiny checkpoint."""
+    tiny_model().to(dtype).save_pretrained(path)
+    tiny_processor().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return checkpoint(tmp_path_factory.mktemp("base"), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def base_in_bf16(tmp_path_factory):
+    return checkpoint(tmp_path_factory.mktemp("bf16"), torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """Six clips, by paths relative to the table."""
+    folder = tmp_path_factory.mktemp("table")
+    rows = []
+    for path in AUDIO[:6]:
+        shutil.copy(path, folder / path.name)
+        rows.append([path.name, f"{path.stem.capitalize()}."])
+    with open(folder / "clips.csv", "w", newline="") as handle:
+        csv.writer(handle).writerows([["audio", "answer"], *rows])
+    return folder / "clips.csv"
+
+
+@pytest.fixture(scope="module")
+def class_folders(tmp_path_factory):
+    """Four clips in a folder for each class."""
+    folder = tmp_path_factory.mktemp("classes")
+    for name in ("cow", "crow", "dog", "rooster"):
+        (folder / name).mkdir()
+        (clip,) = (path for path in AUDIO if path.stem == name)
+        shutil.copy(clip, folder / name)
+    return folder
+
+
+def finetuned(run, base, source, output, *options):
+    run(
+        finetune,
+        *("--model", base, "--train", source, "--output_dir", output, "--use_cpu", "--report_to", "none"),
+        *("--disable_tqdm", "True", "--dataloader_pin_memory", "False", "--per_device_train_batch_size", 3),
+        *("--learning_rate", 1e-2, "--num_examples", 1, *options),
+    )
+    return load_file(output / "model.safetensors")
+
+
+def changed(base, tensors) -> set[str]:
+    """Which tensors of the base are others now, beyond what storing them in bf16 may do."""
+    before = load_file(base / "model.safetensors")
+    assert before.keys() == tensors.keys()
+    return {
+        name
+        for name, tensor in tensors.items()
+        if (tensor.float() - before[name].float()).abs().max() > 0.01 * before[name].float().abs().max()
+    }
+
+
+def part(names, word) -> set[str]:
+    return {name for name in names if f"model.{word}." in name}
+
+
+def test_finetune_is_short():
+    assert len((EXAMPLES / "finetune.py").read_text().splitlines()) <= 150
+
+
+def test_finetune_on_a_table(run, base, table, tmp_path, capsys):
+    tensors = finetuned(run, base, table, tmp_path / "out", "--max_steps", 3, "--validation_share", 0.3)
+    moved = changed(base, tensors)
+    assert part(moved, "audio_tower") and part(moved, "connector") and not part(moved, "language_model")
+
+    model, info = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    inputs = processor(text="What is it?", audio=str(AUDIO[0]), return_tensors="pt")
+    assert model.generate(**inputs, max_new_tokens=4).shape[1] > inputs["input_ids"].shape[1]
+
+    assert json.loads((tmp_path / "out" / "eval_results.json").read_text())["eval_loss"] > 0
+    shown = capsys.readouterr().out
+    assert re.search(r"\nprompt +Close-ended question.*\ntruth +\w+\.\nanswer ", shown)
+    assert re.search(r"training 0\.0\d of 0\.0\d million parameters", shown)
+
+
+def test_finetune_with_lora_in_bf16_on_class_folders(run, base_in_bf16, class_folders, tmp_path):
+    tensors = finetuned(
+        run,
+        *(base_in_bf16, class_folders, tmp_path / "out", "--lora_rank", 2, "--max_steps", 3, "--bf16"),
+        *("--validation", class_folders),
+    )
+    moved = changed(base_in_bf16, tensors)
+    adapted = {name for name in tensors if name.endswith(("in_proj.weight", "out_proj.weight"))}
+    assert len(adapted) == 4
+    assert part(moved, "language_model") == adapted  # the adapters are merged, and nothing else has moved there
+    assert part(moved, "audio_tower") and part(moved, "connector")
+    assert not list((tmp_path / "out").glob("adapter*"))
+    assert type(AutoModel.from_pretrained(tmp_path / "out")) is SamForConditionalGeneration
+
+
+def test_finetune_everything_from_cached_features(run, base, table, tmp_path):
+    options = ("--train_language_model", "True", "--cache_features", "--augment", "--recompute", "--max_steps", 2)
+    moved = changed(base, finetuned(run, base, table, tmp_path / "out", *options))
+    assert all(part(moved, name) for name in ("audio_tower", "connector", "language_model"))
+
+
+def test_finetune_the_adapters_alone(run, base, table, tmp_path):
+    options = ("--lora_rank", 2, "--freeze_connector", "--freeze_encoder", "--max_steps", 2)
+    moved = changed(base, finetuned(run, base, table, tmp_path / "out", *options))
+    assert moved and all(name.endswith(("in_proj.weight", "out_proj.weight")) for name in moved)
+
+
+def test_finetune_resumes(run, base, table, tmp_path):
+    options = ("--lora_rank", 2, "--max_steps", 4, "--save_steps", 2)
+    straight = finetuned(run, base, table, tmp_path / "straight", *options)
+    checkpoint = tmp_path / "straight" / "checkpoint-2"
+    resumed = finetuned(run, base, table, tmp_path / "out", *options, "--resume_from_checkpoint", checkpoint)
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in straight.items())
+
+
+def test_finetune_refuses_contradictions(run, base, table, tmp_path):
+    with pytest.raises(ValueError, match="--lora_rank and --train_language_model"):
+        finetuned(run, base, table, tmp_path, "--lora_rank", 2, "--train_language_model", "True")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# evaluate.py
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_writes_every_prediction(run, base, tmp_path, capsys):
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "audio").mkdir()
+    rows = [("dog.wav", 1, "dog"), ("cow.wav", 2, "cow"), ("rain.wav", 2, "rain"), ("absent.wav", 2, "cat")]
+    for name, _, label in rows[:3]:
+        shutil.copy(CLIPS / f"{label}.ogg", tmp_path / "audio" / f"{Path(name).stem}.ogg")  # found by its stem
+    with open(tmp_path / "meta" / "esc50.csv", "w", newline="") as handle:
+        csv.writer(handle).writerows([("filename", "fold", "category"), *rows])
+    output = tmp_path / "score.json"
+    run(evaluate, "esc50", "--model", base, "--data", tmp_path, "--fold", 2, "--device", "cpu", "--output", output)
+    result = json.loads(output.read_text())
+    assert (result["benchmark"], result["protocol"], result["fold"]) == ("esc50", "names_label", 2)
+    assert (result["count"], result["expected"], result["missing"]) == (2, 3, ["absent.wav"])
+    assert [item["reference"] for item in result["predictions"]] == ["cow", "rain"]
+    assert [item["audio"] for item in result["predictions"]] == ["cow.ogg", "rain.ogg"]
+    for item in result["predictions"]:
+        assert item["correct"] == names_label(item["prediction"], item["reference"])
+    assert result["value"] == sum(item["correct"] for item in result["predictions"]) / 2
+    assert "of 2 clips, 1 missing" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The clips
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_clips_are_few_and_short():
+    assert 5 <= len(AUDIO) <= 10
+    assert sum(path.stat().st_size for path in CLIPS.iterdir()) < 1_500_000
+    assert all(0.4 < soundfile.info(path).duration <= 10 for path in AUDIO)
+
+
+def test_every_clip_is_attributed():
+    lines = [line for line in (CLIPS / "ATTRIBUTION.md").read_text().splitlines() if line.startswith("| `")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert sorted(row[0].strip("`") for row in cells) == [path.name for path in AUDIO]
+    for name, what, _, _, author, licence in cells:
+        assert what and author, name
+        assert re.match(r"(Free Art License 1\.2|GPL-[23]\+?|CC BY 3\.0|CC0)", licence), name
+    assert "GNU GENERAL PUBLIC LICENSE\n                       Version 3" in (CLIPS / "GPL-3.txt").read_text()
+
+
+def test_the_mixture_is_what_its_recipe_makes(tmp_path, monkeypatch):
+    (code,) = re.findall("```python\n(.*?)```", (CLIPS / "ATTRIBUTION.md").read_text(), re.DOTALL)
+    folder = tmp_path / "examples" / "audio"
+    shutil.copytree(CLIPS, folder)
+    (folder / "dog_in_rain.flac").unlink()
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    again, shipped = (soundfile.read(each / "dog_in_rain.flac", dtype="int16")[0] for each in (folder, CLIPS))
+    assert len(again) == len(shipped)
+    assert np.abs(again.astype(int) - shipped).max() <= 1  # another version of the resampler may round otherwise
+
+
+def test_the_recipe_reads_the_list_of_excluded_clips(tmp_path, monkeypatch):
+    lines = (CLIPS / "excluded_from_training.txt").read_text().splitlines()
+    listed = {line for line in lines if line.startswith("audio/")}
+    assert len(listed) == 8  # all recordings but the helicopter's, of which the collection has no copy
+    assert recipe.excluded_files() == listed
+    rows = [
+        {"file": file, "weights_ok": "yes", "label": "dog", "split": split, "official_fold": "", "recording": file}
+        for file in ["audio/dog/free.ogg", *listed]
+        for split in ("train", "val")
+    ]
+    for development in (False, True):
+        for part in recipe.training_clips(rows, development):
+            assert {row["file"] for row in part} <= {"audio/dog/free.ogg"}
+    (tmp_path / "other.txt").write_text("# nothing but this\naudio/dog/free.ogg\n")
+    monkeypatch.setattr(recipe, "EXCLUDED", tmp_path / "other.txt")
+    assert {row["file"] for row in recipe.training_clips(rows)[0]} == listed
+
+
+@needs_sounds
+def test_no_training_has_an_excluded_clip():
+    metadata = recipe.read_metadata(SHARED)
+    excluded = recipe.excluded_files()
+    assert excluded <= {row["file"] for row in metadata}
+    recordings = {row["recording"] for row in metadata if row["file"] in excluded}
+    for development in (False, True):
+        train, validation = recipe.training_clips(metadata, development)
+        held_out = {"fold4", "fold3"} if development else {"fold4"}
+        assert len(train) > 1000
+        assert all(row["weights_ok"] == "yes" and row["split"] == "train" for row in train)
+        assert not {row["official_fold"] for row in train if row["source"] == "ESC-50"} & held_out
+        assert not {row["file"] for row in train + validation} & excluded
+        assert not {row["recording"] for row in train + validation} & recordings
+        assert not {row["recording"] for row in train} & {row["recording"] for row in validation}
+
+
+def whitened(path) -> np.ndarray:
+    """8 kHz, high frequencies raised, without silence at the ends."""
+    waveform = soxr.resample(load_audio(str(path)), 16000, 8000)
+    waveform = np.append(waveform[:1], waveform[1:] - 0.95 * waveform[:-1])
+    loud = np.flatnonzero(np.abs(waveform) > 0.01 * np.abs(waveform).max())
+    return waveform[loud[0] : loud[-1] + 1]
+
+
+def correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """The largest normalised cross-correlation of the loudest half second of `one` with any place of `other`."""
+    width = min(len(one), len(other), 4000)
+    energy = np.convolve(one**2, np.ones(width), "valid")
+    piece = one[(begin := int(energy.argmax())) : begin + width]
+    size = 1 << (len(other) + width).bit_length()
+    products = np.fft.irfft(np.fft.rfft(other, size) * np.fft.rfft(piece, size).conj(), size)
+    products = products[: len(other) - width + 1]
+    energies = np.maximum(np.convolve(other**2, np.ones(width), "valid"), 1e-3 * (piece**2).sum())
+    return float((np.abs(products) / np.sqrt(energies * (piece**2).sum())).max())
+
+
+@needs_sounds
+@pytest.mark.parametrize("name", ["cow", "dog", "frog", "rooster", "train"])
+def test_the_excluded_clips_are_found_by_content(name):
+    (clip,) = (path for path in AUDIO if path.stem in (name, f"{name}s"))
+    (excluded,) = (file for file in recipe.excluded_files() if file.startswith(f"audio/{name}/"))
+    sound = whitened(clip)
+    assert correlation(sound, whitened(SHARED / "sounds" / excluded)) > 0.9
+    train, _ = recipe.training_clips(recipe.read_metadata(SHARED))
+    same = [row["file"] for row in train if row["label"] == name]
+    for file in random.Random(0).sample(same, min(12, len(same))):
+        assert correlation(sound, whitened(SHARED / "sounds" / file)) < 0.75, file
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Captions
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_every_wording_names_its_label(label):
+    wordings = [captions.caption(label), captions.label_list(label)]
+    wordings += [captions.sentence(prompt, label) for prompt in captions.SENTENCE_PROMPTS]
+    assert len(set(wordings)) == len(wordings)
+    for text in wordings:
+        assert names_label(text, label), text
+
+
+def test_a_mixtures_wording_names_both():
+    for first, second in zip(LABELS, LABELS[7:] + LABELS[:7]):
+        wordings = [captions.caption(first, second), captions.label_list(first, second)]
+        wordings += [captions.sentence(prompt, first, second) for prompt in captions.SENTENCE_PROMPTS]
+        for text in wordings:
+            assert named_labels(text) == {first, second}, text
+
+
+def test_wordings_by_hand():
+    assert captions.caption("dog", "rain") == "Dog barking and rain falling."
+    prompts = list(captions.SENTENCE_PROMPTS)
+    assert [captions.sentence(prompt, "dog", "rain") for prompt in prompts] == [
+        "A dog is barking and rain is falling.",
+        "The sound of a dog barking and rain falling.",
+        "It sounds like a dog is barking and rain is falling.",
+        "I hear a dog barking and rain falling.",
+    ]
+    assert captions.label_list("dog", "rain") == "Labels: dog barking; rain falling"
+
+
+def test_questions_have_true_answers():
+    kinds = set()
+    for seed in range(60):
+        rows = recipe.question_rows("x.ogg", "dog", LABELS, random.Random(seed))
+        assert [row["answer"] for row in rows[:2]] == ["Dog barking."] * 2
+        assert rows[:2] == [{"audio": "x.ogg", "prompt": captions.CAPTION_PROMPT, "answer": "Dog barking."}] * 2
+        assert names_label(rows[2]["answer"], "dog") and rows[2]["prompt"] in captions.SENTENCE_PROMPTS
+        prompt, answer = rows[3]["prompt"], rows[3]["answer"]
+        if prompt.endswith("Answer yes or no."):
+            assert answer == ("Yes." if "a dog barking" in prompt else "No.")
+        elif "Which of these" in prompt:
+            choices = prompt.split(": ", 2)[2].rstrip("?").split(", ")
+            assert len(set(choices)) == 4 and choices.count("dog barking") == 1 and answer == "Dog barking."
+        else:
+            assert (prompt, answer) == (captions.LABEL_PROMPT, "Labels: dog barking")
+        kinds.add((prompt.split(":")[0], answer))
+    assert len(kinds) >= 4  # labels, choice, yes and no all came
+
+
+def test_a_mixture_has_both_sounds(tmp_path):
+    times = np.arange(24000) / 16000
+    for name, frequency in (("a", 500), ("b", 2000)):
+        tone = np.concatenate([np.zeros(8000), 0.3 * np.sin(2 * np.pi * frequency * times)])
+        soundfile.write(tmp_path / f"{name}.wav", tone, 16000)
+    for seed in range(8):
+        output = tmp_path / "mixture.flac"
+        recipe.write_mixture((str(tmp_path / "a.wav"), str(tmp_path / "b.wav"), str(output), seed))
+        mixture, rate = soundfile.read(output)
+        assert rate == 16000 and 1.5 <= len(mixture) / rate <= 3.5 and 0.05 < np.abs(mixture).max() < 0.95
+        power = np.abs(np.fft.rfft(mixture)) ** 2
+        places = np.fft.rfftfreq(len(mixture), 1 / rate)
+        first, second = (power[np.abs(places - frequency) < 50].sum() for frequency in (500, 2000))
+        assert 10 ** (-0.85) < second / first < 10**0.05  # 0 to 8 dB weaker
+        assert first + second > 0.98 * power.sum()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The recipe, and the checkpoint that it makes
+# ---------------------------------------------------------------------------------------------------------------
+
+
+TRAINED = {f"{name}/{name}_{number}.ogg" for name in ("cow", "dog", "rain") for number in ("one", "two")}
+TRAINED |= {"frog/frog_one.ogg", "frog/frog_again.ogg"}
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory):
+    """A small sound collection in the layout that the recipe reads."""
+    data = tmp_path_factory.mktemp("data")
+    excluded = "audio/dog/gcompris_b87930b34e.ogg"
+    rows = [
+        ("audio/dog/dog_one.ogg", "dog", "yes", "train", "ESC-50", "fold1", "dog.ogg"),
+        ("audio/dog/dog_two.ogg", "dog", "yes", "train", "ESC-50", "fold3", "dog.ogg"),
+        ("audio/cow/cow_one.ogg", "cow", "yes", "train", "sonic-pi-samples", "", "cow.ogg"),
+        ("audio/cow/cow_two.ogg", "cow", "yes", "train", "ESC-50", "fold2", "cow.ogg"),
+        ("audio/rain/rain_one.ogg", "rain", "yes", "train", "ESC-50", "fold3", "rain.ogg"),
+        ("audio/rain/rain_two.ogg", "rain", "yes", "train", "ESC-50", "fold2", "rain.ogg"),
+        ("audio/frog/frog_one.ogg", "frog", "yes", "train", "ESC-50", "fold1", "frogs.ogg"),
+        ("audio/frog/frog_again.ogg", "frog", "yes", "train", "ESC-50", "fold3", "frogs.ogg"),
+        ("audio/rain/rain_gpl.ogg", "rain", "no", "train", "gcompris", "", "rain.ogg"),
+        ("audio/rooster/rooster_one.ogg", "rooster", "yes", "val", "ESC-50", "fold4", "rooster.ogg"),
+        ("audio/rooster/rooster_two.ogg", "rooster", "yes", "val", "donateacry", "", "rooster.ogg"),
+        (excluded, "dog", "yes", "train", "gcompris", "", "dog.ogg"),
+    ]
+    fields = ["file", "label", "weights_ok", "split", "source", "official_fold"]
+    more = {"description": "x", "author_or_url": "someone", "licence": "CC0", "original_label": "y"}
+    (data / "sounds").mkdir()
+    with open(data / "sounds" / "metadata.csv", "w") as handle:
+        writer = csv.DictWriter(handle, [*fields, *more, "recording"])
+        writer.writeheader()
+        for *values, clip in rows:
+            recording = "a pond" if values[1] == "frog" else values[0]
+            writer.writerow({**dict(zip(fields, values)), **more, "recording": recording})
+            target = data / "sounds" / values[0]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(CLIPS / clip, target)
+    return data
+
+
+@pytest.fixture(scope="module")
+def work(collection, tmp_path_factory):
+    """What `prepare`, `finish` and `card` leave, with a training that has done nothing in between."""
+    work = tmp_path_factory.mktemp("work")
+    argv = sys.argv
+    try:
+        for command in ("prepare", "finish", "card"):
+            more = ["--mixtures", "3", "--workers", "1"] if command == "prepare" else []
+            sys.argv = ["make_sam_tiny", command, "--data", str(collection), "--work", str(work), *more]
+            recipe.main()
+            if command == "prepare":
+                shutil.copytree(work / "initial", work / "tuned")
+                (work / "command.txt").write_text("SEED=7 sh examples/sam_tiny.sh\n")
+                score = {"value": 0.5, "interval": [0.4, 0.6], "count": 2, "predictions": [{"correct": True}] * 1}
+                (work / "esc50-fold4.json").write_text(json.dumps(score))
+    finally:
+        sys.argv = argv
+    return work
+
+
+def rows_of(path) -> list[dict]:
+    with open(path, newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def test_prepare_writes_the_tables(work, collection):
+    train = rows_of(work / "train.csv")
+    clips = [row for row in train if not row["audio"].startswith("mixtures/")]
+    names = {str(Path(row["audio"]).relative_to(collection / "sounds" / "audio")) for row in clips}
+    assert names == TRAINED
+    assert len(clips) == 4 * len(TRAINED) and len(train) == len(clips) + 3
+    assert all((work / row["audio"]).is_file() for row in train)
+    validation = rows_of(work / "validation.csv")
+    assert [(Path(row["audio"]).parts[-2:], row["answer"]) for row in validation] == [
+        (("rooster", "rooster_two.ogg"), "Rooster crowing.")
+    ]
+    folds = {row["filename"]: row["fold"] for row in rows_of(work / "esc50" / "meta" / "esc50.csv")}
+    assert folds == {"dog_two.ogg": "3", "rain_one.ogg": "3", "frog_again.ogg": "3", "rooster_one.ogg": "4"}
+
+
+def test_development_holds_a_fold_out(collection):
+    train, validation = recipe.training_clips(recipe.read_metadata(collection), development=True)
+    assert {row["official_fold"] for row in validation} == {"fold3"} and len(validation) == 3
+    assert {row["official_fold"] for row in train} == {"fold1", "fold2", ""}
+    assert "audio/frog/frog_one.ogg" not in {row["file"] for row in train}  # a recording of the held-out fold
+    assert len(train) == 4
+
+
+def tokens_of_its_own(path):
+    tokenizer = AutoProcessor.from_pretrained(path).tokenizer
+    assert len(tokenizer("&&")["input_ids"]) == 1
+    for text in ("Dog barking and rain falling.", "Ünïcode, 雨\n\n### Response:\n"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def is_small(path):
+    weights = path / "model.safetensors"
+    assert weights.stat().st_size <= 16_000_000
+    with safe_open(weights, "pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
+        types = {name: file.get_slice(name).get_dtype() for name in file.keys()}
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) <= 8_000_000
+    kept = {name for name in types if name.endswith((".A_log", ".D", ".dt_bias"))}  # a few numbers a layer
+    assert {name for name, kind in types.items() if kind != "BF16"} == kept
+
+
+def loads_by_the_auto_classes(path):
+    assert type(AutoConfig.from_pretrained(path)) is SamConfig
+    for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM):
+        model, info = auto_class.from_pretrained(path, output_loading_info=True)
+        assert type(model) is SamForConditionalGeneration
+        assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert type(AutoProcessor.from_pretrained(path)) is SamAudioLanguageProcessor
+    assert AutoFeatureExtractor.from_pretrained(path).feature_size == 128
+
+
+def names_its_code_and_has_none(path):
+    models = {name: value for name, value in AUTO_MAP.items() if "Model" in name or name == "AutoConfig"}
+    assert models.items() <= json.loads((path / "config.json").read_text())["auto_map"].items()
+    written = (path / "processor_config.json").read_text()
+    assert AUTO_MAP["AutoProcessor"] in written and AUTO_MAP["AutoFeatureExtractor"] in written
+    assert not list(path.rglob("*.py")) and not (path / "__pycache__").exists()
+
+
+def a_copy_has_its_code(path, copy):
+    AutoModel.from_pretrained(path).save_pretrained(copy)
+    AutoProcessor.from_pretrained(path).save_pretrained(copy)
+    modules = {f"{value.split('.')[0]}.py" for value in AUTO_MAP.values()}
+    names = {file.name for file in copy.iterdir()}
+    assert modules | {"mamba_sam.py", "kernels_sam.py", "generation_sam.py", "model.safetensors"} <= names
+
+
+CHECKS = [tokens_of_its_own, is_small, loads_by_the_auto_classes, names_its_code_and_has_none]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_what_the_recipe_makes(work, check):
+    check(work / "sam-tiny")
+
+
+def test_a_copy_of_what_the_recipe_makes_has_its_code(work, tmp_path):
+    a_copy_has_its_code(work / "sam-tiny", tmp_path)
+
+
+def test_finish_attributes_and_card_tells(work):
+    files = {row["file"] for row in rows_of(work / "sam-tiny" / "ATTRIBUTION.csv")}
+    assert files == {f"audio/{name}" for name in TRAINED}
+    card = (work / "sam-tiny" / "README.md").read_text()
+    assert "**50.0 %** (1 clips; 95 % interval 40.0 to 60.0 %" in card
+    assert "SEED=7 sh examples/sam_tiny.sh" in card
+    assert "non-commercial" in (work / "sam-tiny" / "LICENSE").read_text()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# examples/sam-tiny
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@needs_sam_tiny
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_sam_tiny(check):
+    check(SAM_TINY)
+
+
+@needs_sam_tiny
+def test_a_copy_of_sam_tiny_has_its_code(tmp_path):
+    a_copy_has_its_code(SAM_TINY, tmp_path)
+
+
+@needs_sam_tiny
+def test_sam_tinys_card_and_licence():
+    card = (SAM_TINY / "README.md").read_text()
+    assert re.search(r"^license: other$", card, re.MULTILINE)
+    assert re.search(r"^pipeline_tag: audio-text-to-text$", card, re.MULTILINE)
+    (value,) = re.findall(r"\*\*(\d+\.\d) %\*\*", card)
+    assert float(value) >= 35
+    assert "sh examples/sam_tiny.sh" in card and "SEED=" in card and "ESC-50" in card
+    assert "CC BY-NC 3.0" in (SAM_TINY / "LICENSE").read_text()
+
+
+@needs_sam_tiny
+def test_sam_tiny_attributes_no_other_licence():
+    rows = rows_of(SAM_TINY / "ATTRIBUTION.csv")
+    assert len({row["file"] for row in rows}) == len(rows) > 1000
+    assert not {row["file"] for row in rows} & recipe.excluded_files()
+    for row in rows:
+        assert row["author_or_url"] or row["description"] or row["source"], row
+        assert not re.search(r"GPL|-SA|Sampling|ODbL", row["licence"]), row
+
+
+@needs_sam_tiny
+@needs_sounds
+def test_sam_tiny_attributes_what_it_was_trained_on():
+    train, _ = recipe.training_clips(recipe.read_metadata(SHARED))
+    attributed = [(row["file"], row["licence"]) for row in rows_of(SAM_TINY / "ATTRIBUTION.csv")]
+    assert sorted(attributed) == sorted((row["file"], row["licence"]) for row in train)
+
+
+@needs_sam_tiny
+def test_sam_tiny_describes_the_clips_in_time():
+    command = """
+import json, sys, time
+sys.path.insert(0, sys.argv[1])
+import sam_alm
+from transformers import AutoModel, AutoProcessor
+model, processor = AutoModel.from_pretrained(sys.argv[2]), AutoProcessor.from_pretrained(sys.argv[2])
+results = {}
+for clip in sys.argv[3:]:
+    begin = time.perf_counter()
+    prompt = "Close-ended question: Write an audio caption describing the sound."
+    inputs = processor(text=prompt, audio=clip, overflow="truncate", return_tensors="pt")
+    tokens = model.generate(**inputs, max_new_tokens=64)[0, inputs["input_ids"].shape[1]:]
+    results[clip] = processor.decode(tokens, skip_special_tokens=True), time.perf_counter() - begin
+print(json.dumps(results))
+"""
+    arguments = [sys.executable, "-c", command, str(ROOT), str(SAM_TINY), *map(str, AUDIO)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=200, env=environment)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert max(seconds for _, seconds in results.values()) < 2
+    assert all(re.fullmatch(r"[A-Z][^\n]{3,120}\.", text) for text, _ in results.values()), results
+    assert len({text for text, _ in results.values()}) >= 5  # it hears differences
+
+
+@needs_sam_tiny
+def test_sam_tiny_is_answered_the_same_in_bf16_and_fp32():
+    processor = AutoProcessor.from_pretrained(SAM_TINY)
+    inputs = processor(text=captions.CAPTION_PROMPT, audio=str(CLIPS / "dog.ogg"), return_tensors="pt")
+    begin = time.perf_counter()
+    answers = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = AutoModel.from_pretrained(SAM_TINY, dtype=dtype)
+        answers.append(processor.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_special_tokens=True))
+    assert answers[0] == answers[1] and time.perf_counter() - begin < 60
