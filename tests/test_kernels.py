@@ -1,5 +1,7 @@
 """The torch operations against a float64 recurrence written position by position."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -202,6 +204,18 @@ def test_dispatch_by_the_tensors_device(monkeypatch):
     kernels.causal_convolution(torch.randn(2, 5, 6), torch.randn(6, 4), None)
     kernels.convolution_step(torch.randn(2, 6), torch.zeros(2, 6, 3), torch.randn(6, 4), None)
     assert kernels.fused_layer_why_not(torch.randn(2, 5, 8), 4)
+
+
+def test_a_gpu_without_the_kernels_is_told_once(monkeypatch, caplog):
+    monkeypatch.setattr(kernels.logger, "propagate", True)
+    on_gpu = SimpleNamespace(is_cuda=True)
+    with caplog.at_level("WARNING"):
+        for _ in range(2):
+            kernels._warn_once_on_cuda(on_gpu, "scan", "mamba_ssm cannot be imported (for this test)")
+        kernels._warn_once_on_cuda(on_gpu, "scan", "SAM_KERNELS=torch")
+        kernels._warn_once_on_cuda(torch.zeros(1), "scan", "the tensors are on cpu")
+    assert len(caplog.records) == 1
+    assert "several times slower" in caplog.text and "sam-alm env" in caplog.text
 
 
 def test_implementations_name_every_operation():
