@@ -172,7 +172,6 @@ class SamConfig(PretrainedConfig):
     model_type = "sam_alm"
     sub_configs = {"audio_config": SamAudioConfig, "text_config": Mamba2Config}
     keys_to_ignore_at_inference = ["past_key_values", "audio_hidden_states"]
-    has_no_defaults_at_init = False
 
     def __init__(
         self,

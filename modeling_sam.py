@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
@@ -469,8 +469,10 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
             ValueError: Slots and clips that do not match, both or neither of `input_ids` and `inputs_embeds`, a mask
                 or a cache of another batch.
         """
-        whole = isinstance(logits_to_keep, int) and logits_to_keep == 0
-        if labels is not None and not whole:
+        keep = logits_to_keep
+        if isinstance(keep, int):
+            keep = slice(-keep, None) if keep else None
+        if labels is not None and keep is not None:
             raise ValueError("labels and logits_to_keep: the loss needs all logits; pass one of the two.")
         outputs = self.model(
             input_ids=input_ids,
@@ -484,9 +486,8 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
                 self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
             ),
         )
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
         hidden_states = outputs.last_hidden_state
-        if not isinstance(keep, int):
+        if keep is not None:
             hidden_states = hidden_states[:, keep]
         logits = self.lm_head(hidden_states.to(self.lm_head.weight.dtype))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -542,17 +543,11 @@ def keep_model_card_from_trainer() -> None:
     module.Trainer.create_model_card = create_model_card
 
 
-for auto_class in (AutoModel, AutoModelForCausalLM):
+for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM):
     auto_class.register(SamConfig, SamForConditionalGeneration, exist_ok=True)
 AutoConfig.register(SamConfig.model_type, SamConfig, exist_ok=True)
 AutoConfig.register(SamAudioConfig.model_type, SamAudioConfig, exist_ok=True)
 AutoModel.register(SamAudioConfig, SamAudioModel, exist_ok=True)
-try:
-    from transformers import AutoModelForMultimodalLM
-except ImportError:
-    pass
-else:
-    AutoModelForMultimodalLM.register(SamConfig, SamForConditionalGeneration, exist_ok=True)
 SamForConditionalGeneration.register_for_auto_class("AutoModel")
 SamAudioModel.register_for_auto_class("AutoModel")
 
