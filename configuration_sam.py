@@ -171,7 +171,7 @@ class SamConfig(PretrainedConfig):
 
     model_type = "sam_alm"
     sub_configs = {"audio_config": SamAudioConfig, "text_config": Mamba2Config}
-    keys_to_ignore_at_inference = ["past_key_values", "audio_hidden_states"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "audio_hidden_states"]
 
     def __init__(
         self,

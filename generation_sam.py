@@ -5,6 +5,11 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, GenerationMixin
 
+try:
+    from .mamba_sam import given_cache
+except ImportError:
+    from mamba_sam import given_cache
+
 
 class SamGenerationMixin(GenerationMixin):
     """`generate` for [`SamForConditionalGeneration`]: greedy by default, on a [`SamCache`]."""
@@ -33,17 +38,19 @@ class SamGenerationMixin(GenerationMixin):
         inputs_embeds=None,
         input_features=None,
         use_cache=True,
+        cache=None,
         **kwargs,
     ):
-        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-        inputs: dict[str, Any] = {"past_key_values": past_key_values, "use_cache": use_cache}
+        cache = given_cache(cache, past_key_values)
+        seen = 0 if cache is None else cache.get_seq_length()
+        inputs: dict[str, Any] = {"cache": cache, "use_cache": use_cache}
         for name in ("output_hidden_states", "logits_to_keep"):
             if name in kwargs:
                 inputs[name] = kwargs[name]
         if seen > 0:
             if not use_cache:
                 raise ValueError(
-                    "use_cache: got False with past_key_values, which every step would change; leave one out."
+                    "use_cache: got False with a cache, which every step would change; leave one out."
                 )
             # The state holds the audio and the prompt. What is new stands behind what was read before: the mask covers
             # both, and so do the ids, unless the prompt came embedded.
@@ -54,7 +61,7 @@ class SamGenerationMixin(GenerationMixin):
                 new = input_ids.shape[1] if new is None else new
             if new < 1:
                 raise ValueError(
-                    f"attention_mask: covers {new + seen} positions, but past_key_values has read {seen} "
+                    f"attention_mask: covers {new + seen} positions, but the cache has read {seen} "
                     "already; pass a mask over what was read and what is new, or input_ids that begin with what was "
                     "read."
                 )

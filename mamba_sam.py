@@ -60,6 +60,10 @@ class SamCache:
     """
 
     is_compileable = False
+    is_croppable = False
+    # To transformers (5.24 on) "linear" layers always read all the ids they are given. Ours read only what is new,
+    # which `generate` cuts out for all other caches.
+    is_linear = (False,)
 
     def __init__(self, num_layers: int, state_dtype: torch.dtype = torch.float32):
         self.state_dtype = state_dtype
@@ -86,7 +90,7 @@ class SamCache:
             self.convolution[index] = torch.zeros(shape, dtype=dtype, device=device)
         rows = self.recurrent[index].shape[0]
         if rows != batch:
-            raise ValueError(f"past_key_values: holds {rows} rows, the input has {batch}.")
+            raise ValueError(f"cache: holds {rows} rows, the input has {batch}.")
         return self.convolution[index], self.recurrent[index]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -363,17 +367,42 @@ def residual_stream(hidden_states: torch.Tensor, in_fp32: bool) -> torch.Tensor:
     return hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32)) if in_fp32 else hidden_states
 
 
+def given_cache(cache, past_key_values):
+    """The one that was given of the two names of the same argument: `cache` is transformers' from 5.24 on.
+
+    Raises:
+        ValueError: Both were given, and differ.
+    """
+    if cache is not None and past_key_values is not None and cache is not past_key_values:
+        raise ValueError("cache and past_key_values: got both, which name the same argument; pass one of them.")
+    return past_key_values if cache is None else cache
+
+
+class SamOutput(ModelOutput):
+    """An output whose `cache` may also be called `past_key_values`, as transformers does before 5.24."""
+
+    @property
+    def past_key_values(self):
+        return self.cache
+
+    def __contains__(self, key):
+        return super().__contains__("cache" if key == "past_key_values" else key)
+
+    def __getitem__(self, key):
+        return super().__getitem__("cache" if key == "past_key_values" else key)
+
+
 @dataclass
-class SamMamba2Output(ModelOutput):
+class SamMamba2Output(SamOutput):
     """
     Args:
         last_hidden_state (`torch.Tensor` of shape `[B, L, D]`): After the final norm.
-        past_key_values ([`SamCache`], *optional*): The state after the last position.
+        cache ([`SamCache`], *optional*): The state after the last position.
         hidden_states (`tuple[torch.Tensor]`, *optional*): Input of every layer and the last output.
     """
 
     last_hidden_state: torch.Tensor | None = None
-    past_key_values: SamCache | None = None
+    cache: SamCache | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
@@ -395,7 +424,7 @@ class SamMamba2Model(nn.Module):
         self,
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: SamCache | None = None,
+        cache: SamCache | None = None,
         seq_idx: torch.Tensor | None = None,
         output_hidden_states: bool = False,
     ) -> SamMamba2Output:
@@ -404,7 +433,7 @@ class SamMamba2Model(nn.Module):
             inputs_embeds (`torch.Tensor` of shape `[B, L, D]`): Embedded sequence.
             attention_mask (`torch.Tensor` of shape `[B, L]` or longer, *optional*): One at real positions; its last
                 `L` columns count. Padding may stand anywhere and changes nothing.
-            past_key_values ([`SamCache`], *optional*): State to go on from, changed in place.
+            cache ([`SamCache`], *optional*): State to go on from, changed in place.
             seq_idx (`torch.Tensor` of shape `[B, L]`, *optional*): Sequence of each position of a packed row; not
                 together with a cache.
             output_hidden_states (`bool`, *optional*, defaults to `False`): Return every layer's input too.
@@ -413,8 +442,8 @@ class SamMamba2Model(nn.Module):
             [`SamMamba2Output`].
         """
         length = inputs_embeds.shape[1]
-        if seq_idx is not None and past_key_values is not None:
-            raise ValueError("seq_idx: packed rows cannot be read into past_key_values; pass use_cache=False.")
+        if seq_idx is not None and cache is not None:
+            raise ValueError("seq_idx: packed rows cannot be read into a cache; pass use_cache=False.")
         packing = None
         if attention_mask is not None:
             mask = attention_mask[:, -length:]
@@ -437,13 +466,13 @@ class SamMamba2Model(nn.Module):
         for block in self.layers:
             if output_hidden_states:
                 collected.append(unpack(hidden_states))
-            hidden_states = block(hidden_states, past_key_values, lengths, seq_idx)
+            hidden_states = block(hidden_states, cache, lengths, seq_idx)
         hidden_states = unpack(self.norm_f(hidden_states))
-        if past_key_values is not None:
-            past_key_values.seen_tokens += length
+        if cache is not None:
+            cache.seen_tokens += length
         return SamMamba2Output(
             last_hidden_state=hidden_states,
-            past_key_values=past_key_values,
+            cache=cache,
             hidden_states=(*collected, hidden_states) if output_hidden_states else None,
         )
 
@@ -477,4 +506,4 @@ def init_mamba2_weights(module: nn.Module, config) -> None:
         init.normal_(module.weight, mean=0.0, std=config.initializer_range)
 
 
-__all__ = ["SamCache", "SamMamba2Model", "SamMamba2Output"]
+__all__ = ["SamCache", "SamMamba2Model", "SamMamba2Output", "SamOutput", "given_cache"]

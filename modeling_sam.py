@@ -15,7 +15,6 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput
 
 try:
     from .configuration_sam import SamAudioConfig, SamConfig, push_folder_to_hub, write_model_card
@@ -26,9 +25,9 @@ try:
 except ImportError:
     from generation_sam import SamGenerationMixin
 try:
-    from .mamba_sam import SamCache, SamMamba2Model, init_mamba2_weights, residual_stream
+    from .mamba_sam import SamCache, SamMamba2Model, SamOutput, given_cache, init_mamba2_weights, residual_stream
 except ImportError:
-    from mamba_sam import SamCache, SamMamba2Model, init_mamba2_weights, residual_stream
+    from mamba_sam import SamCache, SamMamba2Model, SamOutput, given_cache, init_mamba2_weights, residual_stream
 
 
 # -------------------------------------------------------------------------------------------------- audio encoder
@@ -247,23 +246,23 @@ class SamConnector(nn.Module):
 
 
 @dataclass
-class SamModelOutput(ModelOutput):
+class SamModelOutput(SamOutput):
     """
     Args:
         last_hidden_state (`torch.Tensor` of shape `[B, L, D]`): Output of the language model.
-        past_key_values ([`SamCache`], *optional*): The state after the last position.
+        cache ([`SamCache`], *optional*): The state after the last position; `past_key_values` is its other name.
         hidden_states (`tuple[torch.Tensor]`, *optional*): Input of every layer and the last output.
         audio_hidden_states (`torch.Tensor`, *optional*): Output of the connector, `[clips, 64 or 512, D]`.
     """
 
     last_hidden_state: torch.Tensor | None = None
-    past_key_values: SamCache | None = None
+    cache: SamCache | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     audio_hidden_states: torch.Tensor | None = None
 
 
 @dataclass
-class SamCausalLMOutput(ModelOutput):
+class SamCausalLMOutput(SamOutput):
     """
     Args:
         loss (`torch.Tensor`, *optional*): Next-token cross-entropy over the labels.
@@ -273,7 +272,7 @@ class SamCausalLMOutput(ModelOutput):
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
-    past_key_values: SamCache | None = None
+    cache: SamCache | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     audio_hidden_states: torch.Tensor | None = None
 
@@ -320,8 +319,10 @@ class SamModel(SamPreTrainedModel):
         use_cache=None,
         seq_idx=None,
         output_hidden_states=None,
+        cache=None,
         **kwargs,
     ):
+        cache = given_cache(cache, past_key_values)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("input_ids and inputs_embeds: pass exactly one of them.")
         if inputs_embeds is not None and input_features is not None:
@@ -333,17 +334,17 @@ class SamModel(SamPreTrainedModel):
         if use_cache is None:
             use_cache = text_config.use_cache and not self.training and seq_idx is None
         if use_cache and self.training and self.language_model.layers[0].gradient_checkpointing:
-            use_cache, past_key_values = False, None
+            use_cache, cache = False, None
         # by name: code loaded from a checkpoint has its own copy of the class
-        if past_key_values is not None and type(past_key_values).__name__ != "SamCache":
-            raise ValueError(f"past_key_values: got {type(past_key_values).__name__}, expected SamCache.")
-        if use_cache and past_key_values is None:
-            past_key_values = SamCache(text_config.num_hidden_layers)
+        if cache is not None and type(cache).__name__ != "SamCache":
+            raise ValueError(f"cache: got {type(cache).__name__}, expected SamCache.")
+        if use_cache and cache is None:
+            cache = SamCache(text_config.num_hidden_layers)
 
         audio_features = None
         if inputs_embeds is None:
             inputs_embeds = self.language_model.embeddings(input_ids)
-            stepping = past_key_values is not None and past_key_values.seen_tokens > 0 and input_ids.shape[1] == 1
+            stepping = cache is not None and cache.seen_tokens > 0 and input_ids.shape[1] == 1
             if input_features is not None:
                 audio_features = self.get_audio_features(input_features)
             if not stepping or audio_features is not None:
@@ -352,11 +353,11 @@ class SamModel(SamPreTrainedModel):
             inputs_embeds = inputs_embeds + self._untouched_parameters()
 
         outputs = self.language_model(
-            inputs_embeds, attention_mask, past_key_values, seq_idx, bool(output_hidden_states)
+            inputs_embeds, attention_mask, cache, seq_idx, bool(output_hidden_states)
         )
         return SamModelOutput(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=past_key_values if use_cache else None,
+            cache=cache if use_cache else None,
             hidden_states=outputs.hidden_states,
             audio_hidden_states=audio_features,
         )
@@ -443,6 +444,7 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
         seq_idx=None,
         output_hidden_states=None,
         return_dict=None,
+        cache=None,
         **kwargs,
     ):
         """
@@ -452,7 +454,8 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
                 their slots: row by row, from left to right.
             attention_mask (`torch.Tensor` of shape `[B, L]`, *optional*): One at real positions. Padding may stand
                 on either side.
-            past_key_values ([`SamCache`], *optional*): State to go on from; changed in place.
+            cache ([`SamCache`], *optional*): State to go on from; changed in place. `past_key_values` is its other
+                name, the only one that transformers before 5.24 knows.
             inputs_embeds (`torch.Tensor` of shape `[B, L, D]`, *optional*): Instead of `input_ids`.
             labels (`torch.Tensor` of shape `[B, L]`, *optional*): Tokens to predict, aligned with `input_ids` (the
                 shift happens here); -100 is ignored.
@@ -478,7 +481,7 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
             input_ids=input_ids,
             input_features=input_features,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            cache=given_cache(cache, past_key_values),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             seq_idx=seq_idx,
@@ -501,7 +504,7 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
         output = SamCausalLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             audio_hidden_states=outputs.audio_hidden_states,
         )

@@ -35,7 +35,8 @@ echo "SEED=$SEED DISTILL_SECONDS=$DISTILL_SECONDS SECONDS_TOGETHER=$SECONDS_TOGE
 $PYTHON examples/make_sam_tiny.py prepare --data "$DATA" --work "$WORK" --seed "$SEED" --mixtures "$MIXTURES" $PREPARE
 
 # 2. The encoder alone: what the teacher hears, and which clips share a caption.
-$PYTHON examples/distill_encoder.py scores --teacher "$TEACHER" --train "$WORK/train.csv" --output "$WORK/scores.npz"
+[ -f "$WORK/scores.npz" ] ||
+    $PYTHON examples/distill_encoder.py scores --teacher "$TEACHER" --train "$WORK/train.csv" --output "$WORK/scores.npz"
 $PYTHON examples/distill_encoder.py train --model "$WORK/initial" --train "$WORK/train.csv" \
     --scores "$WORK/scores.npz" --output "$WORK/pretrained" --seconds "$DISTILL_SECONDS" --seed "$SEED"
 

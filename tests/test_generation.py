@@ -430,7 +430,7 @@ def test_a_mask_that_leaves_out_what_was_read_is_refused(mask):
         arguments["attention_mask"][0, 0] = mask == "ones"
     read_before = inputs["input_ids"].shape[1]
     with pytest.raises(
-        ValueError, match=f"attention_mask: covers 3 .* past_key_values has read {read_before} already"
+        ValueError, match=f"attention_mask: covers 3 .* the cache has read {read_before} already"
     ):
         model.generate(new, past_key_values=cache, max_new_tokens=3, **arguments)
 
@@ -497,7 +497,7 @@ def test_reorder_select_and_repeat():
         atol=1e-5,
         rtol=1e-5,
     )
-    with pytest.raises(ValueError, match="past_key_values: holds 3 rows, the input has 1"):
+    with pytest.raises(ValueError, match="cache: holds 3 rows, the input has 1"):
         next_logits(cache, token[:1])
 
 
@@ -562,7 +562,7 @@ def test_what_a_recurrent_state_cannot_do_is_refused():
         model.generate(**inputs, assistant_model=tiny_model(), max_new_tokens=3)
     with pytest.raises(ValueError, match="cannot go back"):
         read(model, inputs).crop(3)
-    with pytest.raises(ValueError, match="past_key_values"):
+    with pytest.raises(ValueError, match="got DynamicCache, expected SamCache"):
         model.generate(**inputs, past_key_values=DynamicCache(), max_new_tokens=3)
 
 

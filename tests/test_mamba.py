@@ -224,7 +224,7 @@ def test_cache_refuses_what_it_cannot_do():
     model = tiny_model()
     with torch.no_grad():
         cache = model(IDS, use_cache=True).past_key_values
-        with pytest.raises(ValueError, match=r"past_key_values: holds 2 rows, the input has 1"):
+        with pytest.raises(ValueError, match=r"cache: holds 2 rows, the input has 1"):
             model(IDS[:1, :3], past_key_values=cache)
     with pytest.raises(ValueError, match="cannot go back"):
         cache.crop(3)

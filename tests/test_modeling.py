@@ -583,7 +583,7 @@ def test_a_model_without_an_audio_token_reads_text_only():
 def test_a_foreign_cache_is_refused():
     from transformers import DynamicCache
 
-    with pytest.raises(ValueError, match="past_key_values: got DynamicCache, expected SamCache"):
+    with pytest.raises(ValueError, match="cache: got DynamicCache, expected SamCache"):
         tiny_model()(torch.tensor([tokens("text")]), past_key_values=DynamicCache())
 
 
