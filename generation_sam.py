@@ -49,9 +49,7 @@ class SamGenerationMixin(GenerationMixin):
                 inputs[name] = kwargs[name]
         if seen > 0:
             if not use_cache:
-                raise ValueError(
-                    "use_cache: got False with a cache, which every step would change; leave one out."
-                )
+                raise ValueError("use_cache: got False with a cache, which every step would change; leave one out.")
             # The state holds the audio and the prompt. What is new stands behind what was read before: the mask covers
             # both, and so do the ids, unless the prompt came embedded.
             if attention_mask is not None:

@@ -352,9 +352,7 @@ class SamModel(SamPreTrainedModel):
         if audio_features is None and self.training:
             inputs_embeds = inputs_embeds + self._untouched_parameters()
 
-        outputs = self.language_model(
-            inputs_embeds, attention_mask, cache, seq_idx, bool(output_hidden_states)
-        )
+        outputs = self.language_model(inputs_embeds, attention_mask, cache, seq_idx, bool(output_hidden_states))
         return SamModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             cache=cache if use_cache else None,

@@ -208,12 +208,13 @@ def extract_features(clips: Sequence[Any], processor, device="cpu", num_threads:
     extractor = processor.feature_extractor
     shape = (len(clips), extractor.max_frames, extractor.feature_size)
     features = torch.empty(shape, dtype=torch.float16, device=device)
-    with ThreadPoolExecutor(num_threads) as pool:
-        waveforms = tqdm(pool.map(load_audio, clips), total=len(clips), desc="features", unit="clip")
-        for index, waveform in enumerate(waveforms):
-            waveform = waveform[: extractor.max_frames * 160 + 240]
-            batch = extractor(waveform, SAMPLING_RATE, return_tensors="pt", overflow="truncate", device=device)
-            features[index] = batch["input_features"][0]
+    with ThreadPoolExecutor(num_threads) as pool, tqdm(total=len(clips), desc="features", unit="clip") as bar:
+        for begin in range(0, len(clips), 64):
+            part = clips[begin : begin + 64]
+            waveforms = [waveform[: extractor.max_frames * 160 + 240] for waveform in pool.map(load_audio, part)]
+            batch = extractor(waveforms, SAMPLING_RATE, return_tensors="pt", overflow="truncate", device=device)
+            features[begin : begin + len(part)] = batch["input_features"]
+            bar.update(len(part))
     return features
 
 

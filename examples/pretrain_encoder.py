@@ -6,8 +6,9 @@
 The idea is EAT's and the masked autoencoder's: three quarters of the patches of five seconds are hidden, the encoder
 sees the others only, and a small decoder, thrown away afterwards, says what was hidden: each patch normalised to mean
 0 and variance 1, and its mean and spread apart. Without the latter the encoder learned nothing in 2,400 steps: most
-of a normalised patch is noise, and the level is what the surroundings tell. `--train` is what `examples/finetune.py` takes; only its audio is used. The log-mel of all clips is
-kept on the device. A run that was stopped goes on with `--resume`.
+of a normalised patch is noise, and the level is what the surroundings tell. `--train` is what `examples/finetune.py`
+takes; only its audio is used. The log-mel of all clips is kept on the device. A run that was stopped goes on with
+`--resume`.
 """
 
 import argparse
@@ -19,11 +20,11 @@ from pathlib import Path
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import AutoProcessor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from configuration_sam import SamAudioConfig
 from modeling_sam import SamAudioBlock, SamForConditionalGeneration, sine_cosine_positions
+from processing_sam import SamProcessor
 from training_sam import AugmentLogMel, extract_features, read_table, warmup_cosine
 
 WINDOW = 512  # frames, 5.12 seconds
@@ -117,7 +118,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
-    processor = AutoProcessor.from_pretrained(args.model)
+    processor = SamProcessor.from_pretrained(args.model)
     model = SamForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32).to(device)
     clips = list(dict.fromkeys(read_table(args.train)["audio"][:]))
     features = extract_features(clips, processor, device, os.cpu_count() or 1)

@@ -429,9 +429,7 @@ def test_a_mask_that_leaves_out_what_was_read_is_refused(mask):
         arguments["attention_mask"] = torch.ones_like(new)
         arguments["attention_mask"][0, 0] = mask == "ones"
     read_before = inputs["input_ids"].shape[1]
-    with pytest.raises(
-        ValueError, match=f"attention_mask: covers 3 .* the cache has read {read_before} already"
-    ):
+    with pytest.raises(ValueError, match=f"attention_mask: covers 3 .* the cache has read {read_before} already"):
         model.generate(new, past_key_values=cache, max_new_tokens=3, **arguments)
 
 
