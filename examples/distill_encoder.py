@@ -21,14 +21,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import AutoProcessor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from modeling_sam import SamForConditionalGeneration
-from processing_sam import load_audio
+from processing_sam import SamProcessor, load_audio
 from training_sam import AugmentLogMel, extract_features, warmup_cosine
-
-WINDOW = 512  # frames, 5.12 seconds
 
 
 def clips_of(table: Path) -> dict[str, str]:
@@ -82,7 +79,7 @@ def scores(args: argparse.Namespace) -> None:
 
 
 class Listener(nn.Module):
-    """The encoder with two heads on the mean of its tokens: the teacher's scores, and the answer."""
+    """The encoder with two heads on the mean of a clip's tokens: the teacher's scores, and the answer."""
 
     def __init__(self, encoder, num_scores: int, num_answers: int):
         super().__init__()
@@ -90,12 +87,13 @@ class Listener(nn.Module):
         self.scores = nn.Linear(encoder.config.hidden_size, num_scores)
         self.answers = nn.Linear(encoder.config.hidden_size, num_answers)
 
-    def forward(self, windows: torch.Tensor, start: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores and answers of `[B, 512, bins]`, placed `start` time steps into the ten seconds."""
-        encoder = self.encoder
-        patches = encoder.local_encoder(windows)
-        first = start * encoder.config.num_bands
-        heard = encoder.encode(patches + encoder.positions[first : first + patches.shape[1]]).mean(dim=1)
+    def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores and answers of clips `[B, 1024, bins]` with so many real frames `[B]`; padding is not averaged."""
+        config = self.encoder.config
+        tokens = self.encoder(features).last_hidden_state.unflatten(1, (config.num_time_steps, config.num_bands))
+        starts = torch.arange(config.num_time_steps, device=features.device) * config.patch_size
+        real = (starts < lengths[:, None]).to(tokens.dtype)  # [B, time]
+        heard = (tokens.mean(dim=2) * real.unsqueeze(-1)).sum(dim=1) / real.sum(dim=1, keepdim=True)
         return self.scores(heard), self.answers(heard)
 
 
@@ -103,7 +101,7 @@ def train(args: argparse.Namespace) -> None:
     """Trains the encoder and puts the checkpoint into `--output`."""
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    processor = AutoProcessor.from_pretrained(args.model)
+    processor = SamProcessor.from_pretrained(args.model)
     model = SamForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32).to(device)
     truth = np.load(args.scores)
     place = {clip: index for index, clip in enumerate(truth["clips"].tolist())}
@@ -116,17 +114,17 @@ def train(args: argparse.Namespace) -> None:
 
     listener = Listener(model.model.audio_tower, target.shape[1], len(names)).to(device).train()
     optimizer = torch.optim.AdamW(listener.parameters(), lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
-    augment = AugmentLogMel(processor.feature_extractor.mean, processor.feature_extractor.std, tile=True)
-    places = listener.encoder.config.num_time_steps - WINDOW // listener.encoder.config.patch_size
+    augment = AugmentLogMel(processor.feature_extractor.mean, processor.feature_extractor.std)
     begin, step, seen, totals = time.monotonic(), 0, 0, torch.zeros(3, device=device)
     bar = tqdm(desc="distilling", unit="step")
     while (share := (time.monotonic() - begin) / args.seconds) < 1:
         for group in optimizer.param_groups:
             group["lr"] = args.learning_rate * warmup_cosine(share)
         chosen = torch.randperm(len(clips), device=device)[: args.batch_size]
-        start = 0 if step % 2 else int(torch.randint(places + 1, ()))
+        clip = augment(features[chosen])
+        lengths = augment.lengths(clip * 2 * augment.std + augment.mean)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            heard, named = listener(augment(features[chosen], WINDOW), start)
+            heard, named = listener(clip, lengths)
         alike = F.mse_loss(heard.float(), target[chosen])
         named_loss = F.cross_entropy(named.float(), answer[chosen], label_smoothing=0.1)
         (alike + named_loss).backward()
