@@ -30,7 +30,7 @@ fi
 cd "$(dirname "$0")/.."
 mkdir -p "$WORK"
 echo "SEED=$SEED DISTILL_SECONDS=$DISTILL_SECONDS SECONDS_APART=$SECONDS_APART" \
-    "SECONDS_TOGETHER=$SECONDS_TOGETHER BATCH=$BATCH RATE=$RATE MIXTURES=$MIXTURES sh examples/sam_tiny.sh" >"$WORK/command.txt"
+    "SECONDS_TOGETHER=$SECONDS_TOGETHER BATCH=$BATCH RATE=$RATE MIXTURES=$MIXTURES BF16=${BF16:-} sh examples/sam_tiny.sh" >"$WORK/command.txt"
 
 # 1. Captions, mixtures, tokenizer, random weights.
 $PYTHON examples/make_sam_tiny.py prepare --data "$DATA" --work "$WORK" --seed "$SEED" --mixtures "$MIXTURES" $PREPARE
