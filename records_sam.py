@@ -375,6 +375,8 @@ def write_records(
         ValueError: Too many records without audio, with a table by source; no record; one that is none.
     """
     folder = Path(folder)
+    if rows_per_shard < 1:
+        raise ValueError(f"rows_per_shard: got {rows_per_shard}, expected a positive number.")
     settings = {
         "fingerprint": fingerprint,
         "audio_roots": [list(root) for root in audio_roots],
