@@ -69,6 +69,7 @@ CAPTION_WORDS = re.compile(
     re.IGNORECASE,
 )
 REPORT_FILE = "openreasonaqa.json"
+ROWS_A_FILE = 100_000  # of the temporary files, at least: one is in memory at a time
 # What becomes of a record.
 KEPT, OPEN, GIVES_WAY, REPLACES, UNUSED, MISSING = range(6)
 
@@ -285,7 +286,7 @@ class OpenReasonAQA:
         """
         total = int(self.times.sum())
         places = np.random.default_rng([self.seed, 1]).permutation(total)
-        rows_a_file = max(100_000, -(-total // 256))
+        rows_a_file = max(ROWS_A_FILE, -(-total // 256))
         with tempfile.TemporaryDirectory(prefix="unfinished-", dir=temporary_folder) as folder:
             paths = [Path(folder, f"{index}.jsonl") for index in range(-(-total // rows_a_file))]
             with ExitStack() as stack:
