@@ -172,7 +172,7 @@ class OpenReasonAQA:
             yield "OpenAQA", record
         self.two_audio = 0
         for file in self.reasonaqa:
-            counts = {}
+            counts: dict[str, int] = {}
             for record in read_reasonaqa(file, self.seed, counts, self.lowercase):
                 yield "ReasonAQA", record
             self.two_audio += counts["two_audio"]

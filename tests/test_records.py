@@ -340,6 +340,16 @@ def test_a_broken_writing_leaves_no_summary_and_is_done_again(tmp_path, monkeypa
     assert list(records_dataset(tmp_path)) == many(6)
 
 
+def test_an_old_summary_does_not_outlive_its_shards(tmp_path, monkeypatch):
+    """The new shards have the names of the old ones when the writing breaks off."""
+    monkeypatch.setattr(records_sam, "CHUNK", 5)
+    write_records(many(12), tmp_path, rows_per_shard=4, fingerprint="x")
+    with pytest.raises(Killed):
+        write_records(killed(23), tmp_path, rows_per_shard=4, fingerprint="y")
+    with pytest.raises(FileNotFoundError, match="has no summary"):
+        read_summary(tmp_path)
+
+
 def test_a_whole_folder_is_used_again(tmp_path):
     first = write_records(many(5), tmp_path, fingerprint="x")
     assert write_records(killed(0), tmp_path, fingerprint="x") == first  # reads nothing
