@@ -220,6 +220,21 @@ def test_fork_save_and_repeat_continue_alike():
         torch.testing.assert_close(model(IDS[1:, :9], past_key_values=cache).logits, expected[1:])
 
 
+def test_the_cache_has_two_names():
+    """`cache` is transformers' name from 5.24 on, `past_key_values` the one before: every release knows both here."""
+    model = tiny_model()
+    with torch.no_grad():
+        output = model(IDS, use_cache=True)
+        assert isinstance(output.cache, SamCache)
+        assert output.past_key_values is output["past_key_values"] is output["cache"] is output.cache
+        assert "past_key_values" in output and "cache" in output
+        old = model(IDS[:, :3], past_key_values=output.cache.fork()).logits
+        assert torch.equal(old, model(IDS[:, :3], cache=output.cache.fork()).logits)
+        model(IDS[:, :3], cache=output.cache, past_key_values=output.cache)
+        with pytest.raises(ValueError, match="cache and past_key_values: got both"):
+            model(IDS, cache=output.cache, past_key_values=output.cache.fork())
+
+
 def test_cache_refuses_what_it_cannot_do():
     model = tiny_model()
     with torch.no_grad():
