@@ -1,0 +1,857 @@
+"""Runs a recipe: its stages in order, each beginning with what the one before handed on, resumable at any point.
+
+An output folder holds `recipe.yaml`, `records/` (made of published files), and for each stage `stage-N/` with
+
+    checkpoint-K/     for resuming; gone when the stage is finished, unless the recipe keeps them
+    adapter/          LoRA and the modules trained beside it, float32: what the next stage begins with
+                      (`weights/`, the whole model, where there is no LoRA)
+    last/             the whole model after the last step, adapters merged: loads alone
+    best/             the same of the lowest evaluation loss, where the recipe has validation data
+    handed/           the same of `hand_over_step`, where the stage has one
+    encoder/          the encoder that was handed on, in bf16: loads with [`SamAudioModel`]
+    samples.json      generated answers to validation questions
+    trainer_state.json, runs/   losses; TensorBoard's curves
+    finished.json     written last
+"""
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import yaml
+from accelerate import PartialState
+from accelerate.utils import set_seed
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import TrainerCallback, TrainingArguments
+from transformers.utils import is_flash_attn_2_available
+
+try:
+    from .batches_sam import RecordBatches
+except ImportError:
+    from batches_sam import RecordBatches
+try:
+    from .configuration_sam import SamConfig
+except ImportError:
+    from configuration_sam import SamConfig
+try:
+    from .evaluation_sam import generate_answers
+except ImportError:
+    from evaluation_sam import generate_answers
+try:
+    from .modeling_sam import SamAudioModel, SamForConditionalGeneration
+except ImportError:
+    from modeling_sam import SamAudioModel, SamForConditionalGeneration
+try:
+    from .processing_sam import PROMPT_TEMPLATE, SamDataCollator, SamProcessor
+except ImportError:
+    from processing_sam import PROMPT_TEMPLATE, SamDataCollator, SamProcessor
+try:
+    from .recipe_sam import PARTS, Recipe, Stage, load_recipe, recipe_values
+except ImportError:
+    from recipe_sam import PARTS, Recipe, Stage, load_recipe, recipe_values
+try:
+    from .records_sam import parse_audio_roots, read_openaqa, read_reasonaqa, read_table, records_dataset, write_records
+except ImportError:
+    from records_sam import parse_audio_roots, read_openaqa, read_reasonaqa, read_table, records_dataset, write_records
+try:
+    from .training_sam import AugmentLogMel, CachedRows, SamTrainer, check_float32, lora_config, upcast_trainable
+except ImportError:
+    from training_sam import AugmentLogMel, CachedRows, SamTrainer, check_float32, lora_config, upcast_trainable
+
+# What may differ when a run goes on: it decides where and how fast the same steps are computed.
+FREE_KEYS = ("micro_batch_size", "num_workers", "recompute")
+COMPLETE = "complete"  # marks a checkpoint that all processes have written
+PATIENCE = timedelta(hours=4)  # of processes that wait for the first: it converts data, merges and generates
+SAMPLE = 256  # rows looked at for lengths and labels
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The model
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def model_config(recipe: Recipe, plan: bool = False) -> SamConfig:
+    """The configuration of a recipe's model, checked against the recipe.
+
+    Args:
+        recipe ([`Recipe`]): The recipe.
+        plan (`bool`, *optional*, defaults to `False`): Take the paper's preset of `size` and `connector` where the
+            model is not there.
+
+    Raises:
+        FileNotFoundError: The model is not there.
+        ValueError: It has another size or connector than the recipe says.
+    """
+    is_here = (Path(recipe.model).expanduser() / "config.json").is_file()
+    if plan and not is_here and recipe.size is not None:
+        return SamConfig.from_preset(recipe.size, recipe.connector or "concatenation")
+    try:
+        config = SamConfig.from_pretrained(recipe.model)
+    except OSError as error:
+        connector = recipe.connector or "concatenation"
+        raise FileNotFoundError(
+            f"model: there is no SAM checkpoint {recipe.model!r}, neither here nor on the Hub; make it with "
+            f"`sam-alm convert ... --connector {connector} --output {recipe.model}`, or name another with --set model=DIR."
+        ) from error
+    if recipe.connector not in (None, config.connector):
+        raise ValueError(
+            f"model: {recipe.model} has the connector {config.connector}, the recipe {recipe.name} says "
+            f"{recipe.connector}; convert the checkpoint with --connector {recipe.connector}."
+        )
+    if recipe.size is not None:
+        expected = SamConfig.from_preset(recipe.size).text_config
+        for name in ("num_hidden_layers", "hidden_size"):
+            found, wanted = getattr(config.text_config, name), getattr(expected, name)
+            if found != wanted:
+                raise ValueError(
+                    f"model: {recipe.model} has {name} {found} in its language model, the recipe {recipe.name} says "
+                    f"size {recipe.size}, which has {wanted}."
+                )
+    return config
+
+
+def encoder_folder(recipe: Recipe) -> Path:
+    """Where `encoder_from` points to: a folder of an encoder, or the last stage's of another recipe's output."""
+    folder = Path(recipe.encoder_from).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    found = sorted(folder.glob("stage-*/encoder/config.json"), key=lambda file: int(file.parts[-3].split("-")[1]))
+    if not found:
+        raise FileNotFoundError(
+            f"encoder_from: {recipe.encoder_from!r} holds neither an encoder's config.json nor a finished "
+            "stage-N/encoder; run that recipe first, or name its output with --set encoder_from=DIR."
+        )
+    return found[-1].parent
+
+
+def load_base(recipe: Recipe) -> SamForConditionalGeneration:
+    """The model before any training, with the encoder of `encoder_from`, on the CPU."""
+    model = SamForConditionalGeneration.from_pretrained(
+        recipe.model, dtype=recipe.base_dtype, attn_implementation={"audio_config": recipe.encoder_attention}
+    )
+    if recipe.encoder_from is not None:
+        encoder = SamAudioModel.from_pretrained(encoder_folder(recipe), dtype=torch.float32)
+        model.model.audio_tower.load_state_dict(encoder.state_dict())
+    return model
+
+
+def with_adapters(model: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
+    """Adds the recipe's adapters, if it has any, and makes everything float32 that any of its stages trains.
+
+    Before weights are loaded into it: those of the stage before are float32, and a bf16 module would round them.
+    The modules trained beside LoRA, connector and encoder, are peft's copies (`modules_to_save`).
+    """
+    parts = recipe.trained_parts
+    if recipe.lora_rank:
+        modules = ["connector", "audio_tower"] if recipe.joint_encoder else ["connector"]
+        model = get_peft_model(model, lora_config(recipe.lora_rank, modules, recipe.lora_dropout))
+        parts = ["connector", "encoder", "lora"]
+    choose_trainable(model, parts)
+    upcast_trainable(model)
+    return model
+
+
+def part_of(name: str, adapted: bool) -> str | None:
+    """Which of [`PARTS`] a parameter belongs to by its name; `None` for what no stage can train."""
+    if ".lora_" in name:
+        return "lora"
+    if adapted and ".modules_to_save." not in name:
+        return None
+    return "encoder" if ".audio_tower." in name else "connector" if ".connector." in name else "language_model"
+
+
+def choose_trainable(model: torch.nn.Module, parts: Sequence[str]) -> dict[str, int]:
+    """Makes exactly some parts trainable, and returns how many numbers each of them has."""
+    counts = dict.fromkeys(parts, 0)
+    for name, parameter in model.named_parameters():
+        part = part_of(name, isinstance(model, PeftModel))
+        parameter.requires_grad_(part in counts)
+        if part in counts:
+            counts[part] += parameter.numel()
+    return counts
+
+
+def load_weights(model: torch.nn.Module, folder: Path) -> None:
+    """Loads what a stage has saved: an adapter, or a whole model where there is no LoRA.
+
+    Raises:
+        ValueError: The folder holds other tensors than the model needs.
+    """
+    adapted = isinstance(model, PeftModel)
+    files = sorted(folder.glob("adapter_model*.safetensors" if adapted else "model*.safetensors"))
+    tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    expected = get_peft_model_state_dict(model) if adapted else model.state_dict()
+    expected = {name: tensor for name, tensor in expected.items() if adapted or name != "lm_head.weight"}
+    wrong = sorted(
+        name
+        for name in {*expected, *tensors} - {"lm_head.weight"}
+        if name not in expected or name not in tensors or expected[name].shape != tensors[name].shape
+    )
+    if wrong:
+        raise ValueError(
+            f"{folder}: {len(wrong)} tensors are missing, unknown or of another shape, the first is {wrong[0]}; it "
+            "comes from another recipe or model."
+        )
+    if adapted:
+        set_peft_model_state_dict(model, tensors)
+    else:
+        model.load_state_dict(tensors, strict=False)
+
+
+def merged_model(recipe: Recipe, weights: Path) -> SamForConditionalGeneration:
+    """The whole model of saved weights in float32, adapters merged; [`store_model`] gives it the types of the base."""
+    model = with_adapters(load_base(recipe).float(), recipe)
+    load_weights(model, weights)
+    return model.merge_and_unload() if recipe.lora_rank else model
+
+
+def store_model(model: SamForConditionalGeneration, recipe: Recipe, processor, folder: Path) -> None:
+    """Writes a model and its processor so that they load alone, in the parameter types of the recipe's base."""
+    types = {name: parameter.dtype for name, parameter in load_base(recipe).named_parameters()}
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(types[name])
+    with _written(folder) as partial:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------------------
+
+
+class _written:
+    """A folder that appears when it is complete: written beside its place, then renamed over what was there."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.partial = folder, folder.with_name(f".{folder.name}.partial")
+
+    def __enter__(self) -> Path:
+        shutil.rmtree(self.partial, ignore_errors=True)
+        self.partial.mkdir(parents=True)
+        return self.partial
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            os.replace(self.partial, self.folder)
+        else:
+            shutil.rmtree(self.partial, ignore_errors=True)
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Writes a file that appears when it is complete."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def stage_folder(output: Path, stage: Stage) -> Path:
+    """Where a stage is kept."""
+    return output / f"stage-{stage.number}"
+
+
+def handed_weights(recipe: Recipe, output: Path, stage: Stage) -> Path:
+    """Where a stage keeps the weights that it hands on."""
+    return stage_folder(output, stage) / ("adapter" if recipe.lora_rank else "weights")
+
+
+def is_finished(output: Path, stage: Stage) -> bool:
+    """Whether a stage has nothing more to do."""
+    return (stage_folder(output, stage) / "finished.json").is_file()
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; the others were being written when the run was killed."""
+    done = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
+    return max(done, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def claim(recipe: Recipe, output: Path) -> None:
+    """Writes the recipe into an output folder, or finds the same one there.
+
+    Raises:
+        ValueError: The folder holds another recipe; the message lists what differs.
+    """
+    path, values = output / "recipe.yaml", _flat(recipe_values(recipe))
+    if path.is_file():
+        there = yaml.safe_load(path.read_text(encoding="utf-8"))
+        differ = [key for key in {**there, **values} if there.get(key, "absent") != values.get(key, "absent")]
+        differ = [key for key in differ if key.rsplit(".", 1)[-1] not in FREE_KEYS]
+        if differ:
+            listed = "; ".join(f"{key}: {there.get(key)!r} there, {values.get(key)!r} now" for key in differ)
+            raise ValueError(f"output: {output} was begun with another recipe ({listed}); choose another folder.")
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    partial = output / ".recipe.yaml.partial"
+    partial.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict) or not values:
+        return {prefix: values}
+    flat = {}
+    for key, value in values.items():
+        flat.update(_flat(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Data
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def prepare_data(recipe: Recipe, output: Path, names: Sequence[str]) -> dict[str, Path | datasets.Dataset]:
+    """What the data sources become: folders of records, or tables. Published files are converted once, by the first
+    process, and the coverage of their audio is printed.
+
+    Raises:
+        FileNotFoundError: The data of a source is not there.
+        ValueError: It is empty, or too much of its audio is missing.
+    """
+    prepared: dict[str, Path | datasets.Dataset] = {}
+    for name in names:
+        source, path = recipe.data[name], recipe.path(name)
+        if source.format == "table":
+            is_name = not path.exists() and not path.suffix  # of a dataset on the Hub
+            prepared[name] = read_table(source.path if is_name else str(path), source.split)
+        elif source.format == "records":
+            prepared[name] = path
+            if not (path / "summary.json").is_file():
+                raise FileNotFoundError(
+                    f"data.{name}.path: there is no summary.json in {str(path)!r}, expected a folder of records; "
+                    f"is data_root={recipe.data_root!r} right?"
+                )
+        else:
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"data.{name}.path: there is no file {str(path)!r}; say where the data is with --set data_root=DIR."
+                )
+            folder = Path(recipe.records).expanduser() if recipe.records else output / "records"
+            prepared[name] = folder / name
+            if PartialState().is_main_process:
+                _convert(recipe, name, folder / name)
+            PartialState().wait_for_everyone()
+        if not count_rows(prepared[name]):
+            raise ValueError(f"data.{name}: {str(path)!r} has no rows, expected some.")
+    return prepared
+
+
+def _convert(recipe: Recipe, name: str, folder: Path) -> None:
+    source, path = recipe.data[name], recipe.path(name)
+    if source.format == "openaqa":
+        records = read_openaqa(
+            path, closed_prefix=source.closed_prefix, seed=recipe.seed, skip_unanswerable=source.skip_unanswerable
+        )
+    else:
+        records = read_reasonaqa(path, seed=recipe.seed)
+    roots = [*source.audio_roots, *recipe.audio_roots]
+    status = path.stat()
+    options = [source.closed_prefix, source.skip_unanswerable, recipe.seed, source.format, roots]
+    write_records(
+        records,
+        folder,
+        audio_roots=parse_audio_roots(roots),
+        max_missing=source.max_missing,
+        fingerprint=json.dumps([str(path.resolve()), status.st_size, status.st_mtime_ns, *options]),
+    )
+
+
+def count_rows(source: Path | datasets.Dataset) -> int:
+    """Rows of a folder of records or of a table."""
+    if isinstance(source, Path):
+        return json.loads((source / "summary.json").read_text(encoding="utf-8"))["rows"]
+    return len(source)
+
+
+def as_table(source: Path | datasets.Dataset) -> datasets.Dataset:
+    """A data source as a table that can be indexed."""
+    return records_dataset(source, streaming=False) if isinstance(source, Path) else source
+
+
+def text_lengths(source: Path | datasets.Dataset, processor, cutoff: int | None) -> tuple[float, float, float]:
+    """Looks at the first rows of a data source.
+
+    Returns:
+        Mean text tokens of a row after the cutoff; the share of rows whose end is cut off; the share of those whose
+        whole answer is, so that they have no label.
+    """
+    rows = records_dataset(source, streaming=True) if isinstance(source, Path) else source
+    rows = list(islice(rows, SAMPLE))
+    prompts = [PROMPT_TEMPLATE.format(prompt=row["prompt"]) for row in rows]
+    before = [len(ids) for ids in processor.tokenizer(prompts)["input_ids"]]
+    answers = [len(ids) + 1 for ids in processor.tokenizer([row["answer"] for row in rows])["input_ids"]]
+    limit = math.inf if cutoff is None else cutoff
+    lengths = [prompt + answer for prompt, answer in zip(before, answers)]
+    cut = sum(length > limit for length in lengths) / len(rows)
+    return sum(min(n, limit) for n in lengths) / len(rows), cut, sum(n >= limit for n in before) / len(rows)
+
+
+def check_labels(stage: Stage, sources: dict[str, Any], processor) -> None:
+    """Says how many rows the cutoff shortens.
+
+    Raises:
+        ValueError: It leaves no label in any row that was looked at.
+    """
+    for name in stage.data:
+        _, cut, empty = text_lengths(sources[name], processor, stage.text_cutoff)
+        if empty == 1:
+            raise ValueError(
+                f"stages.{stage.number}.text_cutoff: {stage.text_cutoff} tokens hold no answer of {name!r}: all of "
+                f"its first rows would be without a label; raise it."
+            )
+        if cut:
+            _say(
+                f"  {name}: {cut:.1%} of the first rows are longer than text_cutoff {stage.text_cutoff} and lose the "
+                f"end of their answer, {empty:.1%} all of it"
+            )
+
+
+def accumulation(stage: Stage, num_processes: int) -> int:
+    """Micro-batches that each process sums up to an optimiser step.
+
+    Raises:
+        ValueError: The global batch does not divide.
+    """
+    at_once = stage.micro_batch_size * num_processes
+    if stage.global_batch_size % at_once:
+        raise ValueError(
+            f"stages.{stage.number}: global_batch_size {stage.global_batch_size} is no multiple of micro_batch_size "
+            f"{stage.micro_batch_size} times {num_processes} process(es); change one of them with --set."
+        )
+    return stage.global_batch_size // at_once
+
+
+def stage_batches(stage: Stage, recipe: Recipe, sources: dict[str, Any], processor) -> RecordBatches:
+    """The stage's batches as a stream from disk."""
+    state = PartialState()
+    used = [(sources[name], weight) for name, weight in zip(stage.data, stage.weights or [1.0] * len(stage.data))]
+    return RecordBatches(
+        used if len(used) > 1 else used[0][0],
+        processor,
+        stage.micro_batch_size,
+        num_processes=state.num_processes,
+        process_index=state.process_index,
+        accumulation=accumulation(stage, state.num_processes),
+        epochs=1_000_000 if stage.epochs is None else stage.epochs,
+        seed=recipe.seed + stage.number,
+        pack_to=recipe.pack_to,
+        text_cutoff=stage.text_cutoff,
+        features=recipe.features,
+    )
+
+
+def cached_rows(stage: Stage, sources: dict[str, Any], processor, device) -> CachedRows:
+    """The stage's rows with their log-mel on the device; a whole-numbered weight is how often a row comes."""
+    tables = []
+    for name, weight in zip(stage.data, stage.weights or [1.0] * len(stage.data)):
+        table = as_table(sources[name]).select_columns(["audio", "prompt", "answer"])
+        tables += [table] * int(weight)
+    rows = CachedRows(datasets.concatenate_datasets(tables), processor, device, os.cpu_count() or 1)
+    if stage.text_cutoff is not None:
+        longest = len(processor.slot_pattern) + stage.text_cutoff
+        rows.rows = [{key: value[:longest] for key, value in row.items()} for row in rows.rows]
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Running
+# ---------------------------------------------------------------------------------------------------------------
+
+
+class StageTrainer(SamTrainer):
+    """[`SamTrainer`] that keeps frozen what its stage does not train when it resumes."""
+
+    def __init__(self, *args, trains: Sequence[str], **kwargs):
+        super().__init__(*args, **kwargs)
+        self.trains = trains
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if isinstance(self.model, PeftModel):  # loading an adapter makes all of it trainable
+            choose_trainable(self.model, self.trains)
+
+    def save_weights(self, folder: Path) -> None:
+        """Saves the model, or its adapter, in a folder that appears when it is complete. All processes call it."""
+        partial = folder.with_name(f".{folder.name}.partial")
+        if self.is_world_process_zero():
+            shutil.rmtree(partial, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.save_model(str(partial))
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
+
+
+class StageCallback(TrainerCallback):
+    """Saves what is handed on at its step, saves and evaluates at the end, and marks complete checkpoints."""
+
+    def __init__(self, trainer: StageTrainer, stage: Stage, handed: Path):
+        self.trainer, self.stage, self.handed = trainer, stage, handed
+        self.checked = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Runs behind Trainer's own callbacks and the clock."""
+        if not self.checked and not self.trainer.is_fsdp_enabled:
+            check_float32(self.trainer.model, self.trainer.optimizer)
+            self.checked = True
+        if state.global_step == self.stage.hand_over_step:
+            self.trainer.save_weights(self.handed)
+        if control.should_training_stop:
+            control.should_save = True
+            control.should_evaluate = args.eval_strategy != "no"
+
+    def on_save(self, args, state, control, **kwargs):
+        """All processes have written their part."""
+        self.trainer.accelerator.wait_for_everyone()
+        if state.is_world_process_zero:
+            write_json({}, Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE)
+
+
+def stage_arguments(recipe: Recipe, stage: Stage, folder: Path, steps: int | None) -> TrainingArguments:
+    """`TrainingArguments` of a stage: AdamW, warm-up, then a line (or cosine) down to zero."""
+    options: dict[str, Any] = {}
+    if recipe.recompute:  # transformers 5.23 has renamed it
+        new = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
+        name = "activation_checkpointing" if new else "gradient_checkpointing"
+        options = {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+    if not torch.cuda.is_available():
+        options.update(use_cpu=True, ddp_backend="gloo")
+    if recipe.validation is not None:
+        options.update(eval_strategy="steps", eval_steps=recipe.save_steps, prediction_loss_only=True)
+        options.update(metric_for_best_model="loss", greater_is_better=False)
+    return TrainingArguments(
+        str(folder),
+        max_steps=-1 if steps is None else steps,
+        per_device_train_batch_size=stage.micro_batch_size,
+        per_device_eval_batch_size=stage.micro_batch_size,
+        gradient_accumulation_steps=accumulation(stage, PartialState().num_processes),
+        learning_rate=stage.learning_rate,
+        lr_scheduler_type=recipe.schedule,
+        warmup_steps=stage.warmup_steps,
+        weight_decay=recipe.weight_decay,
+        adam_beta2=recipe.adam_beta2,
+        max_grad_norm=recipe.max_grad_norm,
+        bf16=recipe.precision == "bf16",
+        seed=recipe.seed + stage.number,
+        logging_steps=recipe.logging_steps,
+        save_steps=recipe.save_steps,
+        save_total_limit=2,  # the newest may be incomplete
+        report_to=["tensorboard"] if _has_tensorboard() else "none",
+        remove_unused_columns=False,
+        dataloader_num_workers=0 if recipe.cache_features else recipe.num_workers,
+        dataloader_pin_memory=not recipe.cache_features and torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,  # every trainable parameter takes part in every step
+        ddp_timeout=int(PATIENCE.total_seconds()),
+        **options,
+    )
+
+
+def run_stage(
+    recipe: Recipe, stage: Stage, output: Path, sources: dict[str, Any], callbacks: Sequence[TrainerCallback] = ()
+) -> None:
+    """Trains one stage to its end, beginning or going on, and writes what is kept of it; see [`run_recipe`]."""
+    folder, handed = stage_folder(output, stage), handed_weights(recipe, output, stage)
+    processor = SamProcessor.from_pretrained(recipe.model)
+    trained = folder / "trained.json"
+    if not trained.is_file():
+        begin = time.monotonic()
+        trainer = stage_trainer(recipe, stage, output, sources, processor)
+        for callback in callbacks:
+            trainer.add_callback(callback)
+        checkpoint = last_checkpoint(folder)
+        if trainer.is_world_process_zero():
+            for partial in set(folder.glob("checkpoint-*")) - {checkpoint}:
+                if not (partial / COMPLETE).is_file():
+                    shutil.rmtree(partial)
+        trainer.accelerator.wait_for_everyone()
+        if checkpoint is not None:
+            _say(f"  going on from {checkpoint}")
+        result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if stage.hand_over_step is None:
+            trainer.save_weights(handed)
+        trainer.save_state()
+        if trainer.is_world_process_zero():
+            summary = {"steps": trainer.state.global_step, "best_step": trainer.state.best_global_step}
+            write_json({**summary, "loss": result.training_loss, "seconds": time.monotonic() - begin}, trained)
+        trainer.accelerator.wait_for_everyone()
+        del trainer
+        torch.cuda.empty_cache()
+    if PartialState().is_main_process:
+        _keep(recipe, stage, folder, handed, sources, processor, json.loads(trained.read_text()))
+    PartialState().wait_for_everyone()
+
+
+def stage_trainer(recipe: Recipe, stage: Stage, output: Path, sources: dict[str, Any], processor) -> StageTrainer:
+    """The Trainer of a stage, with the weights that the stage before handed on.
+
+    Raises:
+        ValueError: The stage has fewer steps than its warm-up or `hand_over_step`.
+    """
+    folder = stage_folder(output, stage)
+    check_labels(stage, sources, processor)
+    set_seed(recipe.seed + stage.number)
+    batches, steps = None, None
+    if not recipe.cache_features:
+        batches = stage_batches(stage, recipe, sources, processor)
+        steps = batches.num_steps
+    elif stage.epochs is not None:
+        steps = planned_steps(stage, [count_rows(sources[name]) for name in stage.data])
+    if stage.max_seconds is not None:
+        steps = None
+    if steps is not None and not max(stage.hand_over_step or 0, stage.warmup_steps) <= steps:
+        raise ValueError(
+            f"stages.{stage.number}: its data make {steps} steps, hand_over_step is {stage.hand_over_step} and "
+            f"warmup_steps {stage.warmup_steps}, expected both within them."
+        )
+    model = with_adapters(load_base(recipe), recipe)
+    previous = recipe.previous(stage)
+    if previous is not None:
+        load_weights(model, handed_weights(recipe, output, previous))
+    counts = choose_trainable(model, stage.trains)
+    _say("  trains " + ", ".join(f"{part} ({count / 1e6:.2f} million)" for part, count in counts.items()))
+    arguments = stage_arguments(recipe, stage, folder, steps)
+    extractor = processor.feature_extractor
+    evaluation = None
+    if recipe.validation is not None:
+        evaluation = _some(sources[recipe.validation], recipe.evaluation_rows, recipe.seed)
+    trainer = StageTrainer(
+        trains=stage.trains,
+        model=model,
+        args=arguments,
+        train_batches=batches,
+        train_dataset=cached_rows(stage, sources, processor, arguments.device) if batches is None else None,
+        eval_dataset=evaluation,
+        data_collator=SamDataCollator(processor),
+        processing_class=processor,
+        augment=AugmentLogMel(extractor.mean, extractor.std) if stage.augment else None,
+        max_seconds=stage.max_seconds,
+    )
+    trainer.add_callback(StageCallback(trainer, stage, handed_weights(recipe, output, stage)))
+    return trainer
+
+
+def _keep(recipe, stage, folder, handed, sources, processor, summary) -> None:
+    """Everything that a stage leaves behind; each file appears when it is complete, so this can be repeated."""
+    merged = merged_model(recipe, handed)
+    with _written(folder / "encoder") as partial:
+        merged.model.audio_tower.to(torch.bfloat16).save_pretrained(partial)
+    store_model(merged_model(recipe, handed), recipe, processor, folder / ("handed" if stage.hand_over_step else "last"))
+    if stage.hand_over_step:
+        last = merged_model(recipe, folder / f"checkpoint-{summary['steps']}")
+        store_model(last, recipe, processor, folder / "last")
+    if summary["best_step"]:
+        best = merged_model(recipe, folder / f"checkpoint-{summary['best_step']}")
+        store_model(best, recipe, processor, folder / "best")
+    if recipe.validation is not None and recipe.generated_rows:
+        rows = _some(sources[recipe.validation], recipe.generated_rows, recipe.seed)
+        name = "handed" if stage.hand_over_step else "last"
+        model = SamForConditionalGeneration.from_pretrained(folder / name).to(PartialState().device)
+        answers = generate_answers(model, processor, rows["audio"][:], rows["prompt"][:])
+        found = [{**row, "audio": str(row["audio"]), "prediction": text} for row, text in zip(rows, answers)]
+        write_json(found, folder / "samples.json")
+    if not recipe.keep_checkpoints:
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+    write_json(summary, folder / "finished.json")
+
+
+def _some(source: Path | datasets.Dataset, count: int, seed: int) -> datasets.Dataset:
+    table = as_table(source)
+    return table.shuffle(seed=seed).select(range(min(count, len(table))))
+
+
+def _has_tensorboard() -> bool:
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _say(text: str) -> None:
+    if PartialState().is_main_process:
+        print(text, flush=True)
+
+
+def check_machine(recipe: Recipe, num_processes: int) -> None:
+    """What can be known to be wrong before anything is loaded.
+
+    Raises:
+        FileNotFoundError: Model or encoder are not there.
+        ValueError: The model is another one than the recipe says, a global batch does not divide, or the encoder's
+            attention is not installed.
+    """
+    for stage in recipe.stages:
+        accumulation(stage, num_processes)
+        if stage.max_seconds is not None and num_processes > 1:
+            raise ValueError(f"stages.{stage.number}.max_seconds: got it with {num_processes} processes, expected one.")
+    if recipe.encoder_attention == "flash_attention_2" and not is_flash_attn_2_available():
+        raise ValueError(
+            "encoder_attention: 'flash_attention_2' needs a CUDA GPU and the package flash-attn, which cannot be used "
+            "here; install it, or take torch's own attention with --set encoder_attention=sdpa."
+        )
+    config = model_config(recipe)
+    if recipe.encoder_from is not None:
+        ours, theirs = config.audio_config, SamAudioModel.config_class.from_pretrained(encoder_folder(recipe))
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size"):
+            if getattr(ours, name) != getattr(theirs, name):
+                raise ValueError(
+                    f"encoder_from: {recipe.encoder_from} has {name} {getattr(theirs, name)}, the model "
+                    f"{getattr(ours, name)}; expected the same."
+                )
+
+
+def run_recipe(
+    recipe: Recipe, output: str | Path, stage: int | None = None, callbacks: Sequence[TrainerCallback] = ()
+) -> Path:
+    """Runs a recipe's stages in order; what is finished is passed over, what was begun goes on.
+
+    Killed at any point and called again with the same recipe and output, it computes the same losses as an unbroken
+    run (with `max_seconds`: it trains for the seconds that are left).
+
+    Args:
+        recipe ([`Recipe`]): The recipe.
+        output (`str` or `Path`): Folder for everything; see the head of this file.
+        stage (`int`, *optional*): Run this stage only; the one before must be finished.
+        callbacks (list of `TrainerCallback`, *optional*): Given to every stage's Trainer.
+
+    Returns:
+        The folder of the last stage that was asked for.
+
+    Raises:
+        FileNotFoundError, ValueError: Something is missing or does not fit; before anything is trained.
+    """
+    numbers = [each.number for each in recipe.stages]
+    if stage is not None and stage not in numbers:
+        raise ValueError(f"stage: got {stage}, the recipe {recipe.name} has {', '.join(map(str, numbers))}.")
+    output = Path(output).expanduser().resolve()
+    state = PartialState(timeout=PATIENCE, **({} if torch.cuda.is_available() else {"cpu": True, "backend": "gloo"}))
+    check_machine(recipe, state.num_processes)
+    todo = [each for each in recipe.stages if stage in (None, each.number)]
+    previous = recipe.previous(todo[0])
+    if previous is not None and not is_finished(output, previous):
+        raise ValueError(f"stage: {todo[0].number} begins with stage {previous.number}, which is not finished in {output}.")
+    if state.is_main_process:
+        claim(recipe, output)
+    state.wait_for_everyone()
+    left = [each for each in todo if not is_finished(output, each)]
+    names = dict.fromkeys(name for each in left for name in each.data)
+    if recipe.validation is not None and left:
+        names[recipe.validation] = None
+    sources = prepare_data(recipe, output, list(names))
+    if left and not _has_tensorboard():
+        _say("no TensorBoard curves: the package tensorboard is not installed")
+    for each in todo:
+        if each not in left:
+            _say(f"stage {each.number}, {each.name}: finished")
+            continue
+        _say(f"stage {each.number}, {each.name}:")
+        run_stage(recipe, each, output, sources, callbacks)
+    return stage_folder(output, todo[-1])
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Planning
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def planned_steps(stage: Stage, rows: Sequence[int]) -> int:
+    """Optimiser steps of a stage over data sources of so many rows; the last batch of an epoch may be smaller."""
+    total = sum(int(count * weight) for count, weight in zip(rows, stage.weights or [1.0] * len(rows)))
+    return math.ceil(math.ceil(total / stage.global_batch_size) * stage.epochs)
+
+
+def plan(recipe: Recipe, pairs_per_second: float | None = None) -> list[dict[str, Any]]:
+    """What a recipe would do, a dict for each stage, from shapes and counts alone; loads neither weights nor audio.
+
+    Args:
+        recipe ([`Recipe`]): The recipe; its model and data may be missing, then `size` and published counts count.
+        pairs_per_second (`float`, *optional*): Speed to estimate hours from, as measured.
+
+    Returns:
+        For each stage: `stage`, `name`, `trained` (parameters by part), `parameters` (of all), `rows`, `steps`,
+        `tokens` (audio slots and text, with the cutoff as its length where the data is not there) and `hours`; `None`
+        where it cannot be known. `rows_from` says where the count comes from.
+    """
+    config = model_config(recipe, plan=True)
+    with torch.device("meta"):
+        base = SamForConditionalGeneration(config)
+        total = sum(parameter.numel() for parameter in base.parameters())
+        model = with_adapters(base, recipe)
+    stages = []
+    for stage in recipe.stages:
+        counts, origins = zip(*(_planned_rows(recipe, name) for name in stage.data))
+        known = stage.epochs is not None and None not in counts
+        steps = planned_steps(stage, counts) if known else None
+        pairs = None
+        if known:
+            pairs = stage.epochs * sum(c * w for c, w in zip(counts, stage.weights or [1.0] * len(counts)))
+        hours = None if stage.max_seconds is None else stage.max_seconds / 3600
+        if pairs is not None and pairs_per_second is not None:
+            hours = pairs / pairs_per_second / 3600
+        length = None if stage.text_cutoff is None else config.num_audio_slots + stage.text_cutoff
+        stages.append(
+            {
+                "stage": stage.number,
+                "name": stage.name,
+                "trained": choose_trainable(model, [part for part in PARTS if part in stage.trains]),
+                "parameters": total,
+                "rows": sum(counts) if None not in counts else None,
+                "rows_from": ", ".join(dict.fromkeys(origins)),
+                "steps": steps,
+                "tokens": None if pairs is None or length is None else int(pairs * length),
+                "hours": hours,
+            }
+        )
+    return stages
+
+
+def _planned_rows(recipe: Recipe, name: str) -> tuple[int | None, str]:
+    source, path = recipe.data[name], recipe.path(name)
+    if source.format == "records" and (path / "summary.json").is_file():
+        return count_rows(path), "counted"
+    if source.format == "table" and path.exists():
+        return len(read_table(str(path), source.split)), "counted"
+    if source.rows is not None:
+        return source.rows, "as published"
+    return None, f"unknown: {path} is not there"
+
+
+def plan_text(stages: Sequence[dict[str, Any]]) -> str:
+    """[`plan`]'s result as a table."""
+    lines = ["stage  trained parameters (millions)                        rows        steps   tokens    hours"]
+    for stage in stages:
+        trained = ", ".join(f"{part} {count / 1e6:.2f}" for part, count in stage["trained"].items())
+        count = "unknown" if stage["rows"] is None else f"{stage['rows']:,}"
+        steps = "unknown" if stage["steps"] is None else f"{stage['steps']:,}"
+        tokens = "unknown" if stage["tokens"] is None else f"{stage['tokens'] / 1e9:.3g}e9"
+        hours = "unknown" if stage["hours"] is None else f"{stage['hours']:.1f}"
+        lines.append(f"{stage['stage']:<6} {trained:<48} {count:>10} {steps:>10} {tokens:>9} {hours:>8}")
+        lines.append(f"       {stage['name']}; rows {stage['rows_from']}")
+    lines.append(f"of {stages[0]['parameters'] / 1e6:.2f} million parameters without the adapters")
+    return "\n".join(lines)
+
+
+__all__ = [
+    "Recipe",
+    "Stage",
+    "claim",
+    "load_recipe",
+    "plan",
+    "plan_text",
+    "run_recipe",
+    "run_stage",
+]
