@@ -28,14 +28,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout wo
 from evaluation_sam import generate_answers
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamDataCollator
+from records_sam import DEFAULT_PROMPT, read_table
 from training_sam import (
-    DEFAULT_PROMPT,
     AugmentLogMel,
     CachedRows,
     SamTrainer,
     check_float32,
     lora_config,
-    read_table,
     upcast_trainable,
 )
 

@@ -24,7 +24,8 @@ from transformers import AutoProcessor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from configuration_sam import SamAudioConfig
 from modeling_sam import SamAudioBlock, SamForConditionalGeneration, sine_cosine_positions
-from training_sam import AugmentLogMel, extract_features, read_table, warmup_cosine
+from records_sam import read_table
+from training_sam import AugmentLogMel, extract_features, warmup_cosine
 
 WINDOW = 512  # frames, 5.12 seconds
 

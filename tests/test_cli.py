@@ -238,9 +238,9 @@ def test_the_quickstart_says_the_same(checkpoint, clips):
 
 
 def test_the_prompt_is_that_of_training():
-    import training_sam
+    import records_sam
 
-    assert cli_sam.DEFAULT_PROMPT == training_sam.DEFAULT_PROMPT == PROMPT
+    assert cli_sam.DEFAULT_PROMPT == records_sam.DEFAULT_PROMPT == PROMPT
 
 
 @pytest.mark.skipif(not (ROOT / "examples" / "sam-tiny" / "model.safetensors").exists(), reason="no examples/sam-tiny")

@@ -1,6 +1,5 @@
 """Training: tables, plain `Trainer`, parameter types, LoRA, resuming, two processes, augmentation."""
 
-import json
 import math
 import os
 import subprocess
@@ -9,9 +8,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import pyarrow
 import pytest
-import soundfile
 import torch
 from peft import PeftModel, get_peft_model
 from tiny import tiny_model, tiny_processor
@@ -20,14 +17,12 @@ from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamDataCollator, load_audio
 from training_sam import (
-    DEFAULT_PROMPT,
     AugmentLogMel,
     CachedRows,
     SamTrainer,
     check_float32,
     extract_features,
     lora_config,
-    read_table,
     upcast_trainable,
     warmup_cosine,
 )
@@ -78,113 +73,6 @@ def parameters(model) -> dict[str, torch.Tensor]:
 
 def moved(before, model) -> set[str]:
     return {name for name, parameter in model.named_parameters() if not torch.equal(before[name], parameter)}
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Tables
-# ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Two clips in a folder."""
-    for name in ("one.wav", "two.wav"):
-        soundfile.write(tmp_path / name, np.random.default_rng(0).uniform(-0.1, 0.1, 8000), 16000)
-    return tmp_path
-
-
-def test_a_csv_file_with_paths_beside_it(folder):
-    (folder / "table.csv").write_text("file,question,caption,more\none.wav,Which?,A one.,x\ntwo.wav,What?,2,y\n")
-    table = read_table(str(folder / "table.csv"))
-    assert table.column_names == ["audio", "prompt", "answer"]
-    assert table[0] == {"audio": str(folder / "one.wav"), "prompt": "Which?", "answer": "A one."}
-    assert table[1]["prompt"] == "What?"
-
-
-def test_a_number_as_an_answer_is_text(folder):
-    (folder / "table.csv").write_text("audio,answer\none.wav,1\ntwo.wav,2\n")
-    assert read_table(str(folder / "table.csv"))["answer"][:] == ["1", "2"]
-
-
-@pytest.mark.parametrize("lines", [False, True], ids=["json", "jsonl"])
-def test_a_json_file_without_prompts(folder, lines):
-    items = [{"audio": str(folder / "one.wav"), "answer": "One."}, {"audio": "two.wav", "answer": "Two."}]
-    path = folder / ("table.jsonl" if lines else "table.json")
-    path.write_text("\n".join(map(json.dumps, items)) if lines else json.dumps(items))
-    table = read_table(str(path), prompt="Say it.")
-    assert table["audio"][:] == [str(folder / "one.wav"), str(folder / "two.wav")]  # an absolute path stays
-    assert table["prompt"][:] == ["Say it."] * 2
-
-
-def test_an_audio_folder_with_its_metadata(folder):
-    (folder / "metadata.csv").write_text("file_name,text\none.wav,A one.\ntwo.wav,A two.\n")
-    table = read_table(str(folder))
-    assert sorted(table["answer"][:]) == ["A one.", "A two."]
-    assert set(table["prompt"][:]) == {DEFAULT_PROMPT}
-    by_answer = {row["answer"]: load_audio(row["audio"]) for row in table}
-    assert np.array_equal(by_answer["A one."], load_audio(str(folder / "one.wav")))
-
-
-def test_a_folder_for_each_class(tmp_path):
-    for name in ("church_bells", "dog"):
-        (tmp_path / name).mkdir()
-        soundfile.write(tmp_path / name / f"{name}.wav", np.full(800, 0.1 if name == "dog" else 0.2), 16000)
-    table = read_table(str(tmp_path))
-    level = {row["answer"]: load_audio(row["audio"]).mean() for row in table}
-    assert level == pytest.approx({"church bells": 0.2, "dog": 0.1}, abs=1e-3)
-
-
-def test_a_dataset_with_an_audio_column_and_classes(rows, monkeypatch):
-    features = datasets.Features(
-        {
-            "file": datasets.Audio(),
-            "label": datasets.ClassLabel(names=["car_horn", "dog"]),
-            "fold": datasets.Value("int8"),
-        }
-    )
-    clip = Path(rows[0]["audio"])
-    stored = [{"file": {"bytes": clip.read_bytes(), "path": None}, "label": 1, "fold": 2}]
-    stored.append({"file": {"bytes": None, "path": str(clip)}, "label": 0, "fold": 1})
-    schema = pyarrow.schema(
-        {"file": pyarrow.struct({"bytes": "binary", "path": "string"}), "label": "int64", "fold": "int8"}
-    )
-    on_the_hub = datasets.Dataset(pyarrow.Table.from_pylist(stored, schema)).cast(features)
-    monkeypatch.setattr(
-        datasets, "load_dataset", lambda name, split: {("someone/clips", "test"): on_the_hub}[name, split]
-    )
-    table = read_table("someone/clips", "test")
-    assert table["answer"][:] == ["dog", "car horn"]
-    assert table.column_names == ["audio", "prompt", "answer"]
-    for row in table:
-        assert np.array_equal(load_audio(row["audio"]), load_audio(str(clip)))
-
-
-def test_a_folder_of_splits(tmp_path):
-    (tmp_path / "train" / "train").mkdir(parents=True)  # ESC-50 has a class of this name
-    (tmp_path / "train" / "dog").mkdir()
-    (tmp_path / "validation").mkdir()
-    for name in ("train/train/one.wav", "train/dog/two.WAV", "validation/three.wav"):
-        soundfile.write(tmp_path / name, np.zeros(800), 16000)
-    (tmp_path / "train" / "dog" / "notes.txt").write_text("no sound")
-    (tmp_path / "validation" / "metadata.jsonl").write_text('{"file_name": "three.wav", "caption": "Three."}')
-    assert read_table(str(tmp_path))["answer"][:] == ["dog", "train"]
-    assert read_table(str(tmp_path / "train"))["answer"][:] == ["dog", "train"]
-    validation = read_table(str(tmp_path), "validation")
-    assert validation["answer"][:] == ["Three."]
-    assert validation["audio"][:] == [str(tmp_path / "validation" / "three.wav")]
-
-
-def test_what_is_missing_is_named(folder):
-    with pytest.raises(ValueError, match=r"neither a metadata\.csv or metadata\.jsonl nor subfolders with audio"):
-        read_table(str(folder))  # its clips are of no class
-    with pytest.raises(FileNotFoundError, match=r"nothing\.csv"):
-        read_table(str(folder / "nothing.csv"))
-    (folder / "table.csv").write_text("sound,answer\none.wav,1\n")
-    with pytest.raises(ValueError, match="columns sound, answer, expected one of audio, file, path, file_name for"):
-        read_table(str(folder / "table.csv"))
-    (folder / "table.csv").write_text("audio,said\none.wav,1\n")
-    with pytest.raises(ValueError, match="expected one of answer, caption, text, label for the answer"):
-        read_table(str(folder / "table.csv"))
 
 
 # ---------------------------------------------------------------------------------------------------------------
