@@ -14,6 +14,7 @@ An output folder holds `recipe.yaml`, `records/` (made of published files), and 
     finished.json     written last
 """
 
+import copy
 import json
 import math
 import os
@@ -27,11 +28,9 @@ from typing import Any
 
 import datasets
 import torch
-import yaml
 from accelerate import PartialState
 from accelerate.utils import set_seed
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
+from peft import PeftModel
 from transformers import TrainerCallback, TrainingArguments
 from transformers.utils import is_flash_attn_2_available
 
@@ -39,10 +38,6 @@ try:
     from .batches_sam import RecordBatches
 except ImportError:
     from batches_sam import RecordBatches
-try:
-    from .configuration_sam import SamConfig
-except ImportError:
-    from configuration_sam import SamConfig
 try:
     from .evaluation_sam import generate_answers
 except ImportError:
@@ -52,177 +47,73 @@ try:
 except ImportError:
     from modeling_sam import SamAudioModel, SamForConditionalGeneration
 try:
+    from .parts_sam import (
+        choose_trainable,
+        encoder_folder,
+        load_base,
+        load_weights,
+        merged_model,
+        model_config,
+        plan,
+        plan_text,
+        planned_steps,
+        with_adapters,
+    )
+except ImportError:
+    from parts_sam import (
+        choose_trainable,
+        encoder_folder,
+        load_base,
+        load_weights,
+        merged_model,
+        model_config,
+        plan,
+        plan_text,
+        planned_steps,
+        with_adapters,
+    )
+try:
     from .processing_sam import PROMPT_TEMPLATE, SamDataCollator, SamProcessor
 except ImportError:
     from processing_sam import PROMPT_TEMPLATE, SamDataCollator, SamProcessor
 try:
-    from .recipe_sam import PARTS, Recipe, Stage, load_recipe, recipe_values
+    from .published_sam import read_openaqa, read_reasonaqa
 except ImportError:
-    from recipe_sam import PARTS, Recipe, Stage, load_recipe, recipe_values
+    from published_sam import read_openaqa, read_reasonaqa
 try:
-    from .records_sam import parse_audio_roots, read_openaqa, read_reasonaqa, read_table, records_dataset, write_records
+    from .recipe_sam import Recipe, Stage, claim, load_recipe
 except ImportError:
-    from records_sam import parse_audio_roots, read_openaqa, read_reasonaqa, read_table, records_dataset, write_records
+    from recipe_sam import Recipe, Stage, claim, load_recipe
 try:
-    from .training_sam import AugmentLogMel, CachedRows, SamTrainer, check_float32, lora_config, upcast_trainable
+    from .records_sam import (
+        coverage_table,
+        parse_audio_roots,
+        read_summary,
+        read_table,
+        records_dataset,
+        records_fingerprint,
+        write_json,
+        write_records,
+    )
 except ImportError:
-    from training_sam import AugmentLogMel, CachedRows, SamTrainer, check_float32, lora_config, upcast_trainable
+    from records_sam import (
+        coverage_table,
+        parse_audio_roots,
+        read_summary,
+        read_table,
+        records_dataset,
+        records_fingerprint,
+        write_json,
+        write_records,
+    )
+try:
+    from .training_sam import AugmentLogMel, CachedRows, SamTrainer, check_float32
+except ImportError:
+    from training_sam import AugmentLogMel, CachedRows, SamTrainer, check_float32
 
-# What may differ when a run goes on: it decides where and how fast the same steps are computed.
-FREE_KEYS = ("micro_batch_size", "num_workers", "recompute")
 COMPLETE = "complete"  # marks a checkpoint that all processes have written
 PATIENCE = timedelta(hours=4)  # of processes that wait for the first: it converts data, merges and generates
 SAMPLE = 256  # rows looked at for lengths and labels
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# The model
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def model_config(recipe: Recipe, plan: bool = False) -> SamConfig:
-    """The configuration of a recipe's model, checked against the recipe.
-
-    Args:
-        recipe ([`Recipe`]): The recipe.
-        plan (`bool`, *optional*, defaults to `False`): Take the paper's preset of `size` and `connector` where the
-            model is not there.
-
-    Raises:
-        FileNotFoundError: The model is not there.
-        ValueError: It has another size or connector than the recipe says.
-    """
-    is_here = (Path(recipe.model).expanduser() / "config.json").is_file()
-    if plan and not is_here and recipe.size is not None:
-        return SamConfig.from_preset(recipe.size, recipe.connector or "concatenation")
-    try:
-        config = SamConfig.from_pretrained(recipe.model)
-    except OSError as error:
-        connector = recipe.connector or "concatenation"
-        raise FileNotFoundError(
-            f"model: there is no SAM checkpoint {recipe.model!r}, neither here nor on the Hub; make it with "
-            f"`sam-alm convert ... --connector {connector} --output {recipe.model}`, or name another with --set model=DIR."
-        ) from error
-    if recipe.connector not in (None, config.connector):
-        raise ValueError(
-            f"model: {recipe.model} has the connector {config.connector}, the recipe {recipe.name} says "
-            f"{recipe.connector}; convert the checkpoint with --connector {recipe.connector}."
-        )
-    if recipe.size is not None:
-        expected = SamConfig.from_preset(recipe.size).text_config
-        for name in ("num_hidden_layers", "hidden_size"):
-            found, wanted = getattr(config.text_config, name), getattr(expected, name)
-            if found != wanted:
-                raise ValueError(
-                    f"model: {recipe.model} has {name} {found} in its language model, the recipe {recipe.name} says "
-                    f"size {recipe.size}, which has {wanted}."
-                )
-    return config
-
-
-def encoder_folder(recipe: Recipe) -> Path:
-    """Where `encoder_from` points to: a folder of an encoder, or the last stage's of another recipe's output."""
-    folder = Path(recipe.encoder_from).expanduser()
-    if (folder / "config.json").is_file():
-        return folder
-    found = sorted(folder.glob("stage-*/encoder/config.json"), key=lambda file: int(file.parts[-3].split("-")[1]))
-    if not found:
-        raise FileNotFoundError(
-            f"encoder_from: {recipe.encoder_from!r} holds neither an encoder's config.json nor a finished "
-            "stage-N/encoder; run that recipe first, or name its output with --set encoder_from=DIR."
-        )
-    return found[-1].parent
-
-
-def load_base(recipe: Recipe) -> SamForConditionalGeneration:
-    """The model before any training, with the encoder of `encoder_from`, on the CPU."""
-    model = SamForConditionalGeneration.from_pretrained(
-        recipe.model, dtype=recipe.base_dtype, attn_implementation={"audio_config": recipe.encoder_attention}
-    )
-    if recipe.encoder_from is not None:
-        encoder = SamAudioModel.from_pretrained(encoder_folder(recipe), dtype=torch.float32)
-        model.model.audio_tower.load_state_dict(encoder.state_dict())
-    return model
-
-
-def with_adapters(model: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
-    """Adds the recipe's adapters, if it has any, and makes everything float32 that any of its stages trains.
-
-    Before weights are loaded into it: those of the stage before are float32, and a bf16 module would round them.
-    The modules trained beside LoRA, connector and encoder, are peft's copies (`modules_to_save`).
-    """
-    parts = recipe.trained_parts
-    if recipe.lora_rank:
-        modules = ["connector", "audio_tower"] if recipe.joint_encoder else ["connector"]
-        model = get_peft_model(model, lora_config(recipe.lora_rank, modules, recipe.lora_dropout))
-        parts = ["connector", "encoder", "lora"]
-    choose_trainable(model, parts)
-    upcast_trainable(model)
-    return model
-
-
-def part_of(name: str, adapted: bool) -> str | None:
-    """Which of [`PARTS`] a parameter belongs to by its name; `None` for what no stage can train."""
-    if ".lora_" in name:
-        return "lora"
-    if adapted and ".modules_to_save." not in name:
-        return None
-    return "encoder" if ".audio_tower." in name else "connector" if ".connector." in name else "language_model"
-
-
-def choose_trainable(model: torch.nn.Module, parts: Sequence[str]) -> dict[str, int]:
-    """Makes exactly some parts trainable, and returns how many numbers each of them has."""
-    counts = dict.fromkeys(parts, 0)
-    for name, parameter in model.named_parameters():
-        part = part_of(name, isinstance(model, PeftModel))
-        parameter.requires_grad_(part in counts)
-        if part in counts:
-            counts[part] += parameter.numel()
-    return counts
-
-
-def load_weights(model: torch.nn.Module, folder: Path) -> None:
-    """Loads what a stage has saved: an adapter, or a whole model where there is no LoRA.
-
-    Raises:
-        ValueError: The folder holds other tensors than the model needs.
-    """
-    adapted = isinstance(model, PeftModel)
-    files = sorted(folder.glob("adapter_model*.safetensors" if adapted else "model*.safetensors"))
-    tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
-    expected = get_peft_model_state_dict(model) if adapted else model.state_dict()
-    expected = {name: tensor for name, tensor in expected.items() if adapted or name != "lm_head.weight"}
-    wrong = sorted(
-        name
-        for name in {*expected, *tensors} - {"lm_head.weight"}
-        if name not in expected or name not in tensors or expected[name].shape != tensors[name].shape
-    )
-    if wrong:
-        raise ValueError(
-            f"{folder}: {len(wrong)} tensors are missing, unknown or of another shape, the first is {wrong[0]}; it "
-            "comes from another recipe or model."
-        )
-    if adapted:
-        set_peft_model_state_dict(model, tensors)
-    else:
-        model.load_state_dict(tensors, strict=False)
-
-
-def merged_model(recipe: Recipe, weights: Path) -> SamForConditionalGeneration:
-    """The whole model of saved weights in float32, adapters merged; [`store_model`] gives it the types of the base."""
-    model = with_adapters(load_base(recipe).float(), recipe)
-    load_weights(model, weights)
-    return model.merge_and_unload() if recipe.lora_rank else model
-
-
-def store_model(model: SamForConditionalGeneration, recipe: Recipe, processor, folder: Path) -> None:
-    """Writes a model and its processor so that they load alone, in the parameter types of the recipe's base."""
-    types = {name: parameter.dtype for name, parameter in load_base(recipe).named_parameters()}
-    for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(types[name])
-    with _written(folder) as partial:
-        model.save_pretrained(partial)
-        processor.save_pretrained(partial)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -249,13 +140,6 @@ class _written:
             shutil.rmtree(self.partial, ignore_errors=True)
 
 
-def write_json(value: Any, path: Path) -> None:
-    """Writes a file that appears when it is complete."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
 def stage_folder(output: Path, stage: Stage) -> Path:
     """Where a stage is kept."""
     return output / f"stage-{stage.number}"
@@ -275,36 +159,6 @@ def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end; the others were being written when the run was killed."""
     done = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
     return max(done, key=lambda path: int(path.name.split("-")[1]), default=None)
-
-
-def claim(recipe: Recipe, output: Path) -> None:
-    """Writes the recipe into an output folder, or finds the same one there.
-
-    Raises:
-        ValueError: The folder holds another recipe; the message lists what differs.
-    """
-    path, values = output / "recipe.yaml", _flat(recipe_values(recipe))
-    if path.is_file():
-        there = yaml.safe_load(path.read_text(encoding="utf-8"))
-        differ = [key for key in {**there, **values} if there.get(key, "absent") != values.get(key, "absent")]
-        differ = [key for key in differ if key.rsplit(".", 1)[-1] not in FREE_KEYS]
-        if differ:
-            listed = "; ".join(f"{key}: {there.get(key)!r} there, {values.get(key)!r} now" for key in differ)
-            raise ValueError(f"output: {output} was begun with another recipe ({listed}); choose another folder.")
-        return
-    output.mkdir(parents=True, exist_ok=True)
-    partial = output / ".recipe.yaml.partial"
-    partial.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    os.replace(partial, path)
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict) or not values:
-        return {prefix: values}
-    flat = {}
-    for key, value in values.items():
-        flat.update(_flat(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -330,8 +184,8 @@ def prepare_data(recipe: Recipe, output: Path, names: Sequence[str]) -> dict[str
             prepared[name] = path
             if not (path / "summary.json").is_file():
                 raise FileNotFoundError(
-                    f"data.{name}.path: there is no summary.json in {str(path)!r}, expected a folder of records; "
-                    f"is data_root={recipe.data_root!r} right?"
+                    f"data.{name}.path: there is no folder of records {str(path)!r}, or it is not whole; say where the "
+                    "data is with --set data_root=DIR."
                 )
         else:
             if not path.is_file():
@@ -351,28 +205,28 @@ def prepare_data(recipe: Recipe, output: Path, names: Sequence[str]) -> dict[str
 def _convert(recipe: Recipe, name: str, folder: Path) -> None:
     source, path = recipe.data[name], recipe.path(name)
     if source.format == "openaqa":
-        records = read_openaqa(
-            path, closed_prefix=source.closed_prefix, seed=recipe.seed, skip_unanswerable=source.skip_unanswerable
-        )
+        records = read_openaqa(path, source.closed_prefix, recipe.seed, source.skip_unanswerable)
     else:
-        records = read_reasonaqa(path, seed=recipe.seed)
-    roots = [*source.audio_roots, *recipe.audio_roots]
-    status = path.stat()
-    options = [source.closed_prefix, source.skip_unanswerable, recipe.seed, source.format, roots]
-    write_records(
+        records = read_reasonaqa(path, recipe.seed)
+    summary = write_records(
         records,
         folder,
-        audio_roots=parse_audio_roots(roots),
+        audio_roots=parse_audio_roots([*source.audio_roots, *recipe.audio_roots]),
         max_missing=source.max_missing,
-        fingerprint=json.dumps([str(path.resolve()), status.st_size, status.st_mtime_ns, *options]),
+        fingerprint=records_fingerprint(
+            [path],
+            format=source.format,
+            closed_prefix=source.closed_prefix,
+            seed=recipe.seed,
+            skip_unanswerable=source.skip_unanswerable,
+        ),
     )
+    print(f"{name}: {path}\n{coverage_table(summary)}", flush=True)
 
 
 def count_rows(source: Path | datasets.Dataset) -> int:
     """Rows of a folder of records or of a table."""
-    if isinstance(source, Path):
-        return json.loads((source / "summary.json").read_text(encoding="utf-8"))["rows"]
-    return len(source)
+    return read_summary(source)["rows"] if isinstance(source, Path) else len(source)
 
 
 def as_table(source: Path | datasets.Dataset) -> datasets.Dataset:
@@ -644,24 +498,29 @@ def stage_trainer(recipe: Recipe, stage: Stage, output: Path, sources: dict[str,
 
 
 def _keep(recipe, stage, folder, handed, sources, processor, summary) -> None:
-    """Everything that a stage leaves behind; each file appears when it is complete, so this can be repeated."""
-    merged = merged_model(recipe, handed)
-    with _written(folder / "encoder") as partial:
-        merged.model.audio_tower.to(torch.bfloat16).save_pretrained(partial)
-    store_model(merged_model(recipe, handed), recipe, processor, folder / ("handed" if stage.hand_over_step else "last"))
+    """Everything that a stage leaves behind; each folder appears when it is complete, so this can be repeated."""
+    final = "handed" if stage.hand_over_step else "last"
+    models = {final: handed}
     if stage.hand_over_step:
-        last = merged_model(recipe, folder / f"checkpoint-{summary['steps']}")
-        store_model(last, recipe, processor, folder / "last")
+        models["last"] = folder / f"checkpoint-{summary['steps']}"
     if summary["best_step"]:
-        best = merged_model(recipe, folder / f"checkpoint-{summary['best_step']}")
-        store_model(best, recipe, processor, folder / "best")
+        models["best"] = folder / f"checkpoint-{summary['best_step']}"
+    for name, weights in models.items():
+        model = merged_model(recipe, weights)
+        if name == final:
+            with _written(folder / "encoder") as partial:
+                copy.deepcopy(model.model.audio_tower).to(torch.bfloat16).save_pretrained(partial)
+        with _written(folder / name) as partial:
+            model.save_pretrained(partial)
+            processor.save_pretrained(partial)
     if recipe.validation is not None and recipe.generated_rows:
         rows = _some(sources[recipe.validation], recipe.generated_rows, recipe.seed)
-        name = "handed" if stage.hand_over_step else "last"
-        model = SamForConditionalGeneration.from_pretrained(folder / name).to(PartialState().device)
+        model = SamForConditionalGeneration.from_pretrained(folder / final, dtype="auto").to(PartialState().device)
         answers = generate_answers(model, processor, rows["audio"][:], rows["prompt"][:])
-        found = [{**row, "audio": str(row["audio"]), "prediction": text} for row, text in zip(rows, answers)]
-        write_json(found, folder / "samples.json")
+        write_json(
+            [{**row, "audio": str(row["audio"]), "prediction": text} for row, text in zip(rows, answers)],
+            folder / "samples.json",
+        )
     if not recipe.keep_checkpoints:
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
@@ -697,7 +556,9 @@ def check_machine(recipe: Recipe, num_processes: int) -> None:
     for stage in recipe.stages:
         accumulation(stage, num_processes)
         if stage.max_seconds is not None and num_processes > 1:
-            raise ValueError(f"stages.{stage.number}.max_seconds: got it with {num_processes} processes, expected one.")
+            raise ValueError(
+                f"stages.{stage.number}.max_seconds: got it with {num_processes} processes, expected one."
+            )
     if recipe.encoder_attention == "flash_attention_2" and not is_flash_attn_2_available():
         raise ValueError(
             "encoder_attention: 'flash_attention_2' needs a CUDA GPU and the package flash-attn, which cannot be used "
@@ -743,7 +604,9 @@ def run_recipe(
     todo = [each for each in recipe.stages if stage in (None, each.number)]
     previous = recipe.previous(todo[0])
     if previous is not None and not is_finished(output, previous):
-        raise ValueError(f"stage: {todo[0].number} begins with stage {previous.number}, which is not finished in {output}.")
+        raise ValueError(
+            f"stage: {todo[0].number} begins with stage {previous.number}, which is not finished in {output}."
+        )
     if state.is_main_process:
         claim(recipe, output)
     state.wait_for_everyone()
@@ -761,88 +624,6 @@ def run_recipe(
         _say(f"stage {each.number}, {each.name}:")
         run_stage(recipe, each, output, sources, callbacks)
     return stage_folder(output, todo[-1])
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Planning
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def planned_steps(stage: Stage, rows: Sequence[int]) -> int:
-    """Optimiser steps of a stage over data sources of so many rows; the last batch of an epoch may be smaller."""
-    total = sum(int(count * weight) for count, weight in zip(rows, stage.weights or [1.0] * len(rows)))
-    return math.ceil(math.ceil(total / stage.global_batch_size) * stage.epochs)
-
-
-def plan(recipe: Recipe, pairs_per_second: float | None = None) -> list[dict[str, Any]]:
-    """What a recipe would do, a dict for each stage, from shapes and counts alone; loads neither weights nor audio.
-
-    Args:
-        recipe ([`Recipe`]): The recipe; its model and data may be missing, then `size` and published counts count.
-        pairs_per_second (`float`, *optional*): Speed to estimate hours from, as measured.
-
-    Returns:
-        For each stage: `stage`, `name`, `trained` (parameters by part), `parameters` (of all), `rows`, `steps`,
-        `tokens` (audio slots and text, with the cutoff as its length where the data is not there) and `hours`; `None`
-        where it cannot be known. `rows_from` says where the count comes from.
-    """
-    config = model_config(recipe, plan=True)
-    with torch.device("meta"):
-        base = SamForConditionalGeneration(config)
-        total = sum(parameter.numel() for parameter in base.parameters())
-        model = with_adapters(base, recipe)
-    stages = []
-    for stage in recipe.stages:
-        counts, origins = zip(*(_planned_rows(recipe, name) for name in stage.data))
-        known = stage.epochs is not None and None not in counts
-        steps = planned_steps(stage, counts) if known else None
-        pairs = None
-        if known:
-            pairs = stage.epochs * sum(c * w for c, w in zip(counts, stage.weights or [1.0] * len(counts)))
-        hours = None if stage.max_seconds is None else stage.max_seconds / 3600
-        if pairs is not None and pairs_per_second is not None:
-            hours = pairs / pairs_per_second / 3600
-        length = None if stage.text_cutoff is None else config.num_audio_slots + stage.text_cutoff
-        stages.append(
-            {
-                "stage": stage.number,
-                "name": stage.name,
-                "trained": choose_trainable(model, [part for part in PARTS if part in stage.trains]),
-                "parameters": total,
-                "rows": sum(counts) if None not in counts else None,
-                "rows_from": ", ".join(dict.fromkeys(origins)),
-                "steps": steps,
-                "tokens": None if pairs is None or length is None else int(pairs * length),
-                "hours": hours,
-            }
-        )
-    return stages
-
-
-def _planned_rows(recipe: Recipe, name: str) -> tuple[int | None, str]:
-    source, path = recipe.data[name], recipe.path(name)
-    if source.format == "records" and (path / "summary.json").is_file():
-        return count_rows(path), "counted"
-    if source.format == "table" and path.exists():
-        return len(read_table(str(path), source.split)), "counted"
-    if source.rows is not None:
-        return source.rows, "as published"
-    return None, f"unknown: {path} is not there"
-
-
-def plan_text(stages: Sequence[dict[str, Any]]) -> str:
-    """[`plan`]'s result as a table."""
-    lines = ["stage  trained parameters (millions)                        rows        steps   tokens    hours"]
-    for stage in stages:
-        trained = ", ".join(f"{part} {count / 1e6:.2f}" for part, count in stage["trained"].items())
-        count = "unknown" if stage["rows"] is None else f"{stage['rows']:,}"
-        steps = "unknown" if stage["steps"] is None else f"{stage['steps']:,}"
-        tokens = "unknown" if stage["tokens"] is None else f"{stage['tokens'] / 1e9:.3g}e9"
-        hours = "unknown" if stage["hours"] is None else f"{stage['hours']:.1f}"
-        lines.append(f"{stage['stage']:<6} {trained:<48} {count:>10} {steps:>10} {tokens:>9} {hours:>8}")
-        lines.append(f"       {stage['name']}; rows {stage['rows_from']}")
-    lines.append(f"of {stages[0]['parameters'] / 1e6:.2f} million parameters without the adapters")
-    return "\n".join(lines)
 
 
 __all__ = [

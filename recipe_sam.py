@@ -4,6 +4,7 @@ Nothing here needs torch. A recipe may name another of the same folder as its `b
 """
 
 import dataclasses
+import os
 import re
 import types
 import typing
@@ -33,10 +34,20 @@ CHOICES = {
     "format": ("records", "openaqa", "reasonaqa", "table"),
     "init": ("previous", "model"),
 }
-POSITIVE = ("learning_rate", "epochs", "max_seconds", "global_batch_size", "micro_batch_size", "text_cutoff", "pack_to")
+POSITIVE = (
+    "learning_rate",
+    "epochs",
+    "max_seconds",
+    "global_batch_size",
+    "micro_batch_size",
+    "text_cutoff",
+    "pack_to",
+)
 POSITIVE += ("hand_over_step", "logging_steps", "save_steps", "rows", "max_grad_norm")
 NOT_NEGATIVE = ("lora_rank", "warmup_steps", "weight_decay", "num_workers", "evaluation_rows", "generated_rows")
 SHARES = ("lora_dropout", "closed_prefix", "max_missing", "adam_beta2")
+# What may differ when a run goes on: it decides where and how fast the same steps are computed.
+FREE_KEYS = ("micro_batch_size", "num_workers", "recompute")
 
 
 @dataclass(frozen=True)
@@ -230,6 +241,36 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
     values = dataclasses.asdict(recipe)
     values["stages"] = {stage.pop("number"): stage for stage in values["stages"]}
     return values
+
+
+def claim(recipe: Recipe, output: Path) -> None:
+    """Writes the recipe into an output folder, or finds the same one there.
+
+    Raises:
+        ValueError: The folder holds another recipe; the message lists what differs.
+    """
+    path, values = output / "recipe.yaml", _flat(recipe_values(recipe))
+    if path.is_file():
+        there = yaml.safe_load(path.read_text(encoding="utf-8"))
+        differ = [key for key in {**there, **values} if there.get(key, "absent") != values.get(key, "absent")]
+        differ = [key for key in differ if key.rsplit(".", 1)[-1] not in FREE_KEYS]
+        if differ:
+            listed = "; ".join(f"{key}: {there.get(key)!r} there, {values.get(key)!r} now" for key in differ)
+            raise ValueError(f"output: {output} was begun with another recipe ({listed}); choose another folder.")
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    partial = output / ".recipe.yaml.partial"
+    partial.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict) or not values:
+        return {prefix: values}
+    flat = {}
+    for key, value in values.items():
+        flat.update(_flat(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -428,4 +469,4 @@ def _problems(recipe: Recipe) -> Iterable[tuple[str, str]]:
             yield f"{where}.weights", "with cache_features expected whole numbers: how often each row comes."
 
 
-__all__ = ["PARTS", "DataSource", "Recipe", "Stage", "load_recipe", "recipe_values"]
+__all__ = ["PARTS", "DataSource", "Recipe", "Stage", "claim", "load_recipe", "recipe_values"]

@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 try:
     from .audio_sam import SAMPLING_RATE, load_audio
@@ -27,21 +28,28 @@ LORA_TARGETS = r".*language_model\.layers\.\d+\.mixer\.(in_proj|out_proj)"
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def lora_config(rank: int, modules_to_save: Sequence[str] = ()) -> LoraConfig:
+def lora_config(rank: int, modules_to_save: Sequence[str] = (), dropout: float = 0.0) -> LoraConfig:
     """LoRA on every `in_proj` and `out_proj` of the language model (paper, section 3.1), with alpha = 2 rank.
 
     Args:
         rank (`int`): Rank of the adapters; the paper takes 8 to 256.
         modules_to_save (list of `str`, *optional*): Modules that are trained whole and saved with the adapter, such
             as `"connector"` and `"audio_tower"`.
+        dropout (`float`, *optional*, defaults to 0): Share of an adapter's inputs that training drops; LTU's is 0.05.
 
     Raises:
-        ValueError: `rank` is not a positive integer.
+        ValueError: `rank` is not a positive integer, `dropout` not from 0 to 1.
     """
     if not isinstance(rank, int) or rank < 1:
         raise ValueError(f"rank: got {rank!r}, expected a positive integer.")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout: got {dropout!r}, expected a number from 0 to 1, less than 1.")
     return LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS, modules_to_save=list(modules_to_save) or None
+        r=rank,
+        lora_alpha=2 * rank,
+        lora_dropout=dropout,
+        target_modules=LORA_TARGETS,
+        modules_to_save=list(modules_to_save) or None,
     )
 
 
@@ -316,19 +324,35 @@ class SamTrainer(Trainer):
         return self.lr_scheduler
 
 
-class SecondsCallback(TrainerCallback):
+class SecondsCallback(TrainerCallback, ExportableState):
     """Stops the training after some seconds; `share` says how much of them is spent.
 
-    The clock starts behind the first step, in which kernels are compiled and tuned.
+    The clock starts behind the first step, in which kernels are compiled and tuned. A checkpoint keeps what is spent,
+    and a training that resumes from it has the rest.
     """
 
     def __init__(self, seconds: float):
-        self.seconds, self.begin = seconds, None
+        self.seconds, self.begin, self.spent = seconds, None, 0.0
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds, those before resuming included."""
+        return self.spent + (0.0 if self.begin is None else time.monotonic() - self.begin)
 
     @property
     def share(self) -> float:
         """From 0 to 1."""
-        return 0.0 if self.begin is None else min((time.monotonic() - self.begin) / self.seconds, 1.0)
+        return min(self.elapsed / self.seconds, 1.0)
+
+    def state(self) -> dict[str, Any]:
+        """What Trainer keeps in a checkpoint."""
+        return {"args": {"seconds": self.seconds}, "attributes": {"spent": self.elapsed}}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Takes over what a checkpoint says."""
+        kept = state.stateful_callbacks.get(type(self).__name__)
+        if kept is not None and state.global_step:
+            self.spent = kept["attributes"]["spent"]
 
     def on_step_end(self, args, state, control, **kwargs):
         """Starts the clock, then looks at it."""
