@@ -16,13 +16,11 @@ An output folder holds `recipe.yaml`, `records/` (made of published files), and 
 
 import copy
 import json
-import math
 import os
 import shutil
 import time
 from collections.abc import Sequence
 from datetime import timedelta
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +71,9 @@ except ImportError:
         with_adapters,
     )
 try:
-    from .processing_sam import PROMPT_TEMPLATE, SamDataCollator, SamProcessor
+    from .processing_sam import SamDataCollator, SamProcessor
 except ImportError:
-    from processing_sam import PROMPT_TEMPLATE, SamDataCollator, SamProcessor
+    from processing_sam import SamDataCollator, SamProcessor
 try:
     from .published_sam import read_openaqa, read_reasonaqa
 except ImportError:
@@ -113,7 +111,6 @@ except ImportError:
 
 COMPLETE = "complete"  # marks a checkpoint that all processes have written
 PATIENCE = timedelta(hours=4)  # of processes that wait for the first: it converts data, merges and generates
-SAMPLE = 256  # rows looked at for lengths and labels
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -234,44 +231,6 @@ def as_table(source: Path | datasets.Dataset) -> datasets.Dataset:
     return records_dataset(source, streaming=False) if isinstance(source, Path) else source
 
 
-def text_lengths(source: Path | datasets.Dataset, processor, cutoff: int | None) -> tuple[float, float, float]:
-    """Looks at the first rows of a data source.
-
-    Returns:
-        Mean text tokens of a row after the cutoff; the share of rows whose end is cut off; the share of those whose
-        whole answer is, so that they have no label.
-    """
-    rows = records_dataset(source, streaming=True) if isinstance(source, Path) else source
-    rows = list(islice(rows, SAMPLE))
-    prompts = [PROMPT_TEMPLATE.format(prompt=row["prompt"]) for row in rows]
-    before = [len(ids) for ids in processor.tokenizer(prompts)["input_ids"]]
-    answers = [len(ids) + 1 for ids in processor.tokenizer([row["answer"] for row in rows])["input_ids"]]
-    limit = math.inf if cutoff is None else cutoff
-    lengths = [prompt + answer for prompt, answer in zip(before, answers)]
-    cut = sum(length > limit for length in lengths) / len(rows)
-    return sum(min(n, limit) for n in lengths) / len(rows), cut, sum(n >= limit for n in before) / len(rows)
-
-
-def check_labels(stage: Stage, sources: dict[str, Any], processor) -> None:
-    """Says how many rows the cutoff shortens.
-
-    Raises:
-        ValueError: It leaves no label in any row that was looked at.
-    """
-    for name in stage.data:
-        _, cut, empty = text_lengths(sources[name], processor, stage.text_cutoff)
-        if empty == 1:
-            raise ValueError(
-                f"stages.{stage.number}.text_cutoff: {stage.text_cutoff} tokens hold no answer of {name!r}: all of "
-                f"its first rows would be without a label; raise it."
-            )
-        if cut:
-            _say(
-                f"  {name}: {cut:.1%} of the first rows are longer than text_cutoff {stage.text_cutoff} and lose the "
-                f"end of their answer, {empty:.1%} all of it"
-            )
-
-
 def accumulation(stage: Stage, num_processes: int) -> int:
     """Micro-batches that each process sums up to an optimiser step.
 
@@ -290,9 +249,9 @@ def accumulation(stage: Stage, num_processes: int) -> int:
 def stage_batches(stage: Stage, recipe: Recipe, sources: dict[str, Any], processor) -> RecordBatches:
     """The stage's batches as a stream from disk."""
     state = PartialState()
-    used = [(sources[name], weight) for name, weight in zip(stage.data, stage.weights or [1.0] * len(stage.data))]
+    weights = stage.weights or [float(count_rows(sources[name])) for name in stage.data]
     return RecordBatches(
-        used if len(used) > 1 else used[0][0],
+        [(sources[name], weight) for name, weight in zip(stage.data, weights)],
         processor,
         stage.micro_batch_size,
         num_processes=state.num_processes,
@@ -303,19 +262,27 @@ def stage_batches(stage: Stage, recipe: Recipe, sources: dict[str, Any], process
         pack_to=recipe.pack_to,
         text_cutoff=stage.text_cutoff,
         features=recipe.features,
+        max_broken=recipe.max_broken,
+        train_on_prompt=recipe.train_on_prompt,
     )
 
 
 def cached_rows(stage: Stage, sources: dict[str, Any], processor, device) -> CachedRows:
-    """The stage's rows with their log-mel on the device; a whole-numbered weight is how often a row comes."""
-    tables = []
-    for name, weight in zip(stage.data, stage.weights or [1.0] * len(stage.data)):
-        table = as_table(sources[name]).select_columns(["audio", "prompt", "answer"])
-        tables += [table] * int(weight)
+    """The stage's rows with their log-mel on the device.
+
+    Raises:
+        ValueError: The cutoff leaves no label.
+    """
+    tables = [as_table(sources[name]).select_columns(["audio", "prompt", "answer"]) for name in stage.data]
     rows = CachedRows(datasets.concatenate_datasets(tables), processor, device, os.cpu_count() or 1)
     if stage.text_cutoff is not None:
         longest = len(processor.slot_pattern) + stage.text_cutoff
         rows.rows = [{key: value[:longest] for key, value in row.items()} for row in rows.rows]
+    if all(label == -100 for row in rows.rows for label in row["labels"]):
+        raise ValueError(
+            f"stages.{stage.number}.text_cutoff: {stage.text_cutoff} leaves nothing of any answer, so that there is "
+            "nothing to learn; raise it."
+        )
     return rows
 
 
@@ -455,7 +422,6 @@ def stage_trainer(recipe: Recipe, stage: Stage, output: Path, sources: dict[str,
         ValueError: The stage has fewer steps than its warm-up or `hand_over_step`.
     """
     folder = stage_folder(output, stage)
-    check_labels(stage, sources, processor)
     set_seed(recipe.seed + stage.number)
     batches, steps = None, None
     if not recipe.cache_features:
@@ -488,7 +454,7 @@ def stage_trainer(recipe: Recipe, stage: Stage, output: Path, sources: dict[str,
         train_batches=batches,
         train_dataset=cached_rows(stage, sources, processor, arguments.device) if batches is None else None,
         eval_dataset=evaluation,
-        data_collator=SamDataCollator(processor),
+        data_collator=SamDataCollator(processor, train_on_prompt=recipe.train_on_prompt),
         processing_class=processor,
         augment=AugmentLogMel(extractor.mean, extractor.std) if stage.augment else None,
         max_seconds=stage.max_seconds,

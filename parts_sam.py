@@ -183,8 +183,7 @@ def merged_model(recipe: Recipe, weights: Path) -> SamForConditionalGeneration:
 
 def planned_steps(stage: Stage, rows: Sequence[int]) -> int:
     """Optimiser steps of a stage over data sources of so many rows; the last batch of an epoch may be smaller."""
-    total = sum(int(count * weight) for count, weight in zip(rows, stage.weights or [1.0] * len(rows)))
-    return math.ceil(math.ceil(total / stage.global_batch_size) * stage.epochs)
+    return math.ceil(math.ceil(sum(rows) / stage.global_batch_size) * stage.epochs)
 
 
 def plan(recipe: Recipe, pairs_per_second: float | None = None) -> list[dict[str, Any]]:
@@ -209,9 +208,7 @@ def plan(recipe: Recipe, pairs_per_second: float | None = None) -> list[dict[str
         counts, origins = zip(*(_planned_rows(recipe, name) for name in stage.data))
         known = stage.epochs is not None and None not in counts
         steps = planned_steps(stage, counts) if known else None
-        pairs = None
-        if known:
-            pairs = stage.epochs * sum(c * w for c, w in zip(counts, stage.weights or [1.0] * len(counts)))
+        pairs = stage.epochs * sum(counts) if known else None
         hours = None if stage.max_seconds is None else stage.max_seconds / 3600
         if pairs is not None and pairs_per_second is not None:
             hours = pairs / pairs_per_second / 3600

@@ -45,7 +45,7 @@ POSITIVE = (
 )
 POSITIVE += ("hand_over_step", "logging_steps", "save_steps", "rows", "max_grad_norm")
 NOT_NEGATIVE = ("lora_rank", "warmup_steps", "weight_decay", "num_workers", "evaluation_rows", "generated_rows")
-SHARES = ("lora_dropout", "closed_prefix", "max_missing", "adam_beta2")
+SHARES = ("lora_dropout", "closed_prefix", "max_missing", "max_broken", "adam_beta2")
 # What may differ when a run goes on: it decides where and how fast the same steps are computed.
 FREE_KEYS = ("micro_batch_size", "num_workers", "recompute")
 
@@ -87,8 +87,8 @@ class Stage:
         trains (list of `str`): Some of `"connector"`, `"encoder"`, `"lora"` and `"language_model"`; the rest is frozen.
         learning_rate (`float`): Peak learning rate.
         data (list of `str`): Names of the recipe's data sources.
-        weights (list of `float`, *optional*): A weight for each of them, for mixing; by default every row comes once
-            an epoch.
+        weights (list of `float`, *optional*): A weight for each of them: an epoch has as many rows as they have in
+            all, in these proportions. By default every row comes once an epoch (twice where its source is named twice).
         epochs (`float`, *optional*): Passes over the data; or
         max_seconds (`float`, *optional*): train for so long. Exactly one of the two.
         init (`str`, *optional*, defaults to `"previous"`): Begin with what the stage before handed on, or with the
@@ -148,6 +148,8 @@ class Recipe:
         num_workers (`int`, *optional*, defaults to 0): Processes that read audio, for each training process.
         cache_features (`bool`, *optional*, defaults to `False`): Compute log-mel once and keep it on the device.
         augment (`bool`, *optional*, defaults to `False`): Change the training clips at random.
+        train_on_prompt (`bool`, *optional*, defaults to `False`): Also learn the prompt's text (LTU; not the paper).
+        max_broken (`float`, *optional*, defaults to 0.01): Largest share of rows whose audio cannot be read.
         data_root (`str`, *optional*, defaults to `"."`): Where relative paths of data begin.
         records (`str`, *optional*): Folder for what is made of published files; OUTPUT/records by default. Recipes
             on the same data may share it.
@@ -187,6 +189,8 @@ class Recipe:
     num_workers: int = 0
     cache_features: bool = False
     augment: bool = False
+    train_on_prompt: bool = False
+    max_broken: float = 0.01
     data_root: str = "."
     records: str | None = None
     audio_roots: list[str] = field(default_factory=list)
@@ -465,8 +469,10 @@ def _problems(recipe: Recipe) -> Iterable[tuple[str, str]]:
             yield f"{where}.weights", f"got {stage.weights}, expected a positive number for each of {stage.data}."
         if (stage.epochs is None) == (stage.max_seconds is None):
             yield f"{where}.epochs", "expected exactly one of epochs and max_seconds."
-        if recipe.cache_features and stage.weights is not None and any(w != int(w) for w in stage.weights):
-            yield f"{where}.weights", "with cache_features expected whole numbers: how often each row comes."
+        if recipe.cache_features and stage.weights is not None:
+            yield f"{where}.weights", "expected none with cache_features; a source named twice comes twice an epoch."
+    if recipe.cache_features and (recipe.pack_to is not None or recipe.train_on_prompt):
+        yield "cache_features", "got true with pack_to or train_on_prompt, expected neither."
 
 
 __all__ = ["PARTS", "DataSource", "Recipe", "Stage", "claim", "load_recipe", "recipe_values"]
