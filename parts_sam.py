@@ -236,13 +236,13 @@ def _planned_rows(recipe: Recipe, name: str) -> tuple[int | None, str]:
     if source.format == "table" and path.exists():
         return len(read_table(str(path), source.split)), "counted"
     if source.rows is not None:
-        return source.rows, "as published"
+        return source.rows, "as the recipe says"
     return None, f"unknown: {path} is not there"
 
 
 def plan_text(stages: Sequence[dict[str, Any]]) -> str:
     """[`plan`]'s result as a table."""
-    lines = ["stage  trained parameters (millions)                        rows        steps   tokens    hours"]
+    lines = ["stage  trained parameters (millions)                       rows      steps  tokens<=   hours"]
     for stage in stages:
         trained = ", ".join(f"{part} {count / 1e6:.2f}" for part, count in stage["trained"].items())
         count = "unknown" if stage["rows"] is None else f"{stage['rows']:,}"

@@ -33,6 +33,7 @@ CHOICES = {
     "features": ("workers", "device"),
     "format": ("records", "openaqa", "reasonaqa", "table"),
     "init": ("previous", "model"),
+    "trains": PARTS,
 }
 POSITIVE = (
     "learning_rate",
@@ -399,7 +400,7 @@ def _said(kind: type) -> str:
 
 
 def _check_range(value: Any, file: str, key: str) -> None:
-    name = key.rsplit(".", 1)[-1]
+    name = key.rsplit(".", 1)[-1].split("[")[0]
     if name in CHOICES and value not in CHOICES[name]:
         raise ValueError(f"{file}: {key}: got {value!r}, expected one of {', '.join(CHOICES[name])}.")
     if name in POSITIVE and not value > 0:
@@ -451,9 +452,6 @@ def _problems(recipe: Recipe) -> Iterable[tuple[str, str]]:
         where = f"stages.{stage.number}"
         if not stage.trains:
             yield f"{where}.trains", "got an empty list, expected what the stage trains."
-        for part in stage.trains:
-            if part not in PARTS:
-                yield f"{where}.trains", f"got {part!r}, expected some of {', '.join(PARTS)}."
         if "lora" in stage.trains and not recipe.lora_rank:
             yield f"{where}.trains", "got 'lora' with lora_rank 0, expected a rank."
         if "language_model" in stage.trains and recipe.lora_rank:

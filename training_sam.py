@@ -122,7 +122,7 @@ def extract_features(clips: Sequence[Any], processor, device="cpu", num_threads:
 
 
 class CachedRows(torch.utils.data.Dataset):
-    """Rows whose log-mel was computed once and stays on the training device.
+    """Rows whose log-mel was computed once and stays on the training device; rows without audio are text.
 
     With small data the loader is the bottleneck: this takes reading, decoding and the filter bank out of the loop.
     Give it to Trainer with `dataloader_num_workers=0` and `dataloader_pin_memory=False`.
@@ -137,28 +137,27 @@ class CachedRows(torch.utils.data.Dataset):
     def __init__(self, table: datasets.Dataset, processor, device="cpu", num_threads: int = 8):
         clips = table["audio"][:] if len(table) else []
         keys = [
-            clip if isinstance(clip, str) else clip["path"] if clip["path"] else index
+            clip if clip is None or isinstance(clip, str) else clip["path"] if clip["path"] else index
             for index, clip in enumerate(clips)
         ]
-        first = {key: index for index, key in reversed(list(enumerate(keys)))}
+        first = {key: index for index, key in reversed(list(enumerate(keys))) if key is not None}
         place = {key: row for row, key in enumerate(first)}
-        self.clip = [place[key] for key in keys]
+        self.clip = [place.get(key) for key in keys]  # None: a row of text
         self.features = extract_features([clips[index] for index in first.values()], processor, device, num_threads)
         self.rows = []
         silence = np.zeros(400, np.float32)  # stands for the clip while the texts are tokenized
         for begin in range(0, len(table), 256):
             part = table[begin : begin + 256]
-            size = len(part["prompt"])
-            tokens = processor(
-                part["prompt"], [[silence]] * size, part["answer"], sampling_rate=SAMPLING_RATE, padding=False
-            )
-            self.rows += [{key: tokens[key][i] for key in ("input_ids", "labels")} for i in range(size)]
+            audio = [[] if clip is None else [silence] for clip in self.clip[begin : begin + 256]]
+            tokens = processor(part["prompt"], audio, part["answer"], sampling_rate=SAMPLING_RATE, padding=False)
+            self.rows += [{key: tokens[key][i] for key in ("input_ids", "labels")} for i in range(len(audio))]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.rows[index], "input_features": self.features[self.clip[index]]}
+        clip = self.clip[index]
+        return self.rows[index] if clip is None else {**self.rows[index], "input_features": self.features[clip]}
 
 
 # ---------------------------------------------------------------------------------------------------------------
