@@ -113,6 +113,14 @@ COMPLETE = "complete"  # marks a checkpoint that all processes have written
 PATIENCE = timedelta(hours=4)  # of processes that wait for the first: it converts data, merges and generates
 
 
+def processes() -> PartialState:
+    """This process among those that train together; the first call brings them together."""
+    options: dict[str, Any] = {} if torch.cuda.is_available() else {"cpu": True}
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        options.update({"timeout": PATIENCE}, **({"backend": "gloo"} if "cpu" in options else {}))
+    return PartialState(**options)
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Files
 # ---------------------------------------------------------------------------------------------------------------
@@ -191,9 +199,9 @@ def prepare_data(recipe: Recipe, output: Path, names: Sequence[str]) -> dict[str
                 )
             folder = Path(recipe.records).expanduser() if recipe.records else output / "records"
             prepared[name] = folder / name
-            if PartialState().is_main_process:
+            if processes().is_main_process:
                 _convert(recipe, name, folder / name)
-            PartialState().wait_for_everyone()
+            processes().wait_for_everyone()
         if not count_rows(prepared[name]):
             raise ValueError(f"data.{name}: {str(path)!r} has no rows, expected some.")
     return prepared
@@ -248,7 +256,7 @@ def accumulation(stage: Stage, num_processes: int) -> int:
 
 def stage_batches(stage: Stage, recipe: Recipe, sources: dict[str, Any], processor) -> RecordBatches:
     """The stage's batches as a stream from disk."""
-    state = PartialState()
+    state = processes()
     weights = stage.weights or [float(count_rows(sources[name])) for name in stage.data]
     return RecordBatches(
         [(sources[name], weight) for name, weight in zip(stage.data, weights)],
@@ -349,7 +357,7 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path, steps: int | Non
         name = "activation_checkpointing" if new else "gradient_checkpointing"
         options = {name: True, f"{name}_kwargs": {"use_reentrant": False}}
     if not torch.cuda.is_available():
-        options.update(use_cpu=True, ddp_backend="gloo")
+        options.update(use_cpu=True, ddp_backend="gloo" if processes().num_processes > 1 else None)
     if recipe.validation is not None:
         options.update(eval_strategy="steps", eval_steps=recipe.save_steps, prediction_loss_only=True)
         options.update(metric_for_best_model="loss", greater_is_better=False)
@@ -358,7 +366,7 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path, steps: int | Non
         max_steps=-1 if steps is None else steps,
         per_device_train_batch_size=stage.micro_batch_size,
         per_device_eval_batch_size=stage.micro_batch_size,
-        gradient_accumulation_steps=accumulation(stage, PartialState().num_processes),
+        gradient_accumulation_steps=accumulation(stage, processes().num_processes),
         learning_rate=stage.learning_rate,
         lr_scheduler_type=recipe.schedule,
         warmup_steps=stage.warmup_steps,
@@ -410,9 +418,9 @@ def run_stage(
         trainer.accelerator.wait_for_everyone()
         del trainer
         torch.cuda.empty_cache()
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         _keep(recipe, stage, folder, handed, sources, processor, json.loads(trained.read_text()))
-    PartialState().wait_for_everyone()
+    processes().wait_for_everyone()
 
 
 def stage_trainer(recipe: Recipe, stage: Stage, output: Path, sources: dict[str, Any], processor) -> StageTrainer:
@@ -436,7 +444,7 @@ def stage_trainer(recipe: Recipe, stage: Stage, output: Path, sources: dict[str,
             f"stages.{stage.number}: its data make {steps} steps, hand_over_step is {stage.hand_over_step} and "
             f"warmup_steps {stage.warmup_steps}, expected both within them."
         )
-    model = with_adapters(load_base(recipe), recipe)
+    model = with_adapters(load_base(recipe, "float32" if recipe.precision == "fp32" else None), recipe)
     previous = recipe.previous(stage)
     if previous is not None:
         load_weights(model, handed_weights(recipe, output, previous))
@@ -481,7 +489,7 @@ def _keep(recipe, stage, folder, handed, sources, processor, summary) -> None:
             processor.save_pretrained(partial)
     if recipe.validation is not None and recipe.generated_rows:
         rows = _some(sources[recipe.validation], recipe.generated_rows, recipe.seed)
-        model = SamForConditionalGeneration.from_pretrained(folder / final, dtype="auto").to(PartialState().device)
+        model = SamForConditionalGeneration.from_pretrained(folder / final, dtype="auto").to(processes().device)
         answers = generate_answers(model, processor, rows["audio"][:], rows["prompt"][:])
         write_json(
             [{**row, "audio": str(row["audio"]), "prediction": text} for row, text in zip(rows, answers)],
@@ -507,7 +515,7 @@ def _has_tensorboard() -> bool:
 
 
 def _say(text: str) -> None:
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         print(text, flush=True)
 
 
@@ -529,6 +537,12 @@ def check_machine(recipe: Recipe, num_processes: int) -> None:
         raise ValueError(
             "encoder_attention: 'flash_attention_2' needs a CUDA GPU and the package flash-attn, which cannot be used "
             "here; install it, or take torch's own attention with --set encoder_attention=sdpa."
+        )
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", recipe.precision):
+        raise ValueError(
+            f"precision: the recipe says {recipe.precision}, accelerate was launched with {launched}; expected the same, "
+            "or `accelerate launch --mixed_precision no`."
         )
     config = model_config(recipe)
     if recipe.encoder_from is not None:
@@ -565,7 +579,7 @@ def run_recipe(
     if stage is not None and stage not in numbers:
         raise ValueError(f"stage: got {stage}, the recipe {recipe.name} has {', '.join(map(str, numbers))}.")
     output = Path(output).expanduser().resolve()
-    state = PartialState(timeout=PATIENCE, **({} if torch.cuda.is_available() else {"cpu": True, "backend": "gloo"}))
+    state = processes()
     check_machine(recipe, state.num_processes)
     todo = [each for each in recipe.stages if stage in (None, each.number)]
     previous = recipe.previous(todo[0])

@@ -90,10 +90,10 @@ def encoder_folder(recipe: Recipe) -> Path:
     return found[-1].parent
 
 
-def load_base(recipe: Recipe) -> SamForConditionalGeneration:
-    """The model before any training, with the encoder of `encoder_from`, on the CPU."""
+def load_base(recipe: Recipe, dtype: str | None = None) -> SamForConditionalGeneration:
+    """The model before any training, with the encoder of `encoder_from`, on the CPU, in the recipe's `base_dtype`."""
     model = SamForConditionalGeneration.from_pretrained(
-        recipe.model, dtype=recipe.base_dtype, attn_implementation={"audio_config": recipe.encoder_attention}
+        recipe.model, dtype=dtype or recipe.base_dtype, attn_implementation={"audio_config": recipe.encoder_attention}
     )
     if recipe.encoder_from is not None:
         encoder = SamAudioModel.from_pretrained(encoder_folder(recipe), dtype=torch.float32)

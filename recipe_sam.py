@@ -133,9 +133,9 @@ class Recipe:
             a folder that [`SamAudioModel`] loads.
         encoder_attention (`str`, *optional*, defaults to `"sdpa"`): Or `"flash_attention_2"` (the paper), or `"eager"`.
             What is asked for must be installed: there is no silent falling back.
-        base_dtype (`str`, *optional*, defaults to `"auto"`): Parameter type of what is frozen: that of the file, or
-            `"float32"` or `"bfloat16"`. What is trained is float32.
-        precision (`str`, *optional*, defaults to `"bf16"`): Autocast, or `"fp32"`.
+        base_dtype (`str`, *optional*, defaults to `"auto"`): Parameter type of what is frozen and of the models that
+            are kept: that of the file, or `"float32"` or `"bfloat16"`. What is trained is float32.
+        precision (`str`, *optional*, defaults to `"bf16"`): Autocast; or `"fp32"`, with everything in float32.
         seed (`int`, *optional*, defaults to 0): Of everything random.
         text_cutoff (`int`, *optional*, defaults to 108): Text tokens of a row, LTU's `cutoff_len`.
         global_batch_size (`int`, *optional*, defaults to 256): Rows of an optimiser step, over all processes.
