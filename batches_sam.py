@@ -314,6 +314,11 @@ class RecordBatches(torch.utils.data.IterableDataset):
         worker = torch.utils.data.get_worker_info()
         index, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         epoch, first, placeholders, stop = self._position.tolist()
+        if epoch * self.steps_per_epoch + first >= stop:
+            raise ValueError(
+                f"epochs: got {self.epochs:g}, which are {stop} steps, but a pass should begin at epoch {epoch}, step "
+                f"{first}; set more epochs, or an epoch before."
+            )
         number = 0
         for step, records in enumerate(self.global_batches(epoch)):
             if epoch * self.steps_per_epoch + step >= stop:

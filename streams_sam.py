@@ -1,6 +1,6 @@
 """Records as streams that are larger than memory: read from shards, mixed, reshuffled for every walk, and counted.
 
-`datasets` reads them. A record is `{"audio": path or None, "prompt", "answer", "source"}`, and nothing here decodes
+Shards of Parquet or JSON lines, or whatever `datasets` reads. A record is `{"audio": path or None, "prompt", "answer", "source"}`, and nothing here decodes
 audio.
 """
 
@@ -46,12 +46,8 @@ class RecordSource:
         self.name = repr(str(source)) if isinstance(source, (str, Path)) else f"the {type(source).__name__}"
         if isinstance(source, (str, Path)):
             files, counts = _shards(Path(source))
-            if counts:
-                self.streams = [
-                    datasets.IterableDataset.from_generator(_read_parquet, gen_kwargs={"file": str(file)})
-                    for file in files
-                ]
-            else:
+            self.streams: list[Any] = files
+            if not counts:
                 paths = [glob.escape(str(file)) for file in files]
                 table = datasets.load_dataset("json", data_files=paths, split="train", streaming=True)
                 self.streams = [table.shard(num_shards=len(files), index=index) for index in range(len(files))]
@@ -91,12 +87,13 @@ class RecordSource:
 
         def group(members):
             for index in members:
-                stream = self.streams[index]
-                if isinstance(stream, datasets.Dataset):
-                    stream = stream.shuffle(seed=int(seeds[index]), keep_in_memory=True)
+                stream, size = self.streams[index], max(self.shuffle_buffer // width, 1)
+                if isinstance(stream, Path):
+                    yield from _shuffled(_records(stream), size, np.random.default_rng(seeds[index]))
+                elif isinstance(stream, datasets.Dataset):
+                    yield from _records(stream.shuffle(seed=int(seeds[index]), keep_in_memory=True))
                 else:
-                    stream = stream.shuffle(seed=int(seeds[index]), buffer_size=max(self.shuffle_buffer // width, 1))
-                yield from _records(stream)
+                    yield from _records(stream.shuffle(seed=int(seeds[index]), buffer_size=size))
 
         counts = [sum(self.counts[index] for index in members) for members in groups]
         yield from mix([group(members) for members in groups], counts, rng, self.name)
@@ -113,8 +110,7 @@ class RecordSource:
 def mix(streams: list[Iterator], counts: list[int], rng: np.random.Generator, name: str = "") -> Iterator:
     """One stream of several: at every place, each of the items that are left is as likely as any other.
 
-    `datasets.interleave_datasets` reads some 12,000 records a second, an eighth of this, and `datasets` 4.0's cannot
-    give every record exactly once.
+    `datasets.interleave_datasets` gives 12,000 records a second, and `datasets` 4.0's cannot give each exactly once.
 
     Args:
         streams (`list[Iterator]`): The streams.
@@ -129,7 +125,7 @@ def mix(streams: list[Iterator], counts: list[int], rng: np.random.Generator, na
     while total := int(left.sum()):
         block = rng.multivariate_hypergeometric(left, min(total, READ_ROWS), method="marginals")
         left -= block
-        for index in rng.permutation(np.repeat(np.arange(len(streams)), block)):
+        for index in rng.permutation(np.repeat(np.arange(len(streams)), block)).tolist():
             try:
                 yield next(streams[index])
             except StopIteration:
@@ -149,19 +145,28 @@ def shares(weights: list[float], total: int) -> list[int]:
 
 
 def _records(stream) -> Iterator[dict[str, Any]]:
+    if isinstance(stream, Path):
+        # Not by datasets: its reader of Parquet has threads, which a DataLoader's workers may not survive when they
+        # are forked, and for which it sleeps five seconds wherever a stream is left before its end.
+        with parquet.ParquetFile(stream, pre_buffer=False) as table:
+            for rows in table.iter_batches(READ_ROWS, use_threads=False):
+                names = rows.schema.names
+                yield from (dict(zip(names, row)) for row in zip(*(column.to_pylist() for column in rows.columns)))
+        return
     # By `iter`: plain iteration would give each worker of a DataLoader some shards only.
     for batch in stream.iter(batch_size=READ_ROWS):
         names = list(batch)
-        for values in zip(*batch.values()):
-            yield dict(zip(names, values))
+        yield from (dict(zip(names, row)) for row in zip(*batch.values()))
 
 
-def _read_parquet(file: str) -> Iterator[dict[str, Any]]:
-    # Not by load_dataset("parquet"): its reader has threads, which do not survive the fork of a DataLoader's workers
-    # for sure, and for which it sleeps five seconds wherever a stream is left before its end.
-    with parquet.ParquetFile(file, pre_buffer=False) as table:
-        for batch in table.iter_batches(READ_ROWS, use_threads=False):
-            yield from batch.to_pylist()
+def _shuffled(items: Iterator, size: int, rng: np.random.Generator) -> Iterator:
+    """The items by way of a buffer of which a random one leaves for each that comes."""
+    buffer = list(islice(items, size))
+    while block := list(islice(items, READ_ROWS)):
+        for item, place in zip(block, rng.integers(len(buffer), size=len(block)).tolist()):
+            yield buffer[place]
+            buffer[place] = item
+    yield from (buffer[place] for place in rng.permutation(len(buffer)))
 
 
 def _count(stream, name: str) -> int:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import datasets
@@ -144,7 +145,7 @@ def test_a_mixture_gives_each_item_the_same_chance():
 def test_weights_are_kept_exactly(processor, records, clips):
     small, large = datasets.Dataset.from_list(records[:5]), datasets.Dataset.from_list(records[5:])
     batches = RecordBatches([(small, 1.0), (large, 1)], processor, 4, num_rows=10)
-    epochs = [Counter(sum(prompts(batches.global_batches(epoch)), [])) for epoch in range(4)]
+    epochs = [Counter(chain(*prompts(batches.global_batches(epoch)))) for epoch in range(4)]
     of_small = {record["prompt"] for record in records[:5]}
     for epoch in epochs:
         assert sum(epoch.values()) == 10
@@ -197,20 +198,20 @@ def test_the_order_does_not_depend_on_the_split(processor, folder):
             assert sorted(dealt) == sorted(step)
     assert all(order == orders[0] for order in orders)
     assert [len(step) for step in orders[0]] == [8, 8, 7]
-    assert len(set(sum(orders[0], []))) == NUM_RECORDS
+    assert len(set(chain(*orders[0]))) == NUM_RECORDS
     assert orders[0] != prompts(batches.global_batches(0))
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_workers_do_not_change_the_batches(processor, folder, num_workers):
-    batches = RecordBatches(folder, processor, 2, accumulation=3, pack_to=300)
+    batches = RecordBatches(folder, processor, 2, accumulation=3, pack_to=300, epochs=2)
     batches.set_epoch(1)
     alone = load(batches)
     assert len(alone) == len(batches) == 12
     assert same(load(batches, num_workers), alone)
-    batches.seek(6)  # the third step of the second epoch
+    batches.seek(6)  # the third of four steps of the second epoch
     assert same(load(batches, num_workers), alone[6:])
-    assert batches.num_seen == 2 * NUM_RECORDS + 11 * 1  # of what was read from step 6 on: 23 - 12
+    assert batches.num_seen == 2 * NUM_RECORDS + 11  # the last time, only what follows the first two steps of six
     batches.set_epoch(0)
     assert not same(load(batches, num_workers), alone)
 
@@ -237,6 +238,9 @@ def test_a_fraction_of_an_epoch(processor, folder):
     batches.set_epoch(1)
     assert len(load(batches)) == 6
     assert len(load(RecordBatches(folder, processor, 2, accumulation=2, start_step=4))) == 4
+    batches.set_epoch(2)
+    with pytest.raises(ValueError, match=r"epochs: got 1\.5, which are 9 steps, but a pass should begin at epoch 2"):
+        load(batches)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -311,7 +315,7 @@ def test_log_mel_is_the_feature_extractors(processor, loud_and_long, features):
     (batch,) = load(batches)
     if features == "device":
         assert "input_features" not in batch
-        assert batch["num_samples"].tolist() == [8000, 48_000, 164_080]  # those in between are shortest to longest
+        assert batch["num_samples"].tolist() == [8000, 164_080, 48_000]
         batch = compute_features(batch, processor)
         assert "waveforms" not in batch and "num_samples" not in batch
     paths = [record["audio"] for step in batches.global_batches(0) for record in step]
@@ -422,7 +426,7 @@ def test_broken_audio_is_left_out_and_counted(processor, broken, num_workers, ca
 
 def test_too_many_broken_records_are_an_error(processor, records):
     bad = [{**record, "audio": "/nowhere.wav"} if index % 4 == 0 else record for index, record in enumerate(records)]
-    batches = RecordBatches(datasets.Dataset.from_list(bad), processor, 4, max_broken=0.25)
+    batches = RecordBatches(datasets.Dataset.from_list(bad), processor, 4, max_broken=0.25, epochs=5)
     for epoch in range(4):  # 24 of 92, but too few were seen to say
         batches.set_epoch(epoch)
         load(batches)
@@ -474,7 +478,7 @@ def test_numbers_that_make_no_sense(processor, folder, options, message):
 
 def test_sources_that_make_no_sense(processor, records, folder, tmp_path):
     for weight in (0, -1.0, float("nan"), float("inf"), "1", True):
-        with pytest.raises(ValueError, match="got the weight .*, expected positive numbers"):
+        with pytest.raises(ValueError, match=r"got the weight .*, expected positive numbers"):
             RecordBatches([(folder, weight)], processor, 4)
     for source in ([], [folder]):
         with pytest.raises(ValueError, match=r"expected a list of \(source, weight\)"):
@@ -489,7 +493,7 @@ def test_sources_that_make_no_sense(processor, records, folder, tmp_path):
         RecordBatches(write_shards(tmp_path / "empty", [], [0]), processor, 4)
     with pytest.raises(ValueError, match="has the columns audio, prompt, text, expected also answer"):
         RecordBatches(datasets.Dataset.from_list([{"audio": None, "prompt": "?", "text": "."}]), processor, 4)
-    with pytest.raises(ValueError, match="has the prompt None and the answer '.', expected text"):
+    with pytest.raises(ValueError, match=r"has the prompt None and the answer '\.', expected text"):
         RecordBatches(datasets.Dataset.from_list([{"audio": None, "prompt": None, "answer": "."}]), processor, 4)
     other = write_shards(tmp_path / "other", records, [NUM_RECORDS])
     (other / "summary.json").write_text('{"rows": 99}')
@@ -588,7 +592,7 @@ def test_workers_that_stay_and_an_epoch_that_is_left(folder, processor, tmp_path
     Recorded(tiny_model(), args, train_batches=batches, callbacks=[Leave()]).train()
     order = [step for epoch, size in ((0, 2), (1, 3)) for step in list(batches.global_batches(epoch))[:size]]
     assert len(seen) == sum(map(len, order))
-    assert all(record["prompt"] in text for record, text in zip(sum(order, []), seen))
+    assert all(record["prompt"] in text for record, text in zip(chain(*order), seen))
 
 
 def test_training_on_waveforms_and_packed_rows_is_the_same(folder, processor, tmp_path):
@@ -628,9 +632,7 @@ def test_a_trainer_that_does_not_fit(folder, processor, records, tmp_path):
             SamTrainer(tiny_model(), arguments(tmp_path, **{**fitting, **wrong}), train_batches=batches)
     args = arguments(tmp_path, **fitting)
     with pytest.raises(ValueError, match="got both"):
-        SamTrainer(
-            tiny_model(), args, train_batches=batches, train_dataset=datasets.Dataset.from_list(records)
-        )
+        SamTrainer(tiny_model(), args, train_batches=batches, train_dataset=datasets.Dataset.from_list(records))
     for options, message in (
         ({"num_processes": 2}, "num_processes is 2, expected 1"),
         ({"start_step": 1}, "start_step is 1, expected 0"),
@@ -703,8 +705,8 @@ def test_two_processes_equal_one(records, tmp_path):
     expected = sorted(record["prompt"] for record in records[:19])
     for epoch in range(2):
         steps = slice(4 * epoch, 4 * epoch + 4)
-        alone = sum(one["seen"][8 * epoch : 8 * epoch + 8], [])
-        both = sum(zeroth["seen"][steps] + first["seen"][steps], [])
+        alone = chain(*one["seen"][8 * epoch : 8 * epoch + 8])
+        both = chain(*zeroth["seen"][steps], *first["seen"][steps])
         assert sorted(text for text in alone if text) == sorted(text for text in both if text) == expected
 
 
