@@ -9,15 +9,27 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from peft import LoraConfig
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
+from transformers.utils import logging
 
 try:
     from .audio_sam import SAMPLING_RATE, load_audio
 except ImportError:
     from audio_sam import SAMPLING_RATE, load_audio
+try:
+    from .batches_sam import RecordBatches, compute_features
+except ImportError:
+    from batches_sam import RecordBatches, compute_features
+try:
+    from .streams_sam import merge_reports
+except ImportError:
+    from streams_sam import merge_reports
+
+logger = logging.get_logger(__name__)
 
 LOG_FLOOR = -15.9424  # log of float32's epsilon: Kaldi's log-mel does not go below
 # As a pattern, because the bare names would also match an `out_proj` outside the language model.
@@ -284,34 +296,97 @@ class AugmentLogMel:
 
 
 class SamTrainer(Trainer):
-    """`Trainer` that changes the clips of training batches with [`AugmentLogMel`], on the device, and no others.
+    """`Trainer` that trains on [`RecordBatches`], and changes the clips of training batches with [`AugmentLogMel`].
 
     Args:
-        augment ([`AugmentLogMel`], *optional*): What to do; nothing by default.
+        augment ([`AugmentLogMel`], *optional*): What to do with training clips, on the device; nothing by default.
         max_seconds (`float`, *optional*): Train for so long instead of `max_steps` or epochs: the learning rate rises
             for a twentieth of the time and then falls as a cosine. In one process only.
+        train_batches ([`RecordBatches`], *optional*): What to train on, instead of `train_dataset`. Its `num_steps`
+            counts where `args.max_steps` is not positive, never `args.num_train_epochs`. Nothing shards its batches
+            again, `features="device"` is computed on the device, and `train(resume_from_checkpoint=...)` goes on with
+            the step after the checkpoint's without decoding what came before.
         kwargs: `Trainer`'s.
 
     Raises:
-        ValueError: `max_seconds` with several processes, which would not stop at the same step.
+        ValueError: `max_seconds` with several processes, which would not stop at the same step; `train_batches` that
+            do not fit `args`, or come together with `train_dataset`.
     """
 
-    def __init__(self, *args, augment: AugmentLogMel | None = None, max_seconds: float | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        augment: AugmentLogMel | None = None,
+        max_seconds: float | None = None,
+        train_batches: RecordBatches | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         self.augment = augment
         self.clock = None
+        self.train_batches = train_batches
         if max_seconds is not None:
             if self.args.world_size > 1:
                 raise ValueError(f"max_seconds: got it with {self.args.world_size} processes, expected one.")
             self.clock = SecondsCallback(max_seconds)
             self.args.max_steps = 1_000_000  # the clock ends it
             self.add_callback(self.clock)
+        if train_batches is not None:
+            self._check_batches()
+            if self.args.max_steps <= 0:
+                self.args.max_steps = train_batches.num_steps
+            train_batches.stop_at(self.args.max_steps)
+            self.add_callback(BatchesCallback(train_batches))
 
-    def compute_loss(self, model, inputs, *args, **kwargs):
-        """As in `Trainer`."""
+    def _check_batches(self) -> None:
+        args, batches = self.args, self.train_batches
+        if self.train_dataset is not None:
+            raise ValueError("train_batches and train_dataset: got both, expected one of them.")
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"train_batches: got one process with {args.n_gpu} GPUs, expected one process for each; start it with "
+                "accelerate launch or torchrun, or set CUDA_VISIBLE_DEVICES."
+            )
+        for name, found, meant in (
+            ("batch_size", batches.batch_size, ("per_device_train_batch_size", args.per_device_train_batch_size)),
+            ("accumulation", batches.accumulation, ("gradient_accumulation_steps", args.gradient_accumulation_steps)),
+            ("num_processes", batches.num_processes, ("world_size", args.world_size)),
+            ("process_index", batches.process_index, ("process_index", args.process_index)),
+        ):
+            if found != meant[1]:
+                raise ValueError(
+                    f"train_batches: its {name} is {found}, expected {meant[1]} as args.{meant[0]}; make both the same."
+                )
+        if batches.start_step:
+            raise ValueError(
+                f"train_batches: its start_step is {batches.start_step}, expected 0; train(resume_from_checkpoint=...) "
+                "finds the step itself."
+            )
+
+    def get_train_dataloader(self):
+        """As in `Trainer`; over `train_batches`, which are sharded already and so bypass accelerate."""
+        if self.train_batches is None:
+            return super().get_train_dataloader()
+        args, on_gpu = self.args, self.args.device.type == "cuda"
+        return torch.utils.data.DataLoader(
+            self.train_batches,
+            batch_size=None,
+            num_workers=args.dataloader_num_workers,
+            prefetch_factor=args.dataloader_prefetch_factor if args.dataloader_num_workers else None,
+            persistent_workers=args.dataloader_persistent_workers,
+            pin_memory=args.dataloader_pin_memory and on_gpu,
+            generator=torch.Generator(),  # of its own, so that dropout does not depend on when a loader starts
+        )
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """As in `Trainer`, after log-mel and augmentation."""
+        if "waveforms" in inputs:
+            inputs = compute_features(inputs, self.train_batches.processor)
         if self.augment is not None and model.training and inputs.get("input_features") is not None:
             inputs = {**inputs, "input_features": self.augment(inputs["input_features"])}
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        if torch.is_tensor(num_items_in_batch):
+            num_items_in_batch = num_items_in_batch.clamp(min=1)  # a step without any label: 0 / 0 would be NaN
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         """As in `Trainer`."""
@@ -358,6 +433,35 @@ class SecondsCallback(TrainerCallback, ExportableState):
         if self.begin is None:
             self.begin = time.monotonic()
         control.should_training_stop |= self.share >= 1.0
+
+
+class BatchesCallback(TrainerCallback):
+    """Tells [`RecordBatches`] where the training stands, and says at its end what was lost.
+
+    A Trainer that resumes skips as many batches as the epoch has behind it: these are empty, as nothing reads them.
+    """
+
+    def __init__(self, batches: RecordBatches):
+        self.batches, self.epoch = batches, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Finds the step to begin with: not the first one, where a checkpoint is resumed."""
+        self.epoch = state.global_step // self.batches.steps_per_epoch
+        self.batches.seek(state.global_step, placeholders=True)
+        if args.ignore_data_skip:
+            self.batches.set_epoch(self.epoch)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        """On to the next epoch, wherever this one was left."""
+        self.epoch += 1
+        self.batches.set_epoch(self.epoch)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Warns of what was lost, over all processes."""
+        lost = merge_reports(gather_object([self.batches.report()]))
+        if state.is_world_process_zero and any(row[kind] for row in lost.values() for kind in row if kind != "seen"):
+            lines = [f"{name}: {', '.join(f'{row[kind]} {kind}' for kind in row)}" for name, row in lost.items()]
+            logger.warning("Records of the training that were not read whole, by source:\n" + "\n".join(lines))
 
 
 def warmup_cosine(share: float, warmup: float = 0.05) -> float:
