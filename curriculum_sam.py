@@ -20,13 +20,11 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from accelerate import PartialState
 from accelerate.utils import set_seed
 from peft import PeftModel
 from transformers import TrainerCallback, TrainingArguments
@@ -75,50 +73,23 @@ try:
 except ImportError:
     from processing_sam import SamDataCollator, SamProcessor
 try:
-    from .published_sam import read_openaqa, read_reasonaqa
-except ImportError:
-    from published_sam import read_openaqa, read_reasonaqa
-try:
     from .recipe_sam import Recipe, Stage, claim, load_recipe
 except ImportError:
     from recipe_sam import Recipe, Stage, claim, load_recipe
 try:
-    from .records_sam import (
-        coverage_table,
-        parse_audio_roots,
-        read_summary,
-        read_table,
-        records_dataset,
-        records_fingerprint,
-        write_json,
-        write_records,
-    )
+    from .records_sam import write_json
 except ImportError:
-    from records_sam import (
-        coverage_table,
-        parse_audio_roots,
-        read_summary,
-        read_table,
-        records_dataset,
-        records_fingerprint,
-        write_json,
-        write_records,
-    )
+    from records_sam import write_json
+try:
+    from .sources_sam import PATIENCE, as_table, count_rows, prepare_data, processes, some_rows
+except ImportError:
+    from sources_sam import PATIENCE, as_table, count_rows, prepare_data, processes, some_rows
 try:
     from .training_sam import AugmentLogMel, CachedRows, SamTrainer, check_float32
 except ImportError:
     from training_sam import AugmentLogMel, CachedRows, SamTrainer, check_float32
 
 COMPLETE = "complete"  # marks a checkpoint that all processes have written
-PATIENCE = timedelta(hours=4)  # of processes that wait for the first: it converts data, merges and generates
-
-
-def processes() -> PartialState:
-    """This process among those that train together; the first call brings them together."""
-    options: dict[str, Any] = {} if torch.cuda.is_available() else {"cpu": True}
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        options.update({"timeout": PATIENCE}, **({"backend": "gloo"} if "cpu" in options else {}))
-    return PartialState(**options)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -169,74 +140,6 @@ def last_checkpoint(folder: Path) -> Path | None:
 # ---------------------------------------------------------------------------------------------------------------
 # Data
 # ---------------------------------------------------------------------------------------------------------------
-
-
-def prepare_data(recipe: Recipe, output: Path, names: Sequence[str]) -> dict[str, Path | datasets.Dataset]:
-    """What the data sources become: folders of records, or tables. Published files are converted once, by the first
-    process, and the coverage of their audio is printed.
-
-    Raises:
-        FileNotFoundError: The data of a source is not there.
-        ValueError: It is empty, or too much of its audio is missing.
-    """
-    prepared: dict[str, Path | datasets.Dataset] = {}
-    for name in names:
-        source, path = recipe.data[name], recipe.path(name)
-        if source.format == "table":
-            is_name = not path.exists() and not path.suffix  # of a dataset on the Hub
-            prepared[name] = read_table(source.path if is_name else str(path), source.split)
-        elif source.format == "records":
-            prepared[name] = path
-            if not (path / "summary.json").is_file():
-                raise FileNotFoundError(
-                    f"data.{name}.path: there is no folder of records {str(path)!r}, or it is not whole; say where the "
-                    "data is with --set data_root=DIR."
-                )
-        else:
-            if not path.is_file():
-                raise FileNotFoundError(
-                    f"data.{name}.path: there is no file {str(path)!r}; say where the data is with --set data_root=DIR."
-                )
-            folder = Path(recipe.records).expanduser() if recipe.records else output / "records"
-            prepared[name] = folder / name
-            if processes().is_main_process:
-                _convert(recipe, name, folder / name)
-            processes().wait_for_everyone()
-        if not count_rows(prepared[name]):
-            raise ValueError(f"data.{name}: {str(path)!r} has no rows, expected some.")
-    return prepared
-
-
-def _convert(recipe: Recipe, name: str, folder: Path) -> None:
-    source, path = recipe.data[name], recipe.path(name)
-    if source.format == "openaqa":
-        records = read_openaqa(path, source.closed_prefix, recipe.seed, source.skip_unanswerable)
-    else:
-        records = read_reasonaqa(path, recipe.seed)
-    summary = write_records(
-        records,
-        folder,
-        audio_roots=parse_audio_roots([*source.audio_roots, *recipe.audio_roots]),
-        max_missing=source.max_missing,
-        fingerprint=records_fingerprint(
-            [path],
-            format=source.format,
-            closed_prefix=source.closed_prefix,
-            seed=recipe.seed,
-            skip_unanswerable=source.skip_unanswerable,
-        ),
-    )
-    print(f"{name}: {path}\n{coverage_table(summary)}", flush=True)
-
-
-def count_rows(source: Path | datasets.Dataset) -> int:
-    """Rows of a folder of records or of a table."""
-    return read_summary(source)["rows"] if isinstance(source, Path) else len(source)
-
-
-def as_table(source: Path | datasets.Dataset) -> datasets.Dataset:
-    """A data source as a table that can be indexed."""
-    return records_dataset(source, streaming=False) if isinstance(source, Path) else source
 
 
 def accumulation(stage: Stage, num_processes: int) -> int:
@@ -423,27 +326,32 @@ def run_stage(
     processes().wait_for_everyone()
 
 
-def stage_trainer(recipe: Recipe, stage: Stage, output: Path, sources: dict[str, Any], processor) -> StageTrainer:
-    """The Trainer of a stage, with the weights that the stage before handed on.
+def stage_steps(
+    recipe: Recipe, stage: Stage, sources: dict[str, Any], processor
+) -> tuple[RecordBatches | None, int | None]:
+    """The stage's batches, `None` where its rows are cached, and its optimiser steps, `None` where the clock ends it.
 
     Raises:
-        ValueError: The stage has fewer steps than its warm-up or `hand_over_step`.
+        ValueError: It has fewer steps than its warm-up or `hand_over_step`, or no label.
     """
-    folder = stage_folder(output, stage)
-    set_seed(recipe.seed + stage.number)
-    batches, steps = None, None
-    if not recipe.cache_features:
-        batches = stage_batches(stage, recipe, sources, processor)
-        steps = batches.num_steps
-    elif stage.epochs is not None:
-        steps = planned_steps(stage, [count_rows(sources[name]) for name in stage.data])
+    batches = None if recipe.cache_features else stage_batches(stage, recipe, sources, processor)
     if stage.max_seconds is not None:
-        steps = None
-    if steps is not None and not max(stage.hand_over_step or 0, stage.warmup_steps) <= steps:
+        return batches, None
+    rows = [count_rows(sources[name]) for name in stage.data]
+    steps = planned_steps(stage, rows) if batches is None else batches.num_steps
+    if max(stage.hand_over_step or 0, stage.warmup_steps) > steps:
         raise ValueError(
             f"stages.{stage.number}: its data make {steps} steps, hand_over_step is {stage.hand_over_step} and "
             f"warmup_steps {stage.warmup_steps}, expected both within them."
         )
+    return batches, steps
+
+
+def stage_trainer(recipe: Recipe, stage: Stage, output: Path, sources: dict[str, Any], processor) -> StageTrainer:
+    """The Trainer of a stage, with the weights that the stage before handed on."""
+    folder = stage_folder(output, stage)
+    set_seed(recipe.seed + stage.number)
+    batches, steps = stage_steps(recipe, stage, sources, processor)
     model = with_adapters(load_base(recipe, "float32" if recipe.precision == "fp32" else None), recipe)
     previous = recipe.previous(stage)
     if previous is not None:
@@ -454,7 +362,7 @@ def stage_trainer(recipe: Recipe, stage: Stage, output: Path, sources: dict[str,
     extractor = processor.feature_extractor
     evaluation = None
     if recipe.validation is not None:
-        evaluation = _some(sources[recipe.validation], recipe.evaluation_rows, recipe.seed)
+        evaluation = some_rows(sources[recipe.validation], recipe.evaluation_rows, recipe.seed)
     trainer = StageTrainer(
         trains=stage.trains,
         model=model,
@@ -488,7 +396,7 @@ def _keep(recipe, stage, folder, handed, sources, processor, summary) -> None:
             model.save_pretrained(partial)
             processor.save_pretrained(partial)
     if recipe.validation is not None and recipe.generated_rows:
-        rows = _some(sources[recipe.validation], recipe.generated_rows, recipe.seed)
+        rows = some_rows(sources[recipe.validation], recipe.generated_rows, recipe.seed)
         model = SamForConditionalGeneration.from_pretrained(folder / final, dtype="auto").to(processes().device)
         answers = generate_answers(model, processor, rows["audio"][:], rows["prompt"][:])
         write_json(
@@ -499,11 +407,6 @@ def _keep(recipe, stage, folder, handed, sources, processor, summary) -> None:
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
     write_json(summary, folder / "finished.json")
-
-
-def _some(source: Path | datasets.Dataset, count: int, seed: int) -> datasets.Dataset:
-    table = as_table(source)
-    return table.shuffle(seed=seed).select(range(min(count, len(table))))
 
 
 def _has_tensorboard() -> bool:
@@ -595,6 +498,8 @@ def run_recipe(
     if recipe.validation is not None and left:
         names[recipe.validation] = None
     sources = prepare_data(recipe, output, list(names))
+    for each in left:  # what is wrong with the last stage is not found out after the others
+        stage_steps(recipe, each, sources, SamProcessor.from_pretrained(recipe.model))
     if left and not _has_tensorboard():
         _say("no TensorBoard curves: the package tensorboard is not installed")
     for each in todo:

@@ -22,9 +22,9 @@ try:
 except ImportError:
     from recipe_sam import PARTS, Recipe, Stage
 try:
-    from .records_sam import read_summary, read_table
+    from .sources_sam import planned_rows
 except ImportError:
-    from records_sam import read_summary, read_table
+    from sources_sam import planned_rows
 try:
     from .training_sam import lora_config, upcast_trainable
 except ImportError:
@@ -205,7 +205,7 @@ def plan(recipe: Recipe, pairs_per_second: float | None = None) -> list[dict[str
         model = with_adapters(base, recipe)
     stages = []
     for stage in recipe.stages:
-        counts, origins = zip(*(_planned_rows(recipe, name) for name in stage.data))
+        counts, origins = zip(*(planned_rows(recipe, name) for name in stage.data))
         known = stage.epochs is not None and None not in counts
         steps = planned_steps(stage, counts) if known else None
         pairs = stage.epochs * sum(counts) if known else None
@@ -227,17 +227,6 @@ def plan(recipe: Recipe, pairs_per_second: float | None = None) -> list[dict[str
             }
         )
     return stages
-
-
-def _planned_rows(recipe: Recipe, name: str) -> tuple[int | None, str]:
-    source, path = recipe.data[name], recipe.path(name)
-    if source.format == "records" and (path / "summary.json").is_file():
-        return read_summary(path)["rows"], "counted"
-    if source.format == "table" and path.exists():
-        return len(read_table(str(path), source.split)), "counted"
-    if source.rows is not None:
-        return source.rows, "as the recipe says"
-    return None, f"unknown: {path} is not there"
 
 
 def plan_text(stages: Sequence[dict[str, Any]]) -> str:
