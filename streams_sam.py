@@ -51,22 +51,27 @@ class RecordSource:
                 paths = [glob.escape(str(file)) for file in files]
                 table = datasets.load_dataset("json", data_files=paths, split="train", streaming=True)
                 self.streams = [table.shard(num_shards=len(files), index=index) for index in range(len(files))]
-            self.counts = counts or [_count(stream, self.name) for stream in self.streams]
         elif isinstance(source, (datasets.Dataset, datasets.IterableDataset)):
             for name, feature in (source.features or {}).items():
                 if isinstance(feature, datasets.Audio):  # decoded only after sharding, and by load_audio
                     source = source.cast_column(name, datasets.Audio(decode=False))
-            self.streams = [source]
-            self.counts = [len(source) if isinstance(source, datasets.Dataset) else _count(source, self.name)]
+            counts = [len(source)] if isinstance(source, datasets.Dataset) else []
+            self.streams = [source]  # whole: a shard of `source.take(n)`, for one, holds other records
         else:
             raise TypeError(
                 f"source: got {type(source).__name__}, expected a folder of records, a datasets.Dataset or "
                 "IterableDataset, or a list of (source, weight)."
             )
+        self.read_rows = READ_ROWS
+        try:
+            self.counts = counts or self._count()
+        except ArrowInvalid:  # some streams of datasets 4 cannot join rows with and rows without audio
+            self.read_rows = 1
+            self.counts = self._count()
         self.num_rows = sum(self.counts)
         if not self.num_rows:
             raise ValueError(f"source: {self.name} has no records, expected at least one.")
-        first = next(_records(self.streams[next(i for i, count in enumerate(self.counts) if count)]))
+        first = next(self._records(self.streams[next(i for i, count in enumerate(self.counts) if count)]))
         missing = [name for name in COLUMNS if name not in first]
         if missing:
             raise ValueError(
@@ -75,7 +80,7 @@ class RecordSource:
 
     def first(self, number: int) -> list[dict[str, Any]]:
         """The first records, as they are stored."""
-        return list(islice(chain.from_iterable(map(_records, self.streams)), number))
+        return list(islice(chain.from_iterable(map(self._records, self.streams)), number))
 
     def walk(self, seed: list[int]) -> Iterator[dict[str, Any]]:
         """Every record once, in the order of the seed."""
@@ -87,13 +92,12 @@ class RecordSource:
 
         def group(members):
             for index in members:
-                stream, size = self.streams[index], max(self.shuffle_buffer // width, 1)
-                if isinstance(stream, Path):
-                    yield from _shuffled(_records(stream), size, np.random.default_rng(seeds[index]))
-                elif isinstance(stream, datasets.Dataset):
-                    yield from _records(stream.shuffle(seed=int(seeds[index]), keep_in_memory=True))
+                stream = self.streams[index]
+                if isinstance(stream, datasets.Dataset):
+                    yield from self._records(stream.shuffle(seed=int(seeds[index]), keep_in_memory=True))
                 else:
-                    yield from _records(stream.shuffle(seed=int(seeds[index]), buffer_size=size))
+                    size = max(self.shuffle_buffer // width, 1)
+                    yield from _shuffled(self._records(stream), size, np.random.default_rng(seeds[index]))
 
         counts = [sum(self.counts[index] for index in members) for members in groups]
         yield from mix([group(members) for members in groups], counts, rng, self.name)
@@ -105,6 +109,30 @@ class RecordSource:
             part = min(count, self.num_rows - skipped)
             yield from islice(self.walk([*seed, walk]), skipped, skipped + part)
             count, skipped, walk = count - part, 0, walk + 1
+
+    def _records(self, stream) -> Iterator[dict[str, Any]]:
+        if isinstance(stream, Path):
+            # Not by datasets: its reader of Parquet has threads, which a DataLoader's workers may not survive when they
+            # are forked, and for which it sleeps five seconds wherever a stream is left before its end.
+            with parquet.ParquetFile(stream, pre_buffer=False) as table:
+                for rows in table.iter_batches(READ_ROWS, use_threads=False):
+                    names = rows.schema.names
+                    yield from (dict(zip(names, row)) for row in zip(*(column.to_pylist() for column in rows.columns)))
+            return
+        # By `iter`: plain iteration would give each worker of a DataLoader some shards only.
+        for batch in stream.iter(batch_size=self.read_rows):
+            names = list(batch)
+            yield from (dict(zip(names, row)) for row in zip(*batch.values()))
+
+    def _count(self) -> list[int]:
+        counts = [0] * len(self.streams)
+        with tqdm(desc=f"counting {self.name}", unit=" records") as progress:
+            for index, stream in enumerate(self.streams):
+                for batch in stream.iter(batch_size=self.read_rows):
+                    rows = len(next(iter(batch.values())))
+                    counts[index] += rows
+                    progress.update(rows)
+        return counts
 
 
 def mix(streams: list[Iterator], counts: list[int], rng: np.random.Generator, name: str = "") -> Iterator:
@@ -144,21 +172,6 @@ def shares(weights: list[float], total: int) -> list[int]:
     return result.tolist()
 
 
-def _records(stream) -> Iterator[dict[str, Any]]:
-    if isinstance(stream, Path):
-        # Not by datasets: its reader of Parquet has threads, which a DataLoader's workers may not survive when they
-        # are forked, and for which it sleeps five seconds wherever a stream is left before its end.
-        with parquet.ParquetFile(stream, pre_buffer=False) as table:
-            for rows in table.iter_batches(READ_ROWS, use_threads=False):
-                names = rows.schema.names
-                yield from (dict(zip(names, row)) for row in zip(*(column.to_pylist() for column in rows.columns)))
-        return
-    # By `iter`: plain iteration would give each worker of a DataLoader some shards only.
-    for batch in stream.iter(batch_size=READ_ROWS):
-        names = list(batch)
-        yield from (dict(zip(names, row)) for row in zip(*batch.values()))
-
-
 def _shuffled(items: Iterator, size: int, rng: np.random.Generator) -> Iterator:
     """The items by way of a buffer of which a random one leaves for each that comes."""
     buffer = list(islice(items, size))
@@ -167,11 +180,6 @@ def _shuffled(items: Iterator, size: int, rng: np.random.Generator) -> Iterator:
             yield buffer[place]
             buffer[place] = item
     yield from (buffer[place] for place in rng.permutation(len(buffer)))
-
-
-def _count(stream, name: str) -> int:
-    batches = tqdm(stream.iter(batch_size=READ_ROWS), desc=f"counting {name}", unit=f" x {READ_ROWS} records")
-    return sum(len(next(iter(batch.values()))) for batch in batches)
 
 
 def _shards(path: Path) -> tuple[list[Path], list[int]]:
