@@ -15,6 +15,7 @@ An output folder holds `recipe.yaml`, `records/` (made of published files), and 
 """
 
 import copy
+import gc
 import json
 import os
 import shutil
@@ -320,6 +321,7 @@ def run_stage(
             write_json({**summary, "loss": result.training_loss, "seconds": time.monotonic() - begin}, trained)
         trainer.accelerator.wait_for_everyone()
         del trainer
+        gc.collect()  # the Trainer and its callbacks know each other
         torch.cuda.empty_cache()
     if processes().is_main_process:
         _keep(recipe, stage, folder, handed, sources, processor, json.loads(trained.read_text()))
@@ -490,9 +492,7 @@ def run_recipe(
         raise ValueError(
             f"stage: {todo[0].number} begins with stage {previous.number}, which is not finished in {output}."
         )
-    if state.is_main_process:
-        claim(recipe, output)
-    state.wait_for_everyone()
+    claim(recipe, output, write=False)
     left = [each for each in todo if not is_finished(output, each)]
     names = dict.fromkeys(name for each in left for name in each.data)
     if recipe.validation is not None and left:
@@ -500,6 +500,9 @@ def run_recipe(
     sources = prepare_data(recipe, output, list(names))
     for each in left:  # what is wrong with the last stage is not found out after the others
         stage_steps(recipe, each, sources, SamProcessor.from_pretrained(recipe.model))
+    if state.is_main_process:
+        claim(recipe, output)
+    state.wait_for_everyone()
     if left and not _has_tensorboard():
         _say("no TensorBoard curves: the package tensorboard is not installed")
     for each in todo:

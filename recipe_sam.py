@@ -248,8 +248,13 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
     return values
 
 
-def claim(recipe: Recipe, output: Path) -> None:
+def claim(recipe: Recipe, output: Path, write: bool = True) -> None:
     """Writes the recipe into an output folder, or finds the same one there.
+
+    Args:
+        recipe ([`Recipe`]): The recipe.
+        output (`Path`): The folder.
+        write (`bool`, *optional*, defaults to `True`): Or only look.
 
     Raises:
         ValueError: The folder holds another recipe; the message lists what differs.
@@ -262,6 +267,7 @@ def claim(recipe: Recipe, output: Path) -> None:
         if differ:
             listed = "; ".join(f"{key}: {there.get(key)!r} there, {values.get(key)!r} now" for key in differ)
             raise ValueError(f"output: {output} was begun with another recipe ({listed}); choose another folder.")
+    if path.is_file() or not write:
         return
     output.mkdir(parents=True, exist_ok=True)
     partial = output / ".recipe.yaml.partial"

@@ -1,6 +1,7 @@
 """Recipes and curricula: files, parts that train, hand-overs, resuming, what is kept, two processes."""
 
 import csv
+import importlib.util
 import json
 import os
 import shutil
@@ -31,8 +32,6 @@ from training_sam import SecondsCallback
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "examples" / "recipes"
 PAPER = Path(os.environ.get("SAM_SHARED_REFERENCE", ROOT / ".." / "shared" / "reference")) / "paper-tables.json"
-if not PAPER.is_file():
-    PAPER = Path("/work/shared/reference/paper-tables.json")
 STAGE = "{name: s, trains: [connector], learning_rate: 1e-3, epochs: 1, data: [d]}"
 SMALL = f"model: m\ndata: {{d: {{path: p}}}}\nstages: {{1: {STAGE}}}\n"
 
@@ -664,15 +663,36 @@ def test_two_processes_equal_one(world, tmp_path):
     settings += [f"data.{name}={{path: records, format: records}}" for name in ("classification", "closed", "mix")]
     arguments = [*recipe, *(word for setting in settings for word in ("--set", setting))]
     two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for name, command in (("two", two), ("one", [])):
-        done = subprocess.run(
-            [sys.executable, *command, ROOT / "examples" / "train.py", *arguments, "--output", tmp_path / name],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("trains connector") == 1
+    done = subprocess.run(
+        [sys.executable, *two, ROOT / "examples" / "train.py", *arguments, "--output", tmp_path / "two"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("trains connector") == 1
+    run_recipe(load_recipe(RECIPES / "toy.yaml", settings), tmp_path / "one", stage=1)
     one, two = (losses(tmp_path / name / "stage-1") for name in ("one", "two"))
     assert len(one) == 4 and two == pytest.approx(one, rel=1e-4)
+
+
+def test_the_command_says_what_is_wrong_and_what_it_would_do(world, capsys, monkeypatch, tmp_path):
+    specification = importlib.util.spec_from_file_location("train", ROOT / "examples" / "train.py")
+    train = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(train)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["train.py", "--recipe", str(RECIPES / "toy.yaml"), *map(str, words)])
+        train.main()
+
+    run("--dry-run", "--set", f"model={world / 'model'}", "--pairs-per-second", "8", "--set", f"data_root={RECIPES}")
+    printed = capsys.readouterr().out
+    assert "connector on classification; rows counted" in printed and "of 0.0" in printed
+    with pytest.raises(SystemExit, match=r"error: --set stages\.9x=1: stages: got the key '9x', expected an integer"):
+        run("--dry-run", "--set", "stages.9x=1")
+    with pytest.raises(SystemExit, match="error: model: there is no SAM checkpoint '/nowhere'"):
+        run("--output", tmp_path / "run", "--set", "model=/nowhere")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(SystemExit):
+        run()
