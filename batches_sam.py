@@ -314,7 +314,7 @@ class RecordBatches(torch.utils.data.IterableDataset):
         worker = torch.utils.data.get_worker_info()
         index, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         epoch, first, placeholders, stop = self._position.tolist()
-        if epoch * self.steps_per_epoch + first >= stop:
+        if epoch * self.steps_per_epoch + first >= stop and not placeholders:  # a finished run may be resumed
             raise ValueError(
                 f"epochs: got {self.epochs:g}, which are {stop} steps, but a pass should begin at epoch {epoch}, step "
                 f"{first}; set more epochs, or an epoch before."

@@ -385,7 +385,7 @@ class SamTrainer(Trainer):
         if self.augment is not None and model.training and inputs.get("input_features") is not None:
             inputs = {**inputs, "input_features": self.augment(inputs["input_features"])}
         if torch.is_tensor(num_items_in_batch):
-            num_items_in_batch = num_items_in_batch.clamp(min=1)  # a step without any label: 0 / 0 would be NaN
+            num_items_in_batch = num_items_in_batch.clamp(min=1)  # a step without any label: its loss is 0, not NaN
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def create_scheduler(self, num_training_steps, optimizer=None):

@@ -119,6 +119,9 @@ def test_every_record_once_in_a_new_order(kind, folder, records, tmp_path):
     assert walks[0] == walks[1] != walks[2]
     assert sorted(walks[0]) == sorted(walks[2]) == sorted(expected)
     assert walks[0] != expected
+    endless = [record["prompt"] for record in stream.take(0, 2 * NUM_RECORDS, [0])]
+    assert sorted(endless[:NUM_RECORDS]) == sorted(endless[NUM_RECORDS:]) == sorted(expected)
+    assert endless[:NUM_RECORDS] != endless[NUM_RECORDS:]  # each walk has its own order
     found = {record["prompt"]: record for record in stream.walk([0])}
     assert all(found[record["prompt"]] == record for record in records)
 
@@ -173,7 +176,7 @@ def test_counts_of_sources_have_a_place_for_all():
 
 
 def test_the_order_does_not_depend_on_the_split(processor, folder):
-    splits = [(8, 1, 1), (4, 2, 1), (4, 1, 2), (2, 2, 2), (1, 4, 2)]
+    splits = [(4, 1, 1), (2, 2, 1), (2, 1, 2), (1, 2, 2), (1, 4, 1)]
     orders = []
     for size, processes, accumulation in splits:
         everything = []
@@ -185,9 +188,9 @@ def test_the_order_does_not_depend_on_the_split(processor, folder):
                 num_processes=processes,
                 process_index=process,
                 accumulation=accumulation,
-                group_buffer=1,
+                group_buffer=3,
             )
-            assert (batches.global_batch, batches.steps_per_epoch, len(batches)) == (8, 3, 3 * accumulation)
+            assert (batches.global_batch, batches.steps_per_epoch, len(batches)) == (4, 6, 6 * accumulation)
             steps = list(batches.global_batches(1))
             parts = [batches.micro_batches(step) for step in steps]
             assert all(len(part) == accumulation and all(len(rows) <= size for rows in part) for part in parts)
@@ -197,7 +200,7 @@ def test_the_order_does_not_depend_on_the_split(processor, folder):
             dealt = [record["prompt"] for parts in everything for rows in parts[index] for record in rows]
             assert sorted(dealt) == sorted(step)
     assert all(order == orders[0] for order in orders)
-    assert [len(step) for step in orders[0]] == [8, 8, 7]
+    assert [len(step) for step in orders[0]] == [4, 4, 4, 4, 4, 3]
     assert len(set(chain(*orders[0]))) == NUM_RECORDS
     assert orders[0] != prompts(batches.global_batches(0))
 
@@ -227,9 +230,9 @@ def test_rows_of_a_similar_length_meet(processor):
         return sum(max(part) * len(part) - sum(part) for part in lengths) / sum(map(sum, lengths))
 
     assert padding(group_buffer=16) < 0.2 < padding(group_buffer=1) < 0.45
-    batches = RecordBatches(table, processor, 8, num_processes=4, group_buffer=16)
+    batches = RecordBatches(table, processor, 8, num_processes=4, group_buffer=32)
     means = [np.mean([len(record["answer"]) for record in step]) for step in batches.global_batches(0)]
-    assert means != sorted(means)  # what was sorted is shuffled again, as whole global batches
+    assert len(means) == 32 and abs(np.corrcoef(means, range(32))[0, 1]) < 0.6  # whole global batches are shuffled
 
 
 def test_a_fraction_of_an_epoch(processor, folder):
@@ -424,15 +427,16 @@ def test_broken_audio_is_left_out_and_counted(processor, broken, num_workers, ca
         assert str(Path(broken[0]["audio"]).parent) in warning.message
 
 
-def test_too_many_broken_records_are_an_error(processor, records):
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_too_many_broken_records_are_an_error(processor, records, num_workers):
     bad = [{**record, "audio": "/nowhere.wav"} if index % 4 == 0 else record for index, record in enumerate(records)]
     batches = RecordBatches(datasets.Dataset.from_list(bad), processor, 4, max_broken=0.25, epochs=5)
     for epoch in range(4):  # 24 of 92, but too few were seen to say
         batches.set_epoch(epoch)
-        load(batches)
+        load(batches, num_workers)
     batches.set_epoch(4)
     with pytest.raises(ValueError, match=r"max_broken: the audio of \d+ of 1\d\d records cannot be read \(a: .*/nowh"):
-        load(batches)
+        load(batches, num_workers)
 
 
 def test_a_micro_batch_without_rows_is_text_without_labels(processor, broken):
@@ -542,7 +546,7 @@ class Kill(TrainerCallback):
 
 
 @pytest.mark.parametrize(
-    ("killed", "accumulation", "epochs", "group_buffer", "num_workers"), [(2, 1, 1.0, 2, 0), (4, 2, 1.7, 32, 2)]
+    ("killed", "accumulation", "epochs", "group_buffer", "num_workers"), [(2, 1, 1.0, 2, 0), (4, 2, 1.5, 32, 2)]
 )
 def test_a_killed_run_goes_on_as_if_it_had_not_been(
     killed, accumulation, epochs, group_buffer, num_workers, folder, processor, tmp_path, monkeypatch
@@ -571,6 +575,18 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     if not num_workers:  # where they share the memory of this process
         assert sorted(heard) == sorted(expected)
     assert second.train_batches.num_seen == sum(map(len, order[killed:steps]))
+
+
+def test_a_finished_run_that_is_resumed_has_nothing_left_to_do(folder, processor, tmp_path):
+    options = {"batch_size": 8, "epochs": 1.4, "arguments_too": {"save_strategy": "steps", "save_steps": 5}}
+    first = trainer_of(tmp_path, folder, processor, **options)
+    first.train()
+    assert first.state.global_step == 5  # in the middle of an epoch
+    again = trainer_of(tmp_path, folder, processor, **options)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 5 and again.train_batches.num_seen == 0
+    trained = first.model.state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in again.model.state_dict().items())
 
 
 def test_workers_that_stay_and_an_epoch_that_is_left(folder, processor, tmp_path):
@@ -612,7 +628,9 @@ def test_training_on_waveforms_and_packed_rows_is_the_same(folder, processor, tm
 
 def test_a_step_without_labels_changes_nothing(processor, broken, tmp_path, caplog):
     table = datasets.Dataset.from_list([broken[0]] * 2)
-    trainer = trainer_of(tmp_path, table, processor, batch_size=2, arguments_too={"optim": "sgd"})
+    trainer = trainer_of(
+        tmp_path, table, processor, batch_size=2, arguments_too={"optim": "sgd", "logging_nan_inf_filter": False}
+    )
     before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
     with caplog.at_level("WARNING"):
         trainer.train()
