@@ -9,6 +9,7 @@ so that either reading repeats them.
 
 import json
 import re
+import shutil
 import tempfile
 from array import array
 from collections import Counter
@@ -33,10 +34,10 @@ except ImportError:
 try:
     from .records_sam import (
         CHUNK,
+        SUMMARY_FILE,
         AudioCoverage,
         batched,
         check_coverage,
-        coverage_table,
         map_audio,
         records_fingerprint,
         reusable_summary,
@@ -47,10 +48,10 @@ try:
 except ImportError:
     from records_sam import (
         CHUNK,
+        SUMMARY_FILE,
         AudioCoverage,
         batched,
         check_coverage,
-        coverage_table,
         map_audio,
         records_fingerprint,
         reusable_summary,
@@ -68,6 +69,7 @@ CAPTION_WORDS = re.compile(
     re.IGNORECASE,
 )
 REPORT_FILE = "openreasonaqa.json"
+ROWS_A_FILE = 100_000  # of the temporary files, at least: one is in memory at a time
 # What becomes of a record.
 KEPT, OPEN, GIVES_WAY, REPLACES, UNUSED, MISSING = range(6)
 
@@ -95,7 +97,7 @@ class OpenReasonAQA:
     open-ended questions that are not caption-style, drawn at random if they are too many; if there is still room, the
     replacing records are repeated. With `reading="replacement"` all open-ended questions that are not caption-style
     stay, and `size` replacing records come in the place of the others. Replacing records are repeated in whole passes
-    and a last one drawn at random. All draws are seeded. Memory: some 15 bytes a record, and the paths of the clips.
+    and a last one drawn at random. All draws are seeded. Memory: some 30 bytes a record, and the paths of the clips.
 
     Args:
         openaqa (`str`): OpenAQA's file, closed and open questions.
@@ -170,7 +172,7 @@ class OpenReasonAQA:
             yield "OpenAQA", record
         self.two_audio = 0
         for file in self.reasonaqa:
-            counts = {}
+            counts: dict[str, int] = {}
             for record in read_reasonaqa(file, self.seed, counts, self.lowercase):
                 yield "ReasonAQA", record
             self.two_audio += counts["two_audio"]
@@ -284,8 +286,8 @@ class OpenReasonAQA:
         """
         total = int(self.times.sum())
         places = np.random.default_rng([self.seed, 1]).permutation(total)
-        rows_a_file = max(100_000, -(-total // 256))
-        with tempfile.TemporaryDirectory(dir=temporary_folder) as folder:
+        rows_a_file = max(ROWS_A_FILE, -(-total // 256))
+        with tempfile.TemporaryDirectory(prefix="unfinished-", dir=temporary_folder) as folder:
             paths = [Path(folder, f"{index}.jsonl") for index in range(-(-total // rows_a_file))]
             with ExitStack() as stack:
                 files = [stack.enter_context(path.open("w", encoding="utf-8")) for path in paths]
@@ -378,8 +380,10 @@ def build_openreasonaqa(
     if reusable_summary(folder, {"fingerprint": fingerprint}) is not None and report.is_file():
         return json.loads(report.read_text(encoding="utf-8"))
     mix = OpenReasonAQA(openaqa, reasonaqa, **options)
-    print(coverage_table(mix.coverage))
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / SUMMARY_FILE).unlink(missing_ok=True)  # so that no summary stands beside another report
+    for path in folder.glob("unfinished-*"):
+        shutil.rmtree(path)
     write_json(mix.report, report)
     write_records(mix.records(folder), folder, check_audio=False, fingerprint=fingerprint)
     return mix.report
@@ -389,11 +393,12 @@ def _token_counter(tokenizer: Any) -> Callable[[list[str]], list[int]] | None:
     """A function that gives the lengths of texts in tokens, without special tokens."""
     if tokenizer is None:
         return None
-    if not isinstance(tokenizer, tokenizers.Tokenizer):
-        if Path(tokenizer).is_file():
-            tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer))
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer).backend_tokenizer
+    if isinstance(tokenizer, tokenizers.Tokenizer):
+        tokenizer = tokenizers.Tokenizer.from_str(tokenizer.to_str())  # the caller's keeps its truncation
+    elif Path(tokenizer).is_file():
+        tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer))
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer).backend_tokenizer
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return lambda texts: [len(encoding) for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]

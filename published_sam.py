@@ -289,8 +289,8 @@ def read_reasonaqa(
     Args:
         path (`str`): A JSON list of any size, or JSON lines.
         seed (`int`, *optional*, defaults to 0): Decides with a record's number in the file how a placeholder is worded.
-        counts (`dict`, *optional*): Is given `"records"`, how many were read, and `"two_audio"`, how many of them were
-            left out.
+        counts (`dict`, *optional*): Counts, on top of what it has, how many `"records"` were read and how many of
+            them, `"two_audio"`, were left out.
         lowercase (`bool`, *optional*, defaults to `True`): Lower-case questions and answers, as Mellow does when it
             loads them.
 
@@ -302,7 +302,8 @@ def read_reasonaqa(
         ValueError: A record that lacks a key or has no text where some is needed, named by its number.
     """
     counts = {} if counts is None else counts
-    counts.update({"records": 0, "two_audio": 0})
+    counts.setdefault("records", 0)
+    counts.setdefault("two_audio", 0)
     return _reasonaqa_records(read_json(path), Path(path), seed, counts, lowercase)
 
 

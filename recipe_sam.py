@@ -91,7 +91,8 @@ class Stage:
         weights (list of `float`, *optional*): A weight for each of them: an epoch has as many rows as they have in
             all, in these proportions. By default every row comes once an epoch (twice where its source is named twice).
         epochs (`float`, *optional*): Passes over the data; or
-        max_seconds (`float`, *optional*): train for so long. Exactly one of the two.
+        max_seconds (`float`, *optional*): train for so long, in one process; the learning rate then rises for a
+            twentieth of the time and falls as a cosine, whatever the recipe says. Exactly one of the two.
         init (`str`, *optional*, defaults to `"previous"`): Begin with what the stage before handed on, or with the
             recipe's `"model"`.
         hand_over_step (`int`, *optional*): Hand on, and evaluate, the weights after so many steps instead of the last.

@@ -172,7 +172,7 @@ def parse_audio_roots(values: Iterable[str]) -> list[tuple[str, str]]:
     Raises:
         ValueError: No `=`, nothing behind it, or a FROM with two different TO.
     """
-    roots = {}
+    roots: dict[str, str] = {}
     for value in values:
         source, equals, target = value.partition("=")
         if not equals or not target:
@@ -250,7 +250,7 @@ class AudioCoverage:
         for source, clips in sorted(self.clips.items()):
             ours = {(kind, there): count for (name, kind, there), count in self.rows.items() if name == source}
             present = sum(self.exists[clip] for clip in clips)
-            kinds = Counter()
+            kinds: Counter[str] = Counter()
             for (kind, _), count in ours.items():
                 kinds[kind] += count
             by_source[source] = {
@@ -260,7 +260,7 @@ class AudioCoverage:
                 "missing_clips": len(clips) - present,
                 "kinds": dict(sorted(kinds.items())),
             }
-        by_kind = Counter()
+        by_kind: Counter[str] = Counter()
         for (_, kind, there), count in self.rows.items():
             by_kind[kind] += count if there else 0
         return {
@@ -375,6 +375,8 @@ def write_records(
         ValueError: Too many records without audio, with a table by source; no record; one that is none.
     """
     folder = Path(folder)
+    if rows_per_shard < 1:
+        raise ValueError(f"rows_per_shard: got {rows_per_shard}, expected a positive number.")
     settings = {
         "fingerprint": fingerprint,
         "audio_roots": [list(root) for root in audio_roots],
@@ -386,7 +388,8 @@ def write_records(
         return old
     coverage = AudioCoverage(audio_roots, check_audio)
     progress = tqdm(desc=f"writing {folder.name}", unit="record")
-    rows, shards = [], []
+    rows: list[dict[str, Any]] = []
+    shards: list[dict[str, Any]] = []
 
     def write_shard() -> None:
         name = f"part-{len(shards):05d}.parquet"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout works without installing it
 from openreasonaqa_sam import CAPTION_RULES, READINGS, build_openreasonaqa, report_table
-from records_sam import parse_audio_roots
+from records_sam import coverage_table, parse_audio_roots
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def main() -> None:
         )
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
-    print(report_table(report))
+    print(coverage_table(report["coverage"]), report_table(report), sep="\n\n")
 
 
 if __name__ == "__main__":
