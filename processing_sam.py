@@ -7,6 +7,7 @@ batched for training by [`SamDataCollator`].
 import math
 import re
 from collections.abc import Sequence
+from itertools import accumulate, compress
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -217,16 +218,7 @@ class SamAudioLanguageProcessor(ProcessorMixin):
     ) -> tuple[dict[str, Any], int]:
         """Unpadded rows of ids and labels, the features, and the number of clips of too many frames."""
         check_choice("overflow", overflow, OVERFLOWS)
-        prompts = [_render(text, len(items)) for text, items in zip(texts, clips)]
-        rows = [self._expand(ids) for ids in self._tokenize(prompts)]
-        data: dict[str, Any] = {"input_ids": [ids for ids, _ in rows]}
-        if answers is not None:
-            endings = [ids + [self.tokenizer.eos_token_id] for ids in self._tokenize(answers)]
-            data["input_ids"] = [ids + ending for (ids, _), ending in zip(rows, endings)]
-            data["labels"] = [
-                [token if train_on_prompt and not slot else IGNORE_INDEX for token, slot in zip(ids, slots)] + ending
-                for (ids, slots), ending in zip(rows, endings)
-            ]
+        data = self._encode_text(texts, [len(items) for items in clips], answers, train_on_prompt)
         waveforms = [load_audio(clip, sampling_rate) for items in clips for clip in items]
         num_windows, num_long = [1] * len(texts), 0
         if waveforms:
@@ -247,6 +239,31 @@ class SamAudioLanguageProcessor(ProcessorMixin):
                     data[key] = [list(row) for row, count in zip(data[key], num_windows) for _ in range(count)]
             data["num_windows"] = num_windows
         return data, num_long
+
+    def _encode_text(self, texts, num_clips, answers, train_on_prompt, cutoff=None) -> dict[str, Any]:
+        """Unpadded rows of ids, and with answers of labels and of whether a row was cut (`is_cut`).
+
+        `cutoff` is LTU's: so many tokens of template, prompt and answer stay, and end of text follows if it is still
+        one of them. Slots are not counted and never cut, since a clip belongs to them.
+        """
+        rows = [self._expand(ids) for ids in self._tokenize([_render(*pair) for pair in zip(texts, num_clips)])]
+        data: dict[str, Any] = {"input_ids": [ids for ids, _ in rows]}
+        if answers is None:
+            return data
+        data.update(input_ids=[], labels=[], is_cut=[])
+        for (ids, slots), answer in zip(rows, self._tokenize(answers)):
+            ending = answer + [self.tokenizer.eos_token_id]
+            labels = [token if train_on_prompt and not slot else IGNORE_INDEX for token, slot in zip(ids, slots)]
+            ids, labels, slots = ids + ending, labels + ending, slots + [False] * len(ending)
+            is_cut = cutoff is not None and len(ids) - sum(slots) > cutoff
+            if is_cut:
+                position = accumulate(not slot for slot in slots)
+                keep = [slot or place <= cutoff for slot, place in zip(slots, position)]
+                ids, labels = list(compress(ids, keep)), list(compress(labels, keep))
+            data["input_ids"].append(ids)
+            data["labels"].append(labels)
+            data["is_cut"].append(is_cut)
+        return data
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False, padding=False, truncation=False)["input_ids"]

@@ -9,14 +9,27 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from peft import LoraConfig
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
+from transformers.utils import logging
 
 try:
     from .audio_sam import SAMPLING_RATE, load_audio
 except ImportError:
     from audio_sam import SAMPLING_RATE, load_audio
+try:
+    from .batches_sam import RecordBatches, compute_features
+except ImportError:
+    from batches_sam import RecordBatches, compute_features
+try:
+    from .streams_sam import merge_reports
+except ImportError:
+    from streams_sam import merge_reports
+
+logger = logging.get_logger(__name__)
 
 LOG_FLOOR = -15.9424  # log of float32's epsilon: Kaldi's log-mel does not go below
 # As a pattern, because the bare names would also match an `out_proj` outside the language model.
@@ -27,21 +40,28 @@ LORA_TARGETS = r".*language_model\.layers\.\d+\.mixer\.(in_proj|out_proj)"
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def lora_config(rank: int, modules_to_save: Sequence[str] = ()) -> LoraConfig:
+def lora_config(rank: int, modules_to_save: Sequence[str] = (), dropout: float = 0.0) -> LoraConfig:
     """LoRA on every `in_proj` and `out_proj` of the language model (paper, section 3.1), with alpha = 2 rank.
 
     Args:
         rank (`int`): Rank of the adapters; the paper takes 8 to 256.
         modules_to_save (list of `str`, *optional*): Modules that are trained whole and saved with the adapter, such
             as `"connector"` and `"audio_tower"`.
+        dropout (`float`, *optional*, defaults to 0): Share of an adapter's inputs that training drops; LTU's is 0.05.
 
     Raises:
-        ValueError: `rank` is not a positive integer.
+        ValueError: `rank` is not a positive integer, `dropout` not from 0 to 1.
     """
     if not isinstance(rank, int) or rank < 1:
         raise ValueError(f"rank: got {rank!r}, expected a positive integer.")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout: got {dropout!r}, expected a number from 0 to 1, less than 1.")
     return LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS, modules_to_save=list(modules_to_save) or None
+        r=rank,
+        lora_alpha=2 * rank,
+        lora_dropout=dropout,
+        target_modules=LORA_TARGETS,
+        modules_to_save=list(modules_to_save) or None,
     )
 
 
@@ -115,7 +135,7 @@ def extract_features(clips: Sequence[Any], processor, device="cpu", num_threads:
 
 
 class CachedRows(torch.utils.data.Dataset):
-    """Rows whose log-mel was computed once and stays on the training device.
+    """Rows whose log-mel was computed once and stays on the training device; rows without audio are text.
 
     With small data the loader is the bottleneck: this takes reading, decoding and the filter bank out of the loop.
     Give it to Trainer with `dataloader_num_workers=0` and `dataloader_pin_memory=False`.
@@ -130,28 +150,27 @@ class CachedRows(torch.utils.data.Dataset):
     def __init__(self, table: datasets.Dataset, processor, device="cpu", num_threads: int = 8):
         clips = table["audio"][:] if len(table) else []
         keys = [
-            clip if isinstance(clip, str) else clip["path"] if clip["path"] else index
+            clip if clip is None or isinstance(clip, str) else clip["path"] if clip["path"] else index
             for index, clip in enumerate(clips)
         ]
-        first = {key: index for index, key in reversed(list(enumerate(keys)))}
+        first = {key: index for index, key in reversed(list(enumerate(keys))) if key is not None}
         place = {key: row for row, key in enumerate(first)}
-        self.clip = [place[key] for key in keys]
+        self.clip = [place.get(key) for key in keys]  # None: a row of text
         self.features = extract_features([clips[index] for index in first.values()], processor, device, num_threads)
         self.rows = []
         silence = np.zeros(400, np.float32)  # stands for the clip while the texts are tokenized
         for begin in range(0, len(table), 256):
             part = table[begin : begin + 256]
-            size = len(part["prompt"])
-            tokens = processor(
-                part["prompt"], [[silence]] * size, part["answer"], sampling_rate=SAMPLING_RATE, padding=False
-            )
-            self.rows += [{key: tokens[key][i] for key in ("input_ids", "labels")} for i in range(size)]
+            audio = [[] if clip is None else [silence] for clip in self.clip[begin : begin + 256]]
+            tokens = processor(part["prompt"], audio, part["answer"], sampling_rate=SAMPLING_RATE, padding=False)
+            self.rows += [{key: tokens[key][i] for key in ("input_ids", "labels")} for i in range(len(audio))]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.rows[index], "input_features": self.features[self.clip[index]]}
+        clip = self.clip[index]
+        return self.rows[index] if clip is None else {**self.rows[index], "input_features": self.features[clip]}
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -278,34 +297,97 @@ class AugmentLogMel:
 
 
 class SamTrainer(Trainer):
-    """`Trainer` that changes the clips of training batches with [`AugmentLogMel`], on the device, and no others.
+    """`Trainer` that trains on [`RecordBatches`], and changes the clips of training batches with [`AugmentLogMel`].
 
     Args:
-        augment ([`AugmentLogMel`], *optional*): What to do; nothing by default.
+        augment ([`AugmentLogMel`], *optional*): What to do with training clips, on the device; nothing by default.
         max_seconds (`float`, *optional*): Train for so long instead of `max_steps` or epochs: the learning rate rises
             for a twentieth of the time and then falls as a cosine. In one process only.
+        train_batches ([`RecordBatches`], *optional*): What to train on, instead of `train_dataset`. Its `num_steps`
+            counts where `args.max_steps` is not positive, never `args.num_train_epochs`. Nothing shards its batches
+            again, `features="device"` is computed on the device, and `train(resume_from_checkpoint=...)` goes on with
+            the step after the checkpoint's without decoding what came before.
         kwargs: `Trainer`'s.
 
     Raises:
-        ValueError: `max_seconds` with several processes, which would not stop at the same step.
+        ValueError: `max_seconds` with several processes, which would not stop at the same step; `train_batches` that
+            do not fit `args`, or come together with `train_dataset`.
     """
 
-    def __init__(self, *args, augment: AugmentLogMel | None = None, max_seconds: float | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        augment: AugmentLogMel | None = None,
+        max_seconds: float | None = None,
+        train_batches: RecordBatches | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         self.augment = augment
         self.clock = None
+        self.train_batches = train_batches
         if max_seconds is not None:
             if self.args.world_size > 1:
                 raise ValueError(f"max_seconds: got it with {self.args.world_size} processes, expected one.")
             self.clock = SecondsCallback(max_seconds)
             self.args.max_steps = 1_000_000  # the clock ends it
             self.add_callback(self.clock)
+        if train_batches is not None:
+            self._check_batches()
+            if self.args.max_steps <= 0:
+                self.args.max_steps = train_batches.num_steps
+            train_batches.stop_at(self.args.max_steps)
+            self.add_callback(BatchesCallback(train_batches))
 
-    def compute_loss(self, model, inputs, *args, **kwargs):
-        """As in `Trainer`."""
+    def _check_batches(self) -> None:
+        args, batches = self.args, self.train_batches
+        if self.train_dataset is not None:
+            raise ValueError("train_batches and train_dataset: got both, expected one of them.")
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"train_batches: got one process with {args.n_gpu} GPUs, expected one process for each; start it with "
+                "accelerate launch or torchrun, or set CUDA_VISIBLE_DEVICES."
+            )
+        for name, found, meant in (
+            ("batch_size", batches.batch_size, ("per_device_train_batch_size", args.per_device_train_batch_size)),
+            ("accumulation", batches.accumulation, ("gradient_accumulation_steps", args.gradient_accumulation_steps)),
+            ("num_processes", batches.num_processes, ("world_size", args.world_size)),
+            ("process_index", batches.process_index, ("process_index", args.process_index)),
+        ):
+            if found != meant[1]:
+                raise ValueError(
+                    f"train_batches: its {name} is {found}, expected {meant[1]} as args.{meant[0]}; make both the same."
+                )
+        if batches.start_step:
+            raise ValueError(
+                f"train_batches: its start_step is {batches.start_step}, expected 0; train(resume_from_checkpoint=...) "
+                "finds the step itself."
+            )
+
+    def get_train_dataloader(self):
+        """As in `Trainer`; over `train_batches`, which are sharded already and so bypass accelerate."""
+        if self.train_batches is None:
+            return super().get_train_dataloader()
+        args, on_gpu = self.args, self.args.device.type == "cuda"
+        return torch.utils.data.DataLoader(
+            self.train_batches,
+            batch_size=None,
+            num_workers=args.dataloader_num_workers,
+            prefetch_factor=args.dataloader_prefetch_factor if args.dataloader_num_workers else None,
+            persistent_workers=args.dataloader_persistent_workers,
+            pin_memory=args.dataloader_pin_memory and on_gpu,
+            generator=torch.Generator(),  # of its own, so that dropout does not depend on when a loader starts
+        )
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """As in `Trainer`, after log-mel and augmentation."""
+        if "waveforms" in inputs:
+            inputs = compute_features(inputs, self.train_batches.processor)
         if self.augment is not None and model.training and inputs.get("input_features") is not None:
             inputs = {**inputs, "input_features": self.augment(inputs["input_features"])}
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        if torch.is_tensor(num_items_in_batch):
+            num_items_in_batch = num_items_in_batch.clamp(min=1)  # a step without any label: its loss is 0, not NaN
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         """As in `Trainer`."""
@@ -317,25 +399,70 @@ class SamTrainer(Trainer):
         return self.lr_scheduler
 
 
-class SecondsCallback(TrainerCallback):
+class SecondsCallback(TrainerCallback, ExportableState):
     """Stops the training after some seconds; `share` says how much of them is spent.
 
-    The clock starts behind the first step, in which kernels are compiled and tuned.
+    The clock starts behind the first step, in which kernels are compiled and tuned. A checkpoint keeps what is spent,
+    and a training that resumes from it has the rest.
     """
 
     def __init__(self, seconds: float):
-        self.seconds, self.begin = seconds, None
+        self.seconds, self.begin, self.spent = seconds, None, 0.0
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds, those before resuming included."""
+        return self.spent + (0.0 if self.begin is None else time.monotonic() - self.begin)
 
     @property
     def share(self) -> float:
         """From 0 to 1."""
-        return 0.0 if self.begin is None else min((time.monotonic() - self.begin) / self.seconds, 1.0)
+        return min(self.elapsed / self.seconds, 1.0)
+
+    def state(self) -> dict[str, Any]:
+        """What Trainer keeps in a checkpoint."""
+        return {"args": {"seconds": self.seconds}, "attributes": {"spent": self.elapsed}}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Takes over what a checkpoint says."""
+        kept = state.stateful_callbacks.get(type(self).__name__)
+        if kept is not None and state.global_step:
+            self.spent = kept["attributes"]["spent"]
 
     def on_step_end(self, args, state, control, **kwargs):
         """Starts the clock, then looks at it."""
         if self.begin is None:
             self.begin = time.monotonic()
         control.should_training_stop |= self.share >= 1.0
+
+
+class BatchesCallback(TrainerCallback):
+    """Tells [`RecordBatches`] where the training stands, and says at its end what was lost.
+
+    A Trainer that resumes skips as many batches as the epoch has behind it: these are empty, as nothing reads them.
+    """
+
+    def __init__(self, batches: RecordBatches):
+        self.batches, self.epoch = batches, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Finds the step to begin with: not the first one, where a checkpoint is resumed."""
+        self.epoch = state.global_step // self.batches.steps_per_epoch
+        self.batches.seek(state.global_step, placeholders=True)
+        if args.ignore_data_skip:
+            self.batches.set_epoch(self.epoch)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        """On to the next epoch, wherever this one was left."""
+        self.epoch += 1
+        self.batches.set_epoch(self.epoch)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Warns of what was lost, over all processes."""
+        lost = merge_reports(gather_object([self.batches.report()]))
+        if state.is_world_process_zero and any(row[kind] for row in lost.values() for kind in row if kind != "seen"):
+            lines = [f"{name}: {', '.join(f'{row[kind]} {kind}' for kind in row)}" for name, row in lost.items()]
+            logger.warning("Records of the training that were not read whole, by source:\n" + "\n".join(lines))
 
 
 def warmup_cosine(share: float, warmup: float = 0.05) -> float:

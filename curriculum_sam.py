@@ -1,0 +1,526 @@
+"""Runs a recipe: its stages in order, each beginning with what the one before handed on, resumable at any point.
+
+An output folder holds `recipe.yaml`, `records/` (made of published files), and for each stage `stage-N/` with
+
+    checkpoint-K/     for resuming; gone when the stage is finished, unless the recipe keeps them
+    adapter/          LoRA and the modules trained beside it, float32: what the next stage begins with
+                      (`weights/`, the whole model, where there is no LoRA)
+    last/             the whole model after the last step, adapters merged: loads alone
+    best/             the same of the lowest evaluation loss, where the recipe has validation data
+    handed/           the same of `hand_over_step`, where the stage has one
+    encoder/          the encoder that was handed on, in bf16: loads with [`SamAudioModel`]
+    samples.json      generated answers to validation questions
+    trainer_state.json, runs/   losses; TensorBoard's curves
+    finished.json     written last
+"""
+
+import copy
+import gc
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate.utils import set_seed
+from peft import PeftModel
+from transformers import TrainerCallback, TrainingArguments
+from transformers.utils import is_flash_attn_2_available
+
+try:
+    from .batches_sam import RecordBatches
+except ImportError:
+    from batches_sam import RecordBatches
+try:
+    from .evaluation_sam import generate_answers
+except ImportError:
+    from evaluation_sam import generate_answers
+try:
+    from .modeling_sam import SamAudioModel, SamForConditionalGeneration
+except ImportError:
+    from modeling_sam import SamAudioModel, SamForConditionalGeneration
+try:
+    from .parts_sam import (
+        choose_trainable,
+        encoder_folder,
+        load_base,
+        load_weights,
+        merged_model,
+        model_config,
+        plan,
+        plan_text,
+        planned_steps,
+        with_adapters,
+    )
+except ImportError:
+    from parts_sam import (
+        choose_trainable,
+        encoder_folder,
+        load_base,
+        load_weights,
+        merged_model,
+        model_config,
+        plan,
+        plan_text,
+        planned_steps,
+        with_adapters,
+    )
+try:
+    from .processing_sam import SamDataCollator, SamProcessor
+except ImportError:
+    from processing_sam import SamDataCollator, SamProcessor
+try:
+    from .recipe_sam import Recipe, Stage, claim, load_recipe
+except ImportError:
+    from recipe_sam import Recipe, Stage, claim, load_recipe
+try:
+    from .records_sam import write_json
+except ImportError:
+    from records_sam import write_json
+try:
+    from .sources_sam import PATIENCE, as_table, count_rows, prepare_data, processes, some_rows
+except ImportError:
+    from sources_sam import PATIENCE, as_table, count_rows, prepare_data, processes, some_rows
+try:
+    from .training_sam import AugmentLogMel, CachedRows, SamTrainer, check_float32
+except ImportError:
+    from training_sam import AugmentLogMel, CachedRows, SamTrainer, check_float32
+
+COMPLETE = "complete"  # marks a checkpoint that all processes have written
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------------------
+
+
+class _written:
+    """A folder that appears when it is complete: written beside its place, then renamed over what was there."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.partial = folder, folder.with_name(f".{folder.name}.partial")
+
+    def __enter__(self) -> Path:
+        shutil.rmtree(self.partial, ignore_errors=True)
+        self.partial.mkdir(parents=True)
+        return self.partial
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            os.replace(self.partial, self.folder)
+        else:
+            shutil.rmtree(self.partial, ignore_errors=True)
+
+
+def stage_folder(output: Path, stage: Stage) -> Path:
+    """Where a stage is kept."""
+    return output / f"stage-{stage.number}"
+
+
+def handed_weights(recipe: Recipe, output: Path, stage: Stage) -> Path:
+    """Where a stage keeps the weights that it hands on."""
+    return stage_folder(output, stage) / ("adapter" if recipe.lora_rank else "weights")
+
+
+def is_finished(output: Path, stage: Stage) -> bool:
+    """Whether a stage has nothing more to do."""
+    return (stage_folder(output, stage) / "finished.json").is_file()
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; the others were being written when the run was killed."""
+    done = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
+    return max(done, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Data
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def accumulation(stage: Stage, num_processes: int) -> int:
+    """Micro-batches that each process sums up to an optimiser step.
+
+    Raises:
+        ValueError: The global batch does not divide.
+    """
+    at_once = stage.micro_batch_size * num_processes
+    if stage.global_batch_size % at_once:
+        raise ValueError(
+            f"stages.{stage.number}: global_batch_size {stage.global_batch_size} is no multiple of micro_batch_size "
+            f"{stage.micro_batch_size} times {num_processes} process(es); change one of them with --set."
+        )
+    return stage.global_batch_size // at_once
+
+
+def stage_batches(stage: Stage, recipe: Recipe, sources: dict[str, Any], processor) -> RecordBatches:
+    """The stage's batches as a stream from disk."""
+    state = processes()
+    weights = stage.weights or [float(count_rows(sources[name])) for name in stage.data]
+    return RecordBatches(
+        [(sources[name], weight) for name, weight in zip(stage.data, weights)],
+        processor,
+        stage.micro_batch_size,
+        num_processes=state.num_processes,
+        process_index=state.process_index,
+        accumulation=accumulation(stage, state.num_processes),
+        epochs=1_000_000 if stage.epochs is None else stage.epochs,
+        seed=recipe.seed + stage.number,
+        pack_to=recipe.pack_to,
+        text_cutoff=stage.text_cutoff,
+        features=recipe.features,
+        max_broken=recipe.max_broken,
+        train_on_prompt=recipe.train_on_prompt,
+    )
+
+
+def cached_rows(stage: Stage, sources: dict[str, Any], processor, device) -> CachedRows:
+    """The stage's rows with their log-mel on the device.
+
+    Raises:
+        ValueError: The cutoff leaves no label.
+    """
+    tables = [as_table(sources[name]).select_columns(["audio", "prompt", "answer"]) for name in stage.data]
+    rows = CachedRows(datasets.concatenate_datasets(tables), processor, device, os.cpu_count() or 1)
+    if stage.text_cutoff is not None:
+        longest = len(processor.slot_pattern) + stage.text_cutoff
+        rows.rows = [{key: value[:longest] for key, value in row.items()} for row in rows.rows]
+    if all(label == -100 for row in rows.rows for label in row["labels"]):
+        raise ValueError(
+            f"stages.{stage.number}.text_cutoff: {stage.text_cutoff} leaves nothing of any answer, so that there is "
+            "nothing to learn; raise it."
+        )
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Running
+# ---------------------------------------------------------------------------------------------------------------
+
+
+class StageTrainer(SamTrainer):
+    """[`SamTrainer`] that keeps frozen what its stage does not train when it resumes."""
+
+    def __init__(self, *args, trains: Sequence[str], **kwargs):
+        super().__init__(*args, **kwargs)
+        self.trains = trains
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if isinstance(self.model, PeftModel):  # loading an adapter makes all of it trainable
+            choose_trainable(self.model, self.trains)
+
+    def save_weights(self, folder: Path) -> None:
+        """Saves the model, or its adapter, in a folder that appears when it is complete. All processes call it."""
+        partial = folder.with_name(f".{folder.name}.partial")
+        if self.is_world_process_zero():
+            shutil.rmtree(partial, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.save_model(str(partial))
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
+
+
+class StageCallback(TrainerCallback):
+    """Saves what is handed on at its step, saves and evaluates at the end, and marks complete checkpoints."""
+
+    def __init__(self, trainer: StageTrainer, stage: Stage, handed: Path):
+        self.trainer, self.stage, self.handed = trainer, stage, handed
+        self.checked = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Runs behind Trainer's own callbacks and the clock."""
+        if not self.checked and not self.trainer.is_fsdp_enabled:
+            check_float32(self.trainer.model, self.trainer.optimizer)
+            self.checked = True
+        if state.global_step == self.stage.hand_over_step:
+            self.trainer.save_weights(self.handed)
+        if control.should_training_stop:
+            control.should_save = True
+            control.should_evaluate = args.eval_strategy != "no"
+
+    def on_save(self, args, state, control, **kwargs):
+        """All processes have written their part."""
+        self.trainer.accelerator.wait_for_everyone()
+        if state.is_world_process_zero:
+            write_json({}, Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE)
+
+
+def stage_arguments(recipe: Recipe, stage: Stage, folder: Path, steps: int | None) -> TrainingArguments:
+    """`TrainingArguments` of a stage: AdamW, warm-up, then a line (or cosine) down to zero."""
+    options: dict[str, Any] = {}
+    if recipe.recompute:  # transformers 5.23 has renamed it
+        new = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
+        name = "activation_checkpointing" if new else "gradient_checkpointing"
+        options = {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+    if not torch.cuda.is_available():
+        options.update(use_cpu=True, ddp_backend="gloo" if processes().num_processes > 1 else None)
+    if recipe.validation is not None:
+        options.update(eval_strategy="steps", eval_steps=recipe.save_steps, prediction_loss_only=True)
+        options.update(metric_for_best_model="loss", greater_is_better=False)
+    return TrainingArguments(
+        str(folder),
+        max_steps=-1 if steps is None else steps,
+        per_device_train_batch_size=stage.micro_batch_size,
+        per_device_eval_batch_size=stage.micro_batch_size,
+        gradient_accumulation_steps=accumulation(stage, processes().num_processes),
+        learning_rate=stage.learning_rate,
+        lr_scheduler_type=recipe.schedule,
+        warmup_steps=stage.warmup_steps,
+        weight_decay=recipe.weight_decay,
+        adam_beta2=recipe.adam_beta2,
+        max_grad_norm=recipe.max_grad_norm,
+        bf16=recipe.precision == "bf16",
+        seed=recipe.seed + stage.number,
+        logging_steps=recipe.logging_steps,
+        save_steps=recipe.save_steps,
+        save_total_limit=2,  # the newest may be incomplete
+        report_to=["tensorboard"] if _has_tensorboard() else "none",
+        remove_unused_columns=False,
+        dataloader_num_workers=0 if recipe.cache_features else recipe.num_workers,
+        dataloader_pin_memory=not recipe.cache_features and torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,  # every trainable parameter takes part in every step
+        ddp_timeout=int(PATIENCE.total_seconds()),
+        **options,
+    )
+
+
+def run_stage(
+    recipe: Recipe, stage: Stage, output: Path, sources: dict[str, Any], callbacks: Sequence[TrainerCallback] = ()
+) -> None:
+    """Trains one stage to its end, beginning or going on, and writes what is kept of it; see [`run_recipe`]."""
+    folder, handed = stage_folder(output, stage), handed_weights(recipe, output, stage)
+    processor = SamProcessor.from_pretrained(recipe.model)
+    trained = folder / "trained.json"
+    if not trained.is_file():
+        begin = time.monotonic()
+        trainer = stage_trainer(recipe, stage, output, sources, processor)
+        for callback in callbacks:
+            trainer.add_callback(callback)
+        checkpoint = last_checkpoint(folder)
+        if trainer.is_world_process_zero():
+            for partial in set(folder.glob("checkpoint-*")) - {checkpoint}:
+                if not (partial / COMPLETE).is_file():
+                    shutil.rmtree(partial)
+        trainer.accelerator.wait_for_everyone()
+        if checkpoint is not None:
+            _say(f"  going on from {checkpoint}")
+        result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if stage.hand_over_step is None:
+            trainer.save_weights(handed)
+        trainer.save_state()
+        if trainer.is_world_process_zero():
+            summary = {"steps": trainer.state.global_step, "best_step": trainer.state.best_global_step}
+            write_json({**summary, "loss": result.training_loss, "seconds": time.monotonic() - begin}, trained)
+        trainer.accelerator.wait_for_everyone()
+        del trainer
+        gc.collect()  # the Trainer and its callbacks know each other
+        torch.cuda.empty_cache()
+    if processes().is_main_process:
+        _keep(recipe, stage, folder, handed, sources, processor, json.loads(trained.read_text()))
+    processes().wait_for_everyone()
+
+
+def stage_steps(
+    recipe: Recipe, stage: Stage, sources: dict[str, Any], processor
+) -> tuple[RecordBatches | None, int | None]:
+    """The stage's batches, `None` where its rows are cached, and its optimiser steps, `None` where the clock ends it.
+
+    Raises:
+        ValueError: It has fewer steps than its warm-up or `hand_over_step`, or no label.
+    """
+    batches = None if recipe.cache_features else stage_batches(stage, recipe, sources, processor)
+    if stage.max_seconds is not None:
+        return batches, None
+    rows = [count_rows(sources[name]) for name in stage.data]
+    steps = planned_steps(stage, rows) if batches is None else batches.num_steps
+    if max(stage.hand_over_step or 0, stage.warmup_steps) > steps:
+        raise ValueError(
+            f"stages.{stage.number}: its data make {steps} steps, hand_over_step is {stage.hand_over_step} and "
+            f"warmup_steps {stage.warmup_steps}, expected both within them."
+        )
+    return batches, steps
+
+
+def stage_trainer(recipe: Recipe, stage: Stage, output: Path, sources: dict[str, Any], processor) -> StageTrainer:
+    """The Trainer of a stage, with the weights that the stage before handed on."""
+    folder = stage_folder(output, stage)
+    set_seed(recipe.seed + stage.number)
+    batches, steps = stage_steps(recipe, stage, sources, processor)
+    model = with_adapters(load_base(recipe, "float32" if recipe.precision == "fp32" else None), recipe)
+    previous = recipe.previous(stage)
+    if previous is not None:
+        load_weights(model, handed_weights(recipe, output, previous))
+    counts = choose_trainable(model, stage.trains)
+    _say("  trains " + ", ".join(f"{part} ({count / 1e6:.2f} million)" for part, count in counts.items()))
+    arguments = stage_arguments(recipe, stage, folder, steps)
+    extractor = processor.feature_extractor
+    evaluation = None
+    if recipe.validation is not None:
+        evaluation = some_rows(sources[recipe.validation], recipe.evaluation_rows, recipe.seed)
+    trainer = StageTrainer(
+        trains=stage.trains,
+        model=model,
+        args=arguments,
+        train_batches=batches,
+        train_dataset=cached_rows(stage, sources, processor, arguments.device) if batches is None else None,
+        eval_dataset=evaluation,
+        data_collator=SamDataCollator(processor, train_on_prompt=recipe.train_on_prompt),
+        processing_class=processor,
+        augment=AugmentLogMel(extractor.mean, extractor.std) if stage.augment else None,
+        max_seconds=stage.max_seconds,
+    )
+    trainer.add_callback(StageCallback(trainer, stage, handed_weights(recipe, output, stage)))
+    return trainer
+
+
+def _keep(recipe, stage, folder, handed, sources, processor, summary) -> None:
+    """Everything that a stage leaves behind; each folder appears when it is complete, so this can be repeated."""
+    final = "handed" if stage.hand_over_step else "last"
+    models = {final: handed}
+    if stage.hand_over_step:
+        models["last"] = folder / f"checkpoint-{summary['steps']}"
+    if summary["best_step"]:
+        models["best"] = folder / f"checkpoint-{summary['best_step']}"
+    for name, weights in models.items():
+        model = merged_model(recipe, weights)
+        if name == final:
+            with _written(folder / "encoder") as partial:
+                copy.deepcopy(model.model.audio_tower).to(torch.bfloat16).save_pretrained(partial)
+        with _written(folder / name) as partial:
+            model.save_pretrained(partial)
+            processor.save_pretrained(partial)
+    if recipe.validation is not None and recipe.generated_rows:
+        rows = some_rows(sources[recipe.validation], recipe.generated_rows, recipe.seed)
+        model = SamForConditionalGeneration.from_pretrained(folder / final, dtype="auto").to(processes().device)
+        answers = generate_answers(model, processor, rows["audio"][:], rows["prompt"][:])
+        write_json(
+            [{**row, "audio": str(row["audio"]), "prediction": text} for row, text in zip(rows, answers)],
+            folder / "samples.json",
+        )
+    if not recipe.keep_checkpoints:
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+    write_json(summary, folder / "finished.json")
+
+
+def _has_tensorboard() -> bool:
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _say(text: str) -> None:
+    if processes().is_main_process:
+        print(text, flush=True)
+
+
+def check_machine(recipe: Recipe, num_processes: int) -> None:
+    """What can be known to be wrong before anything is loaded.
+
+    Raises:
+        FileNotFoundError: Model or encoder are not there.
+        ValueError: The model is another one than the recipe says, a global batch does not divide, or the encoder's
+            attention is not installed.
+    """
+    for stage in recipe.stages:
+        accumulation(stage, num_processes)
+        if stage.max_seconds is not None and num_processes > 1:
+            raise ValueError(
+                f"stages.{stage.number}.max_seconds: got it with {num_processes} processes, expected one."
+            )
+    if recipe.encoder_attention == "flash_attention_2" and not is_flash_attn_2_available():
+        raise ValueError(
+            "encoder_attention: 'flash_attention_2' needs a CUDA GPU and the package flash-attn, which cannot be used "
+            "here; install it, or take torch's own attention with --set encoder_attention=sdpa."
+        )
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", recipe.precision):
+        raise ValueError(
+            f"precision: the recipe says {recipe.precision}, accelerate was launched with {launched}; expected the same, "
+            "or `accelerate launch --mixed_precision no`."
+        )
+    config = model_config(recipe)
+    if recipe.encoder_from is not None:
+        ours, theirs = config.audio_config, SamAudioModel.config_class.from_pretrained(encoder_folder(recipe))
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size"):
+            if getattr(ours, name) != getattr(theirs, name):
+                raise ValueError(
+                    f"encoder_from: {recipe.encoder_from} has {name} {getattr(theirs, name)}, the model "
+                    f"{getattr(ours, name)}; expected the same."
+                )
+
+
+def run_recipe(
+    recipe: Recipe, output: str | Path, stage: int | None = None, callbacks: Sequence[TrainerCallback] = ()
+) -> Path:
+    """Runs a recipe's stages in order; what is finished is passed over, what was begun goes on.
+
+    Killed at any point and called again with the same recipe and output, it computes the same losses as an unbroken
+    run (with `max_seconds`: it trains for the seconds that are left).
+
+    Args:
+        recipe ([`Recipe`]): The recipe.
+        output (`str` or `Path`): Folder for everything; see the head of this file.
+        stage (`int`, *optional*): Run this stage only; the one before must be finished.
+        callbacks (list of `TrainerCallback`, *optional*): Given to every stage's Trainer.
+
+    Returns:
+        The folder of the last stage that was asked for.
+
+    Raises:
+        FileNotFoundError, ValueError: Something is missing or does not fit; before anything is trained.
+    """
+    numbers = [each.number for each in recipe.stages]
+    if stage is not None and stage not in numbers:
+        raise ValueError(f"stage: got {stage}, the recipe {recipe.name} has {', '.join(map(str, numbers))}.")
+    output = Path(output).expanduser().resolve()
+    state = processes()
+    check_machine(recipe, state.num_processes)
+    todo = [each for each in recipe.stages if stage in (None, each.number)]
+    previous = recipe.previous(todo[0])
+    if previous is not None and not is_finished(output, previous):
+        raise ValueError(
+            f"stage: {todo[0].number} begins with stage {previous.number}, which is not finished in {output}."
+        )
+    claim(recipe, output, write=False)
+    left = [each for each in todo if not is_finished(output, each)]
+    names = dict.fromkeys(name for each in left for name in each.data)
+    if recipe.validation is not None and left:
+        names[recipe.validation] = None
+    sources = prepare_data(recipe, output, list(names))
+    for each in left:  # what is wrong with the last stage is not found out after the others
+        stage_steps(recipe, each, sources, SamProcessor.from_pretrained(recipe.model))
+    if state.is_main_process:
+        claim(recipe, output)
+    state.wait_for_everyone()
+    if left and not _has_tensorboard():
+        _say("no TensorBoard curves: the package tensorboard is not installed")
+    for each in todo:
+        if each not in left:
+            _say(f"stage {each.number}, {each.name}: finished")
+            continue
+        _say(f"stage {each.number}, {each.name}:")
+        run_stage(recipe, each, output, sources, callbacks)
+    return stage_folder(output, todo[-1])
+
+
+__all__ = [
+    "Recipe",
+    "Stage",
+    "claim",
+    "load_recipe",
+    "plan",
+    "plan_text",
+    "run_recipe",
+    "run_stage",
+]

@@ -1,0 +1,257 @@
+"""The parts of a model that a recipe trains: adapters, parameter types, weights handed on, and what it will cost."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+
+try:
+    from .configuration_sam import SamConfig
+except ImportError:
+    from configuration_sam import SamConfig
+try:
+    from .modeling_sam import SamAudioModel, SamForConditionalGeneration
+except ImportError:
+    from modeling_sam import SamAudioModel, SamForConditionalGeneration
+try:
+    from .recipe_sam import PARTS, Recipe, Stage
+except ImportError:
+    from recipe_sam import PARTS, Recipe, Stage
+try:
+    from .sources_sam import planned_rows
+except ImportError:
+    from sources_sam import planned_rows
+try:
+    from .training_sam import lora_config, upcast_trainable
+except ImportError:
+    from training_sam import lora_config, upcast_trainable
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The model
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def model_config(recipe: Recipe, plan: bool = False) -> SamConfig:
+    """The configuration of a recipe's model, checked against the recipe.
+
+    Args:
+        recipe ([`Recipe`]): The recipe.
+        plan (`bool`, *optional*, defaults to `False`): Take the paper's preset of `size` and `connector` where the
+            model is not there.
+
+    Raises:
+        FileNotFoundError: The model is not there.
+        ValueError: It has another size or connector than the recipe says.
+    """
+    is_here = (Path(recipe.model).expanduser() / "config.json").is_file()
+    if plan and not is_here and recipe.size is not None:
+        return SamConfig.from_preset(recipe.size, recipe.connector or "concatenation")
+    try:
+        config = SamConfig.from_pretrained(recipe.model)
+    except OSError as error:
+        connector = recipe.connector or "concatenation"
+        raise FileNotFoundError(
+            f"model: there is no SAM checkpoint {recipe.model!r}, neither here nor on the Hub; make it with "
+            f"`sam-alm convert ... --connector {connector} --output {recipe.model}`, or name another with --set model=DIR."
+        ) from error
+    if recipe.connector not in (None, config.connector):
+        raise ValueError(
+            f"model: {recipe.model} has the connector {config.connector}, the recipe {recipe.name} says "
+            f"{recipe.connector}; convert the checkpoint with --connector {recipe.connector}."
+        )
+    if recipe.size is not None:
+        expected = SamConfig.from_preset(recipe.size).text_config
+        for name in ("num_hidden_layers", "hidden_size"):
+            found, wanted = getattr(config.text_config, name), getattr(expected, name)
+            if found != wanted:
+                raise ValueError(
+                    f"model: {recipe.model} has {name} {found} in its language model, the recipe {recipe.name} says "
+                    f"size {recipe.size}, which has {wanted}."
+                )
+    return config
+
+
+def encoder_folder(recipe: Recipe) -> Path:
+    """Where `encoder_from` points to: a folder of an encoder, or the last stage's of another recipe's output."""
+    folder = Path(recipe.encoder_from).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    found = sorted(folder.glob("stage-*/encoder/config.json"), key=lambda file: int(file.parts[-3].split("-")[1]))
+    if not found:
+        raise FileNotFoundError(
+            f"encoder_from: {recipe.encoder_from!r} holds neither an encoder's config.json nor a finished "
+            "stage-N/encoder; run that recipe first, or name its output with --set encoder_from=DIR."
+        )
+    return found[-1].parent
+
+
+def load_base(recipe: Recipe, dtype: str | None = None) -> SamForConditionalGeneration:
+    """The model before any training, with the encoder of `encoder_from`, on the CPU, in the recipe's `base_dtype`."""
+    model = SamForConditionalGeneration.from_pretrained(
+        recipe.model, dtype=dtype or recipe.base_dtype, attn_implementation={"audio_config": recipe.encoder_attention}
+    )
+    if recipe.encoder_from is not None:
+        encoder = SamAudioModel.from_pretrained(encoder_folder(recipe), dtype=torch.float32)
+        model.model.audio_tower.load_state_dict(encoder.state_dict())
+    return model
+
+
+def with_adapters(model: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
+    """Adds the recipe's adapters, if it has any, and makes everything float32 that any of its stages trains.
+
+    Before weights are loaded into it: those of the stage before are float32, and a bf16 module would round them.
+    The modules trained beside LoRA, connector and encoder, are peft's copies (`modules_to_save`).
+    """
+    parts = recipe.trained_parts
+    if recipe.lora_rank:
+        modules = ["connector", "audio_tower"] if recipe.joint_encoder else ["connector"]
+        model = get_peft_model(model, lora_config(recipe.lora_rank, modules, recipe.lora_dropout))
+        parts = ["connector", "encoder", "lora"]
+    choose_trainable(model, parts)
+    upcast_trainable(model)
+    return model
+
+
+def part_of(name: str, adapted: bool) -> str | None:
+    """Which of [`PARTS`] a parameter belongs to by its name; `None` for what no stage can train."""
+    if ".lora_" in name:
+        return "lora"
+    if adapted and ".modules_to_save." not in name:
+        return None
+    return "encoder" if ".audio_tower." in name else "connector" if ".connector." in name else "language_model"
+
+
+def choose_trainable(model: torch.nn.Module, parts: Sequence[str]) -> dict[str, int]:
+    """Makes exactly some parts trainable, and returns how many numbers each of them has."""
+    counts = dict.fromkeys(parts, 0)
+    for name, parameter in model.named_parameters():
+        part = part_of(name, isinstance(model, PeftModel))
+        parameter.requires_grad_(part in counts)
+        if part in counts:
+            counts[part] += parameter.numel()
+    return counts
+
+
+def load_weights(model: torch.nn.Module, folder: Path) -> None:
+    """Loads what a stage has saved: an adapter, or a whole model where there is no LoRA.
+
+    Raises:
+        ValueError: The folder holds other tensors than the model needs.
+    """
+    adapted = isinstance(model, PeftModel)
+    files = sorted(folder.glob("adapter_model*.safetensors" if adapted else "model*.safetensors"))
+    tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    expected = get_peft_model_state_dict(model) if adapted else model.state_dict()
+    expected = {name: tensor for name, tensor in expected.items() if adapted or name != "lm_head.weight"}
+    wrong = sorted(
+        name
+        for name in {*expected, *tensors} - {"lm_head.weight"}
+        if name not in expected or name not in tensors or expected[name].shape != tensors[name].shape
+    )
+    if wrong:
+        raise ValueError(
+            f"{folder}: {len(wrong)} tensors are missing, unknown or of another shape, the first is {wrong[0]}; it "
+            "comes from another recipe or model."
+        )
+    if adapted:
+        set_peft_model_state_dict(model, tensors)
+    else:
+        model.load_state_dict(tensors, strict=False)
+
+
+def merged_model(recipe: Recipe, weights: Path) -> SamForConditionalGeneration:
+    """The whole model of a stage's weights, adapters merged in float32, in the parameter types of the base."""
+    base = load_base(recipe)
+    types = {name: parameter.dtype for name, parameter in base.named_parameters()}
+    model = with_adapters(base.float(), recipe)
+    load_weights(model, weights)
+    model = model.merge_and_unload() if recipe.lora_rank else model
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(types[name])
+    return model
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Planning
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def planned_steps(stage: Stage, rows: Sequence[int]) -> int:
+    """Optimiser steps of a stage over data sources of so many rows; the last batch of an epoch may be smaller."""
+    return math.ceil(math.ceil(sum(rows) / stage.global_batch_size) * stage.epochs)
+
+
+def plan(recipe: Recipe, pairs_per_second: float | None = None) -> list[dict[str, Any]]:
+    """What a recipe would do, a dict for each stage, from shapes and counts alone; loads neither weights nor audio.
+
+    Args:
+        recipe ([`Recipe`]): The recipe; its model and data may be missing, then `size` and published counts count.
+        pairs_per_second (`float`, *optional*): Speed to estimate hours from, as measured.
+
+    Returns:
+        For each stage: `stage`, `name`, `trained` (parameters by part), `parameters` (of all), `rows`, `steps`,
+        `tokens` (audio slots and text, with the cutoff as its length where the data is not there) and `hours`; `None`
+        where it cannot be known. `rows_from` says where the count comes from.
+    """
+    config = model_config(recipe, plan=True)
+    with torch.device("meta"):
+        base = SamForConditionalGeneration(config)
+        total = sum(parameter.numel() for parameter in base.parameters())
+        model = with_adapters(base, recipe)
+    stages = []
+    for stage in recipe.stages:
+        counts, origins = zip(*(planned_rows(recipe, name) for name in stage.data))
+        known = stage.epochs is not None and None not in counts
+        steps = planned_steps(stage, counts) if known else None
+        pairs = stage.epochs * sum(counts) if known else None
+        hours = None if stage.max_seconds is None else stage.max_seconds / 3600
+        if pairs is not None and pairs_per_second is not None:
+            hours = pairs / pairs_per_second / 3600
+        length = None if stage.text_cutoff is None else config.num_audio_slots + stage.text_cutoff
+        stages.append(
+            {
+                "stage": stage.number,
+                "name": stage.name,
+                "trained": choose_trainable(model, [part for part in PARTS if part in stage.trains]),
+                "parameters": total,
+                "rows": sum(counts) if None not in counts else None,
+                "rows_from": ", ".join(dict.fromkeys(origins)),
+                "steps": steps,
+                "tokens": None if pairs is None or length is None else int(pairs * length),
+                "hours": hours,
+            }
+        )
+    return stages
+
+
+def plan_text(stages: Sequence[dict[str, Any]]) -> str:
+    """[`plan`]'s result as a table."""
+    lines = ["stage  trained parameters (millions)                       rows      steps  tokens<=   hours"]
+    for stage in stages:
+        trained = ", ".join(f"{part} {count / 1e6:.2f}" for part, count in stage["trained"].items())
+        count = "unknown" if stage["rows"] is None else f"{stage['rows']:,}"
+        steps = "unknown" if stage["steps"] is None else f"{stage['steps']:,}"
+        tokens = "unknown" if stage["tokens"] is None else f"{stage['tokens'] / 1e9:.3g}e9"
+        hours = "unknown" if stage["hours"] is None else f"{stage['hours']:.1f}"
+        lines.append(f"{stage['stage']:<6} {trained:<48} {count:>10} {steps:>10} {tokens:>9} {hours:>8}")
+        lines.append(f"       {stage['name']}; rows {stage['rows_from']}")
+    lines.append(f"of {stages[0]['parameters'] / 1e6:.2f} million parameters without the adapters")
+    return "\n".join(lines)
+
+
+__all__ = [
+    "choose_trainable",
+    "encoder_folder",
+    "load_base",
+    "load_weights",
+    "merged_model",
+    "model_config",
+    "plan",
+    "plan_text",
+    "with_adapters",
+]

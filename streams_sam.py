@@ -1,0 +1,277 @@
+"""Records as streams that are larger than memory: read from shards, mixed, reshuffled for every walk, and counted.
+
+Shards of Parquet or JSON lines, or whatever `datasets` reads. A record is `{"audio": path or None, "prompt", "answer", "source"}`, and nothing here decodes
+audio.
+"""
+
+import glob
+import json
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from pyarrow import ArrowInvalid, parquet
+from tqdm.auto import tqdm
+
+COLUMNS = ("audio", "prompt", "answer")
+READ_ROWS = 1000  # records read at a time
+MAX_STREAMS = 16  # shards of a folder that are read side by side
+
+# ---------------------------------------------------------------------------------------------------------------
+# Records
+# ---------------------------------------------------------------------------------------------------------------
+
+
+class RecordSource:
+    """Records that can be walked again and again, each time in another order.
+
+    Args:
+        source: A folder of `*.parquet` or `*.jsonl` shards, one such file, a `datasets.Dataset` or a
+            `datasets.IterableDataset`, with the columns `audio`, `prompt`, `answer` and perhaps `source`.
+        shuffle_buffer (`int`): Records that are held to be shuffled. A `Dataset` is shuffled as a whole; up to 16
+            shards of a folder are read side by side, and share the buffer.
+
+    Raises:
+        FileNotFoundError: No such file or folder, or no shards in it.
+        ValueError: No records, missing columns, a shard that cannot be read, or not as many as its summary says.
+        TypeError: Something else.
+    """
+
+    def __init__(self, source: Any, shuffle_buffer: int):
+        self.shuffle_buffer = shuffle_buffer
+        self.name = repr(str(source)) if isinstance(source, (str, Path)) else f"the {type(source).__name__}"
+        if isinstance(source, (str, Path)):
+            files, counts = _shards(Path(source))
+            self.streams: list[Any] = files
+            if not counts:
+                paths = [glob.escape(str(file)) for file in files]
+                table = datasets.load_dataset("json", data_files=paths, split="train", streaming=True)
+                self.streams = [table.shard(num_shards=len(files), index=index) for index in range(len(files))]
+        elif isinstance(source, (datasets.Dataset, datasets.IterableDataset)):
+            for name, feature in (source.features or {}).items():
+                if isinstance(feature, datasets.Audio):  # decoded only after sharding, and by load_audio
+                    source = source.cast_column(name, datasets.Audio(decode=False))
+            counts = [len(source)] if isinstance(source, datasets.Dataset) else []
+            self.streams = [source]  # whole: a shard of `source.take(n)`, for one, holds other records
+        else:
+            raise TypeError(
+                f"source: got {type(source).__name__}, expected a folder of records, a datasets.Dataset or "
+                "IterableDataset, or a list of (source, weight)."
+            )
+        self.read_rows = READ_ROWS
+        try:
+            self.counts = counts or self._count()
+        except ArrowInvalid:  # some streams of datasets 4 cannot join rows with and rows without audio
+            self.read_rows = 1
+            self.counts = self._count()
+        self.num_rows = sum(self.counts)
+        if not self.num_rows:
+            raise ValueError(f"source: {self.name} has no records, expected at least one.")
+        first = next(self._records(self.streams[next(i for i, count in enumerate(self.counts) if count)]))
+        missing = [name for name in COLUMNS if name not in first]
+        if missing:
+            raise ValueError(
+                f"source: {self.name} has the columns {', '.join(first)}, expected also {', '.join(missing)}."
+            )
+
+    def first(self, number: int) -> list[dict[str, Any]]:
+        """The first records, as they are stored."""
+        return list(islice(chain.from_iterable(map(self._records, self.streams)), number))
+
+    def walk(self, seed: list[int]) -> Iterator[dict[str, Any]]:
+        """Every record once, in the order of the seed."""
+        rng = np.random.default_rng(seed)
+        order = rng.permutation(len(self.streams))
+        width = min(MAX_STREAMS, len(order))
+        groups = [order[index::width] for index in range(width)]
+        seeds = rng.integers(1 << 31, size=len(order))
+
+        def group(members):
+            for index in members:
+                stream = self.streams[index]
+                if isinstance(stream, datasets.Dataset):
+                    yield from self._records(stream.shuffle(seed=int(seeds[index]), keep_in_memory=True))
+                else:
+                    size = max(self.shuffle_buffer // width, 1)
+                    yield from _shuffled(self._records(stream), size, np.random.default_rng(seeds[index]))
+
+        counts = [sum(self.counts[index] for index in members) for members in groups]
+        yield from mix([group(members) for members in groups], counts, rng, self.name)
+
+    def take(self, start: int, count: int, seed: list[int]) -> Iterator[dict[str, Any]]:
+        """`count` records from the place `start` on of an endless row of walks, the n-th one seeded by n."""
+        walk, skipped = divmod(start, self.num_rows)
+        while count > 0:
+            part = min(count, self.num_rows - skipped)
+            yield from islice(self.walk([*seed, walk]), skipped, skipped + part)
+            count, skipped, walk = count - part, 0, walk + 1
+
+    def _records(self, stream) -> Iterator[dict[str, Any]]:
+        if isinstance(stream, Path):
+            # Not by datasets: its reader of Parquet has threads, which a DataLoader's workers may not survive when they
+            # are forked, and for which it sleeps five seconds wherever a stream is left before its end.
+            with parquet.ParquetFile(stream, pre_buffer=False) as table:
+                for rows in table.iter_batches(READ_ROWS, use_threads=False):
+                    names = rows.schema.names
+                    yield from (dict(zip(names, row)) for row in zip(*(column.to_pylist() for column in rows.columns)))
+            return
+        # By `iter`: plain iteration would give each worker of a DataLoader some shards only.
+        for batch in stream.iter(batch_size=self.read_rows):
+            names = list(batch)
+            yield from (dict(zip(names, row)) for row in zip(*batch.values()))
+
+    def _count(self) -> list[int]:
+        counts = [0] * len(self.streams)
+        with tqdm(desc=f"counting {self.name}", unit=" records") as progress:
+            for index, stream in enumerate(self.streams):
+                for batch in stream.iter(batch_size=self.read_rows):
+                    rows = len(next(iter(batch.values())))
+                    counts[index] += rows
+                    progress.update(rows)
+        return counts
+
+
+def mix(streams: list[Iterator], counts: list[int], rng: np.random.Generator, name: str = "") -> Iterator:
+    """One stream of several: at every place, each of the items that are left is as likely as any other.
+
+    `datasets.interleave_datasets` gives 12,000 records a second, and `datasets` 4.0's cannot give each exactly once.
+
+    Args:
+        streams (`list[Iterator]`): The streams.
+        counts (`list[int]`): How many items to take of each.
+        rng (`np.random.Generator`): Decides.
+        name (`str`, *optional*): What the error calls them.
+
+    Raises:
+        ValueError: A stream has fewer items than said.
+    """
+    left = np.array(counts, dtype=np.int64)
+    while total := int(left.sum()):
+        block = rng.multivariate_hypergeometric(left, min(total, READ_ROWS), method="marginals")
+        left -= block
+        for index in rng.permutation(np.repeat(np.arange(len(streams)), block)).tolist():
+            try:
+                yield next(streams[index])
+            except StopIteration:
+                raise ValueError(
+                    f"source: {name or 'a stream'} had fewer records than the {sum(counts)} that were counted; it must "
+                    "not change while it is read."
+                ) from None
+
+
+def shares(weights: list[float], total: int) -> list[int]:
+    """`total` split in proportion to the weights, by largest remainder."""
+    exact = np.array(weights, dtype=np.float64) / sum(weights) * total
+    result = np.floor(exact).astype(np.int64)
+    for index in np.argsort(-(exact - result), kind="stable")[: total - int(result.sum())]:
+        result[index] += 1
+    return result.tolist()
+
+
+def _shuffled(items: Iterator, size: int, rng: np.random.Generator) -> Iterator:
+    """The items by way of a buffer of which a random one leaves for each that comes."""
+    buffer = list(islice(items, size))
+    while block := list(islice(items, READ_ROWS)):
+        for item, place in zip(block, rng.integers(len(buffer), size=len(block)).tolist()):
+            yield buffer[place]
+            buffer[place] = item
+    yield from (buffer[place] for place in rng.permutation(len(buffer)))
+
+
+def _shards(path: Path) -> tuple[list[Path], list[int]]:
+    """The files of a folder of records, and how many each holds: nothing for JSON lines, which have to be counted."""
+    if not path.exists():
+        raise FileNotFoundError(f"source: there is no file or folder {str(path)!r}.")
+    files = [path] if path.is_file() else sorted(path.glob("*.parquet")) or sorted(path.glob("*.jsonl"))
+    if not files:
+        raise FileNotFoundError(
+            f"source: the folder {str(path)!r} has no *.parquet and no *.jsonl, expected shards of records."
+        )
+    if files[0].suffix != ".parquet":
+        return files, []
+    counts = []
+    for file in files:
+        try:
+            counts.append(parquet.read_metadata(file).num_rows)
+        except ArrowInvalid as error:
+            raise ValueError(f"source: {str(file)!r} cannot be read as Parquet ({error}); write it again.") from error
+    summary = path / "summary.json"
+    if path.is_dir() and summary.is_file():
+        expected = json.loads(summary.read_text())["rows"]
+        if expected != sum(counts):
+            raise ValueError(
+                f"source: the shards in {str(path)!r} hold {sum(counts)} records, its summary.json says {expected}; "
+                "write the folder again."
+            )
+    return files, counts
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Counts
+# ---------------------------------------------------------------------------------------------------------------
+
+
+class SourceCounts:
+    """Counts by source, in memory that a DataLoader's workers share: each has its own place, so none needs a lock."""
+
+    KINDS = ("seen", "broken", "truncated", "cut", "unanswered")
+    NUM_WORKERS, NUM_SOURCES, NAME_BYTES = 257, 64, 64
+    OTHERS = "(others)"  # where there are more sources than places
+
+    def __init__(self):
+        shape = (self.NUM_WORKERS, self.NUM_SOURCES)
+        self.names = torch.zeros(*shape, self.NAME_BYTES, dtype=torch.uint8).share_memory_()
+        self.values = torch.zeros(*shape, len(self.KINDS), dtype=torch.int64).share_memory_()
+
+    def add(self, source: str, kind: str, number: int = 1) -> None:
+        """Adds to the count of this kind."""
+        worker = torch.utils.data.get_worker_info()
+        worker = 0 if worker is None else worker.id + 1
+        self.values[worker, self._place(worker, source), self.KINDS.index(kind)] += number
+
+    def total(self, kind: str) -> int:
+        """Over all sources and workers."""
+        return int(self.values[:, :, self.KINDS.index(kind)].sum())
+
+    def table(self) -> dict[str, dict[str, int]]:
+        """`{source: {kind: count}}`, sorted by source."""
+        found: dict[str, dict[str, int]] = {}
+        for worker, place in (self.names[:, :, 0] != 0).nonzero().tolist():
+            row = found.setdefault(self._name(worker, place), dict.fromkeys(self.KINDS, 0))
+            for kind, value in zip(self.KINDS, self.values[worker, place].tolist()):
+                row[kind] += value
+        return dict(sorted(found.items()))
+
+    def _name(self, worker: int, place: int) -> str:
+        return bytes(self.names[worker, place].tolist()).rstrip(b"\0").decode(errors="ignore")
+
+    def _place(self, worker: int, source: str) -> int:
+        source = source.encode()[: self.NAME_BYTES].decode(errors="ignore")
+        for place in range(self.NUM_SOURCES):
+            if place == self.NUM_SOURCES - 1:
+                source = self.OTHERS
+            if not self.names[worker, place, 0]:
+                name = source.encode()
+                self.names[worker, place, : len(name)] = torch.tensor(list(name), dtype=torch.uint8)
+                return place
+            if self._name(worker, place) == source:
+                return place
+        raise AssertionError("the last place takes any source")
+
+
+def merge_reports(reports: list[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:
+    """The sum of several processes' counts by source."""
+    merged: dict[str, dict[str, int]] = {}
+    for report in reports:
+        for source, row in report.items():
+            into = merged.setdefault(source, dict.fromkeys(row, 0))
+            for kind, value in row.items():
+                into[kind] += value
+    return dict(sorted(merged.items()))
+
+
+__all__ = ["RecordSource", "SourceCounts", "merge_reports", "mix", "shares"]
