@@ -51,6 +51,7 @@ try:
         load_weights,
         merged_model,
         model_config,
+        part_of,
         plan,
         plan_text,
         planned_steps,
@@ -64,6 +65,7 @@ except ImportError:
         load_weights,
         merged_model,
         model_config,
+        part_of,
         plan,
         plan_text,
         planned_steps,
@@ -204,11 +206,25 @@ def cached_rows(stage: Stage, sources: dict[str, Any], processor, device) -> Cac
 
 
 class StageTrainer(SamTrainer):
-    """[`SamTrainer`] that keeps frozen what its stage does not train when it resumes."""
+    """[`SamTrainer`] that keeps frozen what its stage does not train when it resumes, and gives the encoder its own
+    learning rate where it has one."""
 
-    def __init__(self, *args, trains: Sequence[str], **kwargs):
+    def __init__(self, *args, trains: Sequence[str], encoder_learning_rate: float | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.trains = trains
+        self.encoder_learning_rate = encoder_learning_rate
+
+    def create_optimizer(self, *args, **kwargs):
+        """As in `Trainer`, with the encoder's parameters in groups of their own."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if is_new and self.encoder_learning_rate is not None:
+            encoder = {id(p) for name, p in self.model.named_parameters() if part_of(name, False) == "encoder"}
+            for group in list(optimizer.param_groups):
+                mine = [parameter for parameter in group["params"] if id(parameter) in encoder]
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in encoder]
+                optimizer.add_param_group({**group, "params": mine, "lr": self.encoder_learning_rate})
+        return optimizer
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -365,6 +381,7 @@ def stage_trainer(recipe: Recipe, stage: Stage, output: Path, sources: dict[str,
     evaluation = None
     if recipe.validation is not None:
         evaluation = some_rows(sources[recipe.validation], recipe.evaluation_rows, recipe.seed)
+    changes: dict[str, Any] = {"turn": False, "mix": 0.0} if stage.augment == "in_place" else {}
     trainer = StageTrainer(
         trains=stage.trains,
         model=model,
@@ -374,7 +391,8 @@ def stage_trainer(recipe: Recipe, stage: Stage, output: Path, sources: dict[str,
         eval_dataset=evaluation,
         data_collator=SamDataCollator(processor, train_on_prompt=recipe.train_on_prompt),
         processing_class=processor,
-        augment=AugmentLogMel(extractor.mean, extractor.std) if stage.augment else None,
+        encoder_learning_rate=stage.encoder_learning_rate,
+        augment=None if stage.augment == "none" else AugmentLogMel(extractor.mean, extractor.std, **changes),
         max_seconds=stage.max_seconds,
     )
     trainer.add_callback(StageCallback(trainer, stage, handed_weights(recipe, output, stage)))

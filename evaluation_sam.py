@@ -175,6 +175,90 @@ def generate_answers(
     return answers
 
 
+def strip_option_letter(text: str) -> str:
+    """A chosen option without its letter: "b) dog barking", "(B) dog barking" and "B. dog barking" give "dog barking".
+
+    Args:
+        text (`str`): What the model said.
+    """
+    return re.sub(r"^\s*(?:\([a-hA-H]\)|[a-hA-H]\s*[).:])\s*", "", text).strip()
+
+
+def answers_question(prediction: str, answer: str, kind: str) -> bool:
+    """Whether a closed question is answered right.
+
+    Args:
+        prediction (`str`): What the model said.
+        answer (`str`): The truth.
+        kind (`str`): `"binary"`: the first word decides, which must be yes or no. `"multiple_choice"`: the option's
+            text counts, without its letter, or the letter where that is all. Of any other kind the whole text must be
+            the same but for case and the full stop.
+    """
+    said, truth = (text.strip().rstrip(".").casefold() for text in (prediction, answer))
+    if kind == "binary":
+        words, true_words = re.findall("[a-z]+", said), re.findall("[a-z]+", truth)
+        return bool(words) and words[0] in ("yes", "no") and words[0] == true_words[0]
+    if kind == "multiple_choice" and re.fullmatch(r"\(?[a-h]\)?", said):
+        return said.strip("()") == truth.lstrip("(")[:1]
+    return strip_option_letter(said) == strip_option_letter(truth)
+
+
+def evaluate_questions(
+    model, processor, rows: Sequence[dict[str, Any]], folder: str | Path = ".", batch_size: int = 32
+) -> dict[str, Any]:
+    """How often a model's greedy answers to closed questions are right, by kind.
+
+    Args:
+        model ([`SamForConditionalGeneration`]): The model.
+        processor ([`SamAudioLanguageProcessor`]): Its processor.
+        rows (list of `dict`): `audio` (a path, relative to `folder`), `prompt`, `answer` and `kind`; the rule of each
+            kind is that of [`answers_question`].
+        folder (`str` or `Path`, *optional*): Where the paths begin.
+        batch_size (`int`, *optional*, defaults to 32): Questions that are answered together.
+
+    Returns:
+        `dict`: `benchmark`, `protocol`, `metric`, `value`, `interval` (over all kinds), `count`, `by_kind`
+        (`{kind: {"value", "interval", "count"}}`), `predictions`.
+
+    Raises:
+        ValueError: No rows, or a row without one of the keys.
+    """
+    keys = ("audio", "prompt", "answer", "kind")
+    absent = next((key for key in keys if not rows or key not in rows[0]), None)
+    if absent is not None:
+        raise ValueError(f"rows: got {len(rows)} rows with no {absent!r}, expected some with {', '.join(keys)}.")
+    clips = [str(Path(folder) / row["audio"]) for row in rows]
+    answers = generate_answers(model, processor, clips, [row["prompt"] for row in rows], batch_size)
+    predictions = [
+        {
+            **{key: row[key] for key in ("prompt", "kind")},
+            "audio": Path(row["audio"]).name,
+            "prediction": answer,
+            "reference": row["answer"],
+            "correct": answers_question(answer, row["answer"], row["kind"]),
+        }
+        for row, answer in zip(rows, answers)
+    ]
+
+    def score(part):
+        correct = sum(prediction["correct"] for prediction in part)
+        return {
+            "value": correct / len(part),
+            "interval": list(wilson_interval(correct, len(part))),
+            "count": len(part),
+        }
+
+    kinds = sorted({row["kind"] for row in rows})
+    return {
+        "benchmark": "questions",
+        "protocol": "answers_question",
+        "metric": "accuracy",
+        **score(predictions),
+        "by_kind": {kind: score([each for each in predictions if each["kind"] == kind]) for kind in kinds},
+        "predictions": predictions,
+    }
+
+
 def read_esc50(folder: str | Path, fold: int | None = None) -> tuple[list[tuple[Path, str]], list[str]]:
     """The clips of ESC-50, in the layout it is published in.
 
@@ -250,10 +334,13 @@ def evaluate_esc50(
 
 __all__ = [
     "ESC50_FORMS",
+    "answers_question",
     "evaluate_esc50",
+    "evaluate_questions",
     "generate_answers",
     "named_labels",
     "names_label",
     "read_esc50",
+    "strip_option_letter",
     "wilson_interval",
 ]

@@ -251,6 +251,7 @@ __all__ = [
     "load_weights",
     "merged_model",
     "model_config",
+    "part_of",
     "plan",
     "plan_text",
     "with_adapters",

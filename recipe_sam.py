@@ -33,10 +33,12 @@ CHOICES = {
     "features": ("workers", "device"),
     "format": ("records", "openaqa", "reasonaqa", "table"),
     "init": ("previous", "model"),
+    "augment": ("none", "everything", "in_place"),
     "trains": PARTS,
 }
 POSITIVE = (
     "learning_rate",
+    "encoder_learning_rate",
     "epochs",
     "max_seconds",
     "global_batch_size",
@@ -87,6 +89,8 @@ class Stage:
         name (`str`): What it is called in what is printed.
         trains (list of `str`): Some of `"connector"`, `"encoder"`, `"lora"` and `"language_model"`; the rest is frozen.
         learning_rate (`float`): Peak learning rate.
+        encoder_learning_rate (`float`, *optional*): Of the encoder, where it is another one: at rates that suit a
+            fresh language model, a small encoder with norms behind its sums collapses into one vector.
         data (list of `str`): Names of the recipe's data sources.
         weights (list of `float`, *optional*): A weight for each of them: an epoch has as many rows as they have in
             all, in these proportions. By default every row comes once an epoch (twice where its source is named twice).
@@ -104,6 +108,7 @@ class Stage:
     trains: list[str]
     learning_rate: float
     data: list[str]
+    encoder_learning_rate: float | None = None
     weights: list[float] | None = None
     epochs: float | None = None
     max_seconds: float | None = None
@@ -113,7 +118,7 @@ class Stage:
     global_batch_size: int = 256
     micro_batch_size: int = 8
     warmup_steps: int = 100
-    augment: bool = False
+    augment: str = "none"
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,8 @@ class Recipe:
         features (`str`, *optional*, defaults to `"workers"`): Where log-mel is computed; or on the `"device"`.
         num_workers (`int`, *optional*, defaults to 0): Processes that read audio, for each training process.
         cache_features (`bool`, *optional*, defaults to `False`): Compute log-mel once and keep it on the device.
-        augment (`bool`, *optional*, defaults to `False`): Change the training clips at random.
+        augment (`str`, *optional*, defaults to `"none"`): Change the training clips at random ([`AugmentLogMel`]):
+            `"everything"`, or `"in_place"`, which leaves the order and the number of sounds what they were.
         train_on_prompt (`bool`, *optional*, defaults to `False`): Also learn the prompt's text (LTU; not the paper).
         max_broken (`float`, *optional*, defaults to 0.01): Largest share of rows whose audio cannot be read.
         data_root (`str`, *optional*, defaults to `"."`): Where relative paths of data begin.
@@ -190,7 +196,7 @@ class Recipe:
     features: str = "workers"
     num_workers: int = 0
     cache_features: bool = False
-    augment: bool = False
+    augment: str = "none"
     train_on_prompt: bool = False
     max_broken: float = 0.01
     data_root: str = "."
@@ -465,6 +471,8 @@ def _problems(recipe: Recipe) -> Iterable[tuple[str, str]]:
             yield f"{where}.trains", "got 'language_model' with a lora_rank, expected one of the two."
         if "encoder" in stage.trains and not recipe.joint_encoder:
             yield f"{where}.trains", "got 'encoder' with joint_encoder false."
+        if stage.encoder_learning_rate is not None and "encoder" not in stage.trains:
+            yield f"{where}.encoder_learning_rate", "got it in a stage that does not train the encoder."
         if not stage.data:
             yield f"{where}.data", "got an empty list, expected names of data sources."
         for name in stage.data:

@@ -158,12 +158,11 @@ class CachedRows(torch.utils.data.Dataset):
         self.clip = [place.get(key) for key in keys]  # None: a row of text
         self.features = extract_features([clips[index] for index in first.values()], processor, device, num_threads)
         self.rows = []
-        silence = np.zeros(400, np.float32)  # stands for the clip while the texts are tokenized
-        for begin in range(0, len(table), 256):
-            part = table[begin : begin + 256]
-            audio = [[] if clip is None else [silence] for clip in self.clip[begin : begin + 256]]
-            tokens = processor(part["prompt"], audio, part["answer"], sampling_rate=SAMPLING_RATE, padding=False)
-            self.rows += [{key: tokens[key][i] for key in ("input_ids", "labels")} for i in range(len(audio))]
+        if len(table):
+            counts = [int(clip is not None) for clip in self.clip]
+            tokens = processor._encode_text(table["prompt"][:], counts, table["answer"][:], train_on_prompt=False)
+            pairs = zip(tokens["input_ids"], tokens["labels"])
+            self.rows = [{"input_ids": ids, "labels": labels} for ids, labels in pairs]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -197,6 +196,8 @@ class AugmentLogMel:
         time_mask (`float`, *optional*, defaults to 0.15): Longest erased stripe, as a share of the clip; two of them.
         frequency_mask (`int`, *optional*, defaults to 20): Widest erased stripe in mel bins; two of them.
         tile (`bool`, *optional*, defaults to `False`): Repeat short clips until the frames are full.
+        turn (`bool`, *optional*, defaults to `True`): Turn the clip round in time, to begin anywhere in it. With
+            `turn=False` and `mix=0` the order and the number of sounds stay what they were.
     """
 
     def __init__(
@@ -212,12 +213,13 @@ class AugmentLogMel:
         time_mask=0.15,
         frequency_mask=20,
         tile=False,
+        turn=True,
     ):
         self.mean, self.std = mean, std
         self.stretch, self.shift, self.scale, self.gain = stretch, shift, scale, gain
         self.mix, self.snr = mix, snr
         self.time_mask, self.frequency_mask = time_mask, frequency_mask
-        self.tile = tile
+        self.tile, self.turn = tile, turn
 
     @torch.no_grad()
     def __call__(self, features: torch.Tensor, num_frames: int | None = None) -> torch.Tensor:
@@ -273,7 +275,7 @@ class AugmentLogMel:
         new_lengths = (lengths * stretch[:, 0]).long().clamp(1, frames)
         if self.tile:
             new_lengths = torch.full_like(new_lengths, frames)
-        start = (torch.rand(batch, 1, device=x.device) * lengths[:, None]).long()
+        start = (torch.rand(batch, 1, device=x.device) * lengths[:, None] * self.turn).long()
         time_index = ((torch.arange(frames, device=x.device) / stretch).long() + start) % lengths[:, None]  # [B, T]
         x = x[torch.arange(batch, device=x.device)[:, None], time_index]
         scale = 1 + self._uniform(x, -self.scale, self.scale)

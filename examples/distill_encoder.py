@@ -11,9 +11,13 @@ class scores, and beside them which clips share an answer: the scores say what i
 
 import argparse
 import csv
+import json
 import math
+import multiprocessing
+import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,19 +26,25 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from captions import caption
+
+from evaluation_sam import read_esc50, wilson_interval
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamProcessor, load_audio
 from training_sam import AugmentLogMel, extract_features, warmup_cosine
 
 
-def clips_of(table: Path) -> dict[str, str]:
-    """The clips of `make_sam_tiny.py`'s table but the mixtures, each with its first answer, the plain caption."""
-    answers: dict[str, str] = {}
+def clips_of(table: Path) -> dict[str, str | None]:
+    """The clips of one of `make_sam_tiny.py`'s tables, each with its first answer, the plain caption; `None` for a
+    scene of several sounds. The mixtures of `train.csv` are left out."""
+    answers: dict[str, str | None] = {}
     with open(table, newline="", encoding="utf-8") as handle:
         for row in csv.DictReader(handle):
-            if Path(row["audio"]).parent.name != "mixtures":
-                answers.setdefault(row["audio"], row["answer"])
+            folder = Path(row["audio"]).parent.name
+            if folder != "mixtures":
+                answers.setdefault(row["audio"], None if folder == "scenes" else row["answer"])
     return answers
 
 
@@ -52,29 +62,58 @@ def yamnet_log_mel(waveform: np.ndarray) -> torch.Tensor:
     return torch.log(magnitude.T @ bank + 1e-6)
 
 
-def scores(args: argparse.Namespace) -> None:
-    """Writes the teacher's scores of every clip: logits, averaged over its patches that are not silent."""
-    import onnx
-    import onnxruntime
+class Teacher:
+    """YAMNet in ONNX, quantised to 8 bits.
 
-    session = onnxruntime.InferenceSession(args.teacher)
-    numbers = {item.name: item for item in onnx.load(args.teacher).graph.initializer}
-    scale, zero, out_scale, out_zero = (
-        float(onnx.numpy_helper.to_array(numbers[name]))
-        for name in ("audio_scale", "audio_zero_point", "class_scores_scale", "class_scores_zero_point")
-    )
-    clips = sorted(clips_of(args.train))
-    rows = []
-    for clip in tqdm(clips, desc="teacher", unit="clip"):
-        log_mel = yamnet_log_mel(load_audio(clip)[:160000])
+    Args:
+        path (`str`): The model.
+    """
+
+    def __init__(self, path: str):
+        import onnx
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(path, options)
+        numbers = {item.name: item for item in onnx.load(path).graph.initializer}
+        self.scale, self.zero, self.out_scale, self.out_zero = (
+            float(onnx.numpy_helper.to_array(numbers[name]))
+            for name in ("audio_scale", "audio_zero_point", "class_scores_scale", "class_scores_zero_point")
+        )
+
+    def __call__(self, waveform: np.ndarray) -> np.ndarray:
+        """Logits of the 521 classes, averaged over the clip's patches that are not silent."""
+        log_mel = yamnet_log_mel(waveform[:160000])
         patches = [log_mel[begin : begin + 96] for begin in range(0, max(len(log_mel) - 95, 1), 48)]
         levels = torch.stack([patch.exp().mean() for patch in patches])
         heard = []
         for patch, level in zip(patches, levels):
             if level > 0.02 * levels.max() and len(patch) == 96:
-                quantised = np.clip(np.round(patch.numpy() / scale + zero), 0, 255).astype(np.uint8)
-                heard.append(session.run(None, {"audio": quantised[None, None]})[0][0].astype(np.float32))
-        rows.append((np.mean(heard, axis=0) - out_zero) * out_scale)
+                quantised = np.clip(np.round(patch.numpy() / self.scale + self.zero), 0, 255).astype(np.uint8)
+                heard.append(self.session.run(None, {"audio": quantised[None, None]})[0][0].astype(np.float32))
+        return (np.mean(heard, axis=0) - self.out_zero) * self.out_scale
+
+
+def start_teacher(path: str) -> None:
+    """Gives a worker its own teacher."""
+    global teacher
+    torch.set_num_threads(1)  # the workers already fill the cores
+    teacher = Teacher(path)
+
+
+def teach(clip: str) -> np.ndarray:
+    """What this worker's teacher hears in a clip."""
+    return teacher(load_audio(clip))
+
+
+def scores(args: argparse.Namespace) -> None:
+    """Writes the teacher's scores of every clip."""
+    clips = sorted(clips_of(args.train))
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    with ProcessPoolExecutor(args.workers, context, start_teacher, (args.teacher,)) as pool:
+        heard = pool.map(teach, [str(args.train.parent / clip) for clip in clips], chunksize=16)
+        rows = list(tqdm(heard, total=len(clips), desc="teacher", unit="clip"))
     np.savez_compressed(args.output, clips=np.array(clips), scores=np.array(rows, dtype=np.float32))
 
 
@@ -106,11 +145,12 @@ def train(args: argparse.Namespace) -> None:
     truth = np.load(args.scores)
     place = {clip: index for index, clip in enumerate(truth["clips"].tolist())}
     answers = {clip: answer for clip, answer in clips_of(args.train).items() if clip in place}
-    clips, names = list(answers), sorted(set(answers.values()))
+    clips, names = list(answers), sorted({answer for answer in answers.values() if answer is not None})
     target = torch.from_numpy(truth["scores"][[place[clip] for clip in clips]]).to(device)
     target = (target - target.mean(0)) / (target.std(0) + 1e-3)
-    answer = torch.tensor([names.index(answers[clip]) for clip in clips], device=device)
-    features = extract_features(clips, processor, device)
+    answer = [-1 if answers[clip] is None else names.index(answers[clip]) for clip in clips]
+    answer = torch.tensor(answer, device=device)
+    features = extract_features([str(args.train.parent / clip) for clip in clips], processor, device)
 
     listener = Listener(model.model.audio_tower, target.shape[1], len(names)).to(device).train()
     optimizer = torch.optim.AdamW(listener.parameters(), lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
@@ -126,12 +166,15 @@ def train(args: argparse.Namespace) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             heard, named = listener(clip, lengths)
         alike = F.mse_loss(heard.float(), target[chosen])
-        named_loss = F.cross_entropy(named.float(), answer[chosen], label_smoothing=0.1)
+        is_single = (answer[chosen] >= 0).float()
+        named_loss = F.cross_entropy(
+            named.float(), answer[chosen], ignore_index=-1, label_smoothing=0.1, reduction="none"
+        ).sum() / is_single.sum().clamp(min=1)
         (alike + named_loss).backward()
         nn.utils.clip_grad_norm_(listener.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        hits = (named.argmax(dim=1) == answer[chosen]).float().mean()
+        hits = (named.argmax(dim=1) == answer[chosen]).float().sum() / is_single.sum().clamp(min=1)
         totals += torch.stack([alike.detach(), named_loss.detach(), hits])
         step, seen = step + 1, seen + len(chosen)
         bar.update()
@@ -143,6 +186,26 @@ def train(args: argparse.Namespace) -> None:
     print(f"{step} steps of {args.batch_size} clips")
     model.save_pretrained(args.output)
     processor.save_pretrained(args.output)
+    if args.validation is not None:
+        score = validate(listener, names, processor, args.validation, args.fold)
+        (args.output / "classifier.json").write_text(json.dumps(score, indent=1) + "\n")
+        low, high = score["interval"]
+        print(f"the encoder's own answers: {score['value']:.1%} ({low:.1%} to {high:.1%}) of {score['count']} clips")
+
+
+@torch.inference_mode()
+def validate(listener: Listener, names: list[str], processor, folder: Path, fold: int) -> dict:
+    """How often the answer head is right on a fold of ESC-50: a plain classifier on this encoder."""
+    clips, _ = read_esc50(folder, fold)
+    features = extract_features([str(file) for file, _ in clips], processor, next(listener.parameters()).device)
+    correct = 0
+    for begin in range(0, len(clips), 64):
+        part = features[begin : begin + 64].float()
+        lengths = AugmentLogMel.lengths(part * 2 * processor.feature_extractor.std + processor.feature_extractor.mean)
+        named = listener.eval()(part, lengths)[1].argmax(dim=1).tolist()
+        correct += sum(names[index] == caption(label) for index, (_, label) in zip(named, clips[begin : begin + 64]))
+    interval = list(wilson_interval(correct, len(clips)))
+    return {"value": correct / len(clips), "interval": interval, "count": len(clips), "fold": fold}
 
 
 def main() -> None:
@@ -150,6 +213,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     first = commands.add_parser("scores", help="run the teacher")
     first.add_argument("--teacher", required=True, help="YAMNet in ONNX")
+    first.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; default: one a core")
     first.set_defaults(command=scores)
     second = commands.add_parser("train", help="train the encoder")
     second.add_argument("--model", required=True, help="the SAM checkpoint whose encoder is trained")
@@ -157,6 +221,8 @@ def main() -> None:
     second.add_argument("--seconds", type=float, default=1200, help="time to train for (default: %(default)s)")
     second.add_argument("--batch-size", type=int, default=64, help="clips a step (default: %(default)s)")
     second.add_argument("--learning-rate", type=float, default=8e-4, help="highest (default: %(default)s)")
+    second.add_argument("--validation", type=Path, help="ESC-50's folder: score the encoder's own answers on it")
+    second.add_argument("--fold", type=int, default=4, help="of ESC-50 (default: %(default)s)")
     second.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     second.set_defaults(command=train)
     for each in (first, second):

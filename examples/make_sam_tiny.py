@@ -6,8 +6,9 @@
 
 `prepare` writes into the work folder: `train.csv` and `validation.csv` (audio, prompt, answer), the mixtures' audio,
 `esc50/` (clips of folds 3 and 4 in ESC-50's own layout, for `examples/evaluate.py`) and `initial/`, a checkpoint of
-random weights with its own tokenizer. It takes the clips of the training split whose licence allows weights to be
-shared, less those of `examples/audio/excluded_from_training.txt`. With `--development` fold 3 of ESC-50 is left out
+random weights with its own tokenizer. `--scenes 4000` also writes the tables that `recipes/sam-tiny.yaml` trains on,
+stage by stage, and `questions.csv` about the clips to validate on. It takes the clips of the training split whose
+licence allows weights to be shared, less those of `examples/audio/excluded_from_training.txt`. With `--development` fold 3 of ESC-50 is left out
 of the training and is the validation split, so that settings can be chosen without looking at fold 4.
 
 `finish` stores the trained model of `tuned/` in bf16 as `sam-tiny/`, with attribution and licence; `card` writes its
@@ -34,6 +35,7 @@ from transformers import AutoProcessor, Mamba2Config, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
+import scenes  # noqa: E402
 from captions import (  # noqa: E402
     CAPTION_PROMPT,
     CHOICE_PROMPT,
@@ -47,10 +49,11 @@ from captions import (  # noqa: E402
     lower_first,
     sentence,
 )
+from scenes import trimmed  # noqa: E402
 
 from configuration_sam import SamAudioConfig, SamConfig  # noqa: E402
 from modeling_sam import SamForConditionalGeneration  # noqa: E402
-from processing_sam import PROMPT_TEMPLATE, SAMPLING_RATE, SamFeatureExtractor, SamProcessor, load_audio  # noqa: E402
+from processing_sam import PROMPT_TEMPLATE, SAMPLING_RATE, SamFeatureExtractor, SamProcessor  # noqa: E402
 
 EXCLUDED = ROOT / "examples" / "audio" / "excluded_from_training.txt"
 VOCABULARY = 2048
@@ -128,15 +131,6 @@ def mixture_row(audio: str, labels: tuple[str, str], rng: random.Random) -> dict
 # ------------------------------------------------------------------------------------------------------- mixtures
 
 
-def trimmed(path: str) -> np.ndarray:
-    """A clip without the digital silence at its ends, with a mean square of one over its loud parts."""
-    waveform = load_audio(path)[: SECONDS * SAMPLING_RATE]
-    loud = np.flatnonzero(np.abs(waveform) > 1e-4 * max(np.abs(waveform).max(), 1e-9))
-    waveform = waveform[loud[0] : loud[-1] + 1] if len(loud) else waveform
-    power = np.convolve(waveform**2, np.ones(1600) / 1600, mode="same")
-    return waveform / np.sqrt(max(np.quantile(power, 0.9), 1e-10))
-
-
 def write_mixture(task: tuple[str, str, str, int]) -> None:
     """Adds the second clip to the first, 0 to 8 dB weaker and beginning anywhere, and writes 16-bit FLAC."""
     first, second, output, seed = task
@@ -168,6 +162,82 @@ def mixtures(clips: list[dict], data: Path, folder: Path, count: int, rng: rando
     with ProcessPoolExecutor(workers) as pool:
         list(tqdm(pool.map(write_mixture, tasks, chunksize=16), total=count, desc="mixtures", unit="clip"))
     return rows
+
+
+# ------------------------------------------------------------------------------------------------- tables by stage
+
+
+def scene_rows(
+    audio: str, sounds: list[scenes.Sound], labels: list[str], rng: random.Random
+) -> dict[str, list[dict[str, str]]]:
+    """The rows of a scene, by the table that they belong to."""
+    groups = {
+        "classification": scenes.classification(sounds),
+        "closed": scenes.closed(sounds, rng),
+        "open": [
+            *scenes.open_ended(sounds, rng),
+            *scenes.yes_or_no(sounds, labels, rng),
+            *scenes.multiple_choice(sounds, labels, rng),
+        ],
+    }
+    groups["closed"] = [
+        (scenes.CLOSED + prompt if rng.random() < 0.5 else prompt, answer, kind)
+        for prompt, answer, kind in groups["closed"]
+    ]
+    return {
+        table: [dict(zip(("audio", "prompt", "answer", "kind"), (audio, *row))) for row in rows]
+        for table, rows in groups.items()
+    }
+
+
+def write_stage_tables(
+    train: list[dict], validation: list[dict], captions: list[str], args: argparse.Namespace, data: Path
+) -> list[str]:
+    """Writes `text.csv`, `classification.csv`, `closed.csv` and `open.csv` for the stages of `recipes/sam-tiny.yaml`,
+    the scenes' audio, and `questions.csv`, yes/no and multiple choice about the clips that are validated on. Gives
+    the texts that a tokenizer should know."""
+    rng = random.Random(args.seed + 1)
+    labels = sorted({row["label"] for row in train})
+    folder = args.work / "scenes"
+    folder.mkdir(parents=True, exist_ok=True)
+    clips = [(row["label"], str(data / "sounds" / row["file"])) for row in train]
+    tasks = scenes.draw_scenes(clips, folder, args.scenes, rng)
+    with ProcessPoolExecutor(args.workers) as pool:
+        lengths = tqdm(pool.map(scenes.loud_seconds, [path for _, path in clips], chunksize=16), total=len(clips))
+        known = [(path, [scenes.Sound(label, 0.0, length)]) for (label, path), length in zip(clips, lengths)]
+        made = tqdm(pool.map(scenes.write_scene, tasks, chunksize=16), total=len(tasks), desc="scenes", unit="clip")
+        known += [(f"scenes/{Path(task[-1]).name}", sounds) for task, sounds in zip(tasks, made)]
+    tables: dict[str, list[dict[str, str]]] = {"classification": [], "closed": [], "open": []}
+    for audio, sounds in known:
+        for table, rows in scene_rows(audio, sounds, labels, rng).items():
+            tables[table] += rows
+    # Text alone: how AudioCaps writes captions (MIT), and our own answers, once with each prompt.
+    text = [(CAPTION_PROMPT, caption, "caption") for caption in captions]
+    text += [(CAPTION_PROMPT, caption(label), "caption") for label in labels for _ in range(20)]
+    text += [(prompt, sentence(prompt, label), "sentence") for label in labels for prompt in SENTENCE_PROMPTS]
+    tables["text"] = [dict(zip(("audio", "prompt", "answer", "kind"), ("", *row))) for row in text]
+    heard = sorted({row["label"] for row in validation})
+    tables["questions"] = [
+        {"audio": str(data / "sounds" / row["file"]), "prompt": prompt, "answer": answer, "kind": kind}
+        for row in validation
+        for sound in [scenes.Sound(row["label"], 0.0, 5.0)]
+        for prompt, answer, kind in [
+            *scenes.yes_or_no([sound], heard, rng),
+            *scenes.multiple_choice([sound], heard, rng),
+        ]
+    ]
+    for name, rows in tables.items():
+        write_table(args.work / f"{name}.csv", rows)
+    asked = rng.sample([*tables["closed"], *tables["open"]], min(2000, len(tables["closed"])))
+    return [row[key] for row in asked for key in ("prompt", "answer")]
+
+
+def write_table(path: Path, rows: list[dict[str, str]]) -> None:
+    """A CSV file of rows with the same keys."""
+    with open(path, "w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 # -------------------------------------------------------------------------------------------- tokenizer and model
@@ -264,10 +334,7 @@ def prepare(args: argparse.Namespace) -> None:
     ]
     rng.shuffle(truths)
     for name, table in (("train", rows), ("validation", truths)):
-        with open(args.work / f"{name}.csv", "w", newline="", encoding="utf-8") as handle:
-            writer = csv.DictWriter(handle, ["audio", "prompt", "answer"])
-            writer.writeheader()
-            writer.writerows(table)
+        write_table(args.work / f"{name}.csv", table)
 
     esc50 = args.work / "esc50"
     (esc50 / "meta").mkdir(parents=True, exist_ok=True)
@@ -294,6 +361,11 @@ def prepare(args: argparse.Namespace) -> None:
     if audiocaps.exists():
         with open(audiocaps, newline="", encoding="utf-8") as handle:
             more = [row["caption"] for row in csv.DictReader(handle)]
+    if args.scenes:
+        fold = "fold3" if args.development else "fold4"
+        held_out = [row for row in metadata if row["official_fold"] == fold and row["label"] in PHRASES]
+        held_out += [] if args.development else validation
+        texts += write_stage_tables(train, held_out, more, args, data)
     model, processor = initial_model(train_tokenizer(texts, more))
     model.save_pretrained(args.work / "initial")
     processor.save_pretrained(args.work / "initial")
@@ -412,6 +484,7 @@ def main() -> None:
     command = commands.add_parser("prepare", help="tables, mixtures, tokenizer, initial checkpoint")
     command.add_argument("--development", action="store_true", help="hold ESC-50's fold 3 out")
     command.add_argument("--mixtures", type=int, default=2000, help="default: %(default)s")
+    command.add_argument("--scenes", type=int, default=0, help="tables by stage, with so many scenes (default: none)")
     command.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     command.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; default: one a core")
     command.set_defaults(command=prepare)

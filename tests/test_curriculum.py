@@ -231,7 +231,9 @@ def test_every_recipe_loads_and_can_be_planned_by_name():
         load_recipe(RECIPES / f"{name}.yaml")
     tiny = load_recipe(RECIPES / "sam-tiny.yaml")
     assert [stage.number for stage in tiny.stages] == [0, 1, 2, 3, 4]
-    assert tiny.stages[0].trains == ["language_model"] and tiny.cache_features and tiny.stages[2].augment
+    assert (
+        tiny.stages[0].trains == ["language_model"] and tiny.cache_features and tiny.stages[2].augment == "everything"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -586,7 +588,7 @@ def test_a_whole_model_by_the_clock_with_features_on_the_device(world, tmp_path)
                 "micro_batch_size": 4,
                 "warmup_steps": 0,
                 "cache_features": True,
-                "augment": True,
+                "augment": "everything",
                 "logging_steps": 1,
                 "save_steps": 1,
                 "data": {n: {"path": f"{n}.csv", "format": "table"} for n in ("rows", "text")},

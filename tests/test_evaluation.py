@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from evaluation_sam import ESC50_FORMS, named_labels, names_label, wilson_interval
+from evaluation_sam import (
+    ESC50_FORMS,
+    answers_question,
+    evaluate_questions,
+    named_labels,
+    names_label,
+    strip_option_letter,
+    wilson_interval,
+)
 
 SHARED = Path(os.environ.get("SAM_SHARED_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
 FORMS = SHARED / "text" / "esc50" / "accepted_forms.json"
@@ -115,3 +123,68 @@ def test_wilson_interval():
     assert wilson_interval(0, 10)[0] == 0 and wilson_interval(10, 10)[1] == 1
     with pytest.raises(ValueError, match="correct, count"):
         wilson_interval(3, 0)
+
+
+# ------------------------------------------------------------------------------------------------------ questions
+
+
+@pytest.mark.parametrize(
+    ("text", "bare"),
+    [
+        ("b) dog barking", "dog barking"),
+        ("(B) dog barking", "dog barking"),
+        ("B. dog barking", "dog barking"),
+        ("c: rain", "rain"),
+        ("a dog barking", "a dog barking"),  # an article is no letter
+        ("dog barking", "dog barking"),
+        ("", ""),
+    ],
+)
+def test_an_options_letter_is_taken_off(text, bare):
+    assert strip_option_letter(text) == bare
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "kind", "right"),
+    [
+        ("Yes.", "Yes.", "binary", True),
+        ("yes, a dog is barking", "Yes.", "binary", True),
+        ("No.", "Yes.", "binary", False),
+        ("There is, yes", "Yes.", "binary", False),  # the first word decides
+        ("", "No.", "binary", False),
+        ("not sure", "No.", "binary", False),
+        ("b) dog barking", "b) dog barking", "multiple_choice", True),
+        ("a) dog barking", "b) dog barking", "multiple_choice", True),  # the text counts
+        ("b) cow mooing", "b) dog barking", "multiple_choice", False),
+        ("dog barking", "b) dog barking", "multiple_choice", True),
+        ("(b)", "b) dog barking", "multiple_choice", True),
+        ("c", "b) dog barking", "multiple_choice", False),
+        ("Two.", "two", "number", True),
+        ("Two sounds.", "Two.", "number", False),
+    ],
+)
+def test_answers_are_right_by_their_kind(prediction, answer, kind, right):
+    assert answers_question(prediction, answer, kind) is right
+
+
+def test_questions_are_scored_by_kind(monkeypatch):
+    rows = [
+        {"audio": "x/dog.wav", "prompt": "Is it a dog?", "answer": "Yes.", "kind": "binary"},
+        {"audio": "x/dog.wav", "prompt": "Is it a cow?", "answer": "No.", "kind": "binary"},
+        {"audio": "x/cow.wav", "prompt": "What is it? a) a b) b", "answer": "a) a", "kind": "multiple_choice"},
+    ]
+    asked = []
+
+    def answers(model, processor, clips, prompts, batch_size):
+        asked.extend(zip(clips, prompts))
+        return ["Yes.", "Yes.", "a) a"]
+
+    monkeypatch.setattr("evaluation_sam.generate_answers", answers)
+    result = evaluate_questions(None, None, rows, "somewhere")
+    assert asked[0] == (str(Path("somewhere", "x/dog.wav")), "Is it a dog?")
+    assert result["value"] == pytest.approx(2 / 3) and result["count"] == 3
+    assert result["by_kind"]["binary"]["value"] == 0.5 and result["by_kind"]["binary"]["count"] == 2
+    assert result["by_kind"]["multiple_choice"]["interval"] == list(wilson_interval(1, 1))
+    assert [item["correct"] for item in result["predictions"]] == [True, False, True]
+    with pytest.raises(ValueError, match="rows: got 0 rows with no 'audio'"):
+        evaluate_questions(None, None, [])

@@ -232,7 +232,7 @@ def test_evaluate_writes_every_prediction(run, base, tmp_path, capsys):
     for item in result["predictions"]:
         assert item["correct"] == names_label(item["prediction"], item["reference"])
     assert result["value"] == sum(item["correct"] for item in result["predictions"]) / 2
-    assert "of 2 clips, 1 missing" in capsys.readouterr().out
+    assert "1 of 3 clips are missing" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------------------------------------------------
