@@ -364,6 +364,7 @@ def prepare(args: argparse.Namespace) -> None:
     if args.scenes:
         fold = "fold3" if args.development else "fold4"
         held_out = [row for row in metadata if row["official_fold"] == fold and row["label"] in PHRASES]
+        held_out = [row for row in held_out if (data / "sounds" / row["file"]).exists()]
         held_out += [] if args.development else validation
         texts += write_stage_tables(train, held_out, more, args, data)
     model, processor = initial_model(train_tokenizer(texts, more))

@@ -698,3 +698,28 @@ def test_the_command_says_what_is_wrong_and_what_it_would_do(world, capsys, monk
     assert not (tmp_path / "run").exists()
     with pytest.raises(SystemExit):
         run()
+
+
+class Rates(TrainerCallback):
+    """Keeps the learning rate that each parameter begins with."""
+
+    def __init__(self):
+        self.rates = {}
+
+    def on_step_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                self.rates.setdefault(names[id(parameter)], group["initial_lr"])
+
+
+def test_the_encoder_may_have_a_rate_of_its_own(world, tmp_path):
+    recipe = toy(world, "stages.2.encoder_learning_rate=3e-6")
+    output, watch = tmp_path / "run", Rates()
+    run_recipe(recipe, output, stage=1)
+    run_recipe(recipe, output, stage=2, callbacks=[watch])
+    encoder = {rate for name, rate in watch.rates.items() if ".audio_tower." in name}
+    others = {rate for name, rate in watch.rates.items() if ".audio_tower." not in name}
+    assert encoder == {3e-6} and others == {1e-4}
+    with pytest.raises(ValueError, match=r"stages\.1\.encoder_learning_rate: got it in a stage that does not train"):
+        toy(world, "stages.1.encoder_learning_rate=3e-6")

@@ -10,9 +10,9 @@ import soundfile
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
-import captions
-import scenes
-from scenes import Sound
+import captions  # noqa: E402
+import scenes  # noqa: E402
+from scenes import Sound  # noqa: E402
 
 LABELS = sorted(captions.PHRASES)
 

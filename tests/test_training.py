@@ -473,6 +473,12 @@ def test_an_augmentation_of_nothing_turns_the_clip_round():
     assert torch.allclose(result[0, 700:], torch.full((324, 128), SILENCE), atol=1e-5)
 
 
+def test_a_clip_that_is_not_turned_begins_where_it_did():
+    clips = torch.rand(3, 1024, 128) * 2 - 1
+    clips[:, 700:] = SILENCE
+    assert torch.allclose(still(turn=False)(clips), clips, atol=1e-5)
+
+
 def test_a_mixture_is_the_sum_of_the_powers():
     clips, spectra = steady_clips()
     mixed = still(mix=1.0, snr=(6.0, 6.0))(clips)

@@ -1,0 +1,59 @@
+#!/bin/sh
+# Trains a sam-tiny in stages (recipes/sam-tiny.yaml), on one GPU, in two parts of less than eight minutes each:
+#
+#     DATA=../shared/data TEACHER=model.onnx sh examples/sam_tiny_staged.sh encoder
+#     DATA=../shared/data sh examples/sam_tiny_staged.sh stages
+#
+# `encoder` makes the data and starts the encoder: by masked patches, without labels, and then by what the teacher of
+# sam_tiny.sh hears in the clips and scenes. `stages` runs the recipe and scores the result on ESC-50's fold 4 and on
+# yes/no and multiple-choice questions about the clips that are validated on; with DEVELOPMENT=1 it is fold 3, which the
+# training then leaves out. A part that was stopped goes on where it stopped.
+set -eu
+
+PYTHON=${PYTHON:-python3}
+DATA=${DATA:-../shared/data}
+WORK=${WORK:-runs/sam-tiny}
+SEED=${SEED:-0}
+SCENES=${SCENES:-4000}
+PATCH_SECONDS=${PATCH_SECONDS:-150}
+DISTILL_SECONDS=${DISTILL_SECONDS:-150}
+# Tuning the Triton kernels takes minutes, more than so small a model gains by them.
+export SAM_KERNELS=${SAM_KERNELS:-torch}
+FOLD=4
+PREPARE=
+if [ -n "${DEVELOPMENT:-}" ]; then
+    FOLD=3
+    PREPARE=--development
+fi
+cd "$(dirname "$0")/.."
+mkdir -p "$WORK"
+
+case ${1:-} in
+encoder)
+    [ -f "$WORK/initial/config.json" ] ||
+        $PYTHON examples/make_sam_tiny.py prepare --data "$DATA" --work "$WORK" --seed "$SEED" --mixtures 10 \
+            --scenes "$SCENES" $PREPARE
+    [ -f "$WORK/scores.npz" ] || $PYTHON examples/distill_encoder.py scores --teacher "$TEACHER" \
+        --train "$WORK/classification.csv" --output "$WORK/scores.npz"
+    [ -f "$WORK/patches/config.json" ] || $PYTHON examples/pretrain_encoder.py --model "$WORK/initial" \
+        --train "$WORK/classification.csv" --output "$WORK/patches" --seconds "$PATCH_SECONDS" --seed "$SEED" \
+        --batch-size "${PATCH_BATCH:-512}" --learning-rate "${PATCH_RATE:-5e-4}" --resume
+    [ -f "$WORK/pretrained/config.json" ] || $PYTHON examples/distill_encoder.py train --model "$WORK/patches" \
+        --train "$WORK/classification.csv" --scores "$WORK/scores.npz" --output "$WORK/pretrained" \
+        --seconds "$DISTILL_SECONDS" --batch-size "${DISTILL_BATCH:-256}" --learning-rate "${DISTILL_RATE:-5e-4}" \
+        --validation "$WORK/esc50" --fold $FOLD --seed "$SEED"
+    ;;
+stages)
+    $PYTHON examples/train.py --recipe examples/recipes/sam-tiny.yaml --output "$WORK/stages" --set seed="$SEED" \
+        --set model="$WORK/pretrained" --set data_root="$WORK" ${RECIPE_OPTIONS:-}
+    MODEL=$WORK/stages/stage-4/last
+    $PYTHON examples/evaluate.py esc50 --model "$MODEL" --data "$WORK/esc50" --fold $FOLD --batch-size 128 \
+        --output "$WORK/esc50-fold$FOLD.json"
+    $PYTHON examples/evaluate.py questions --model "$MODEL" --data "$WORK/questions.csv" --batch-size 128 \
+        --output "$WORK/questions.json"
+    ;;
+*)
+    echo "usage: sh examples/sam_tiny_staged.sh encoder | stages" >&2
+    exit 2
+    ;;
+esac
