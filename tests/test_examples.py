@@ -1,7 +1,6 @@
 """The examples: finetuning, the recipe of `examples/sam-tiny`, its captions, the clips, and the checkpoint itself."""
 
 import csv
-import importlib.util
 import json
 import os
 import random
@@ -19,7 +18,7 @@ import soxr
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny import tiny_model, tiny_processor
+from tiny import script, tiny_model, tiny_processor
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -51,30 +50,10 @@ needs_sounds = pytest.mark.skipif(
 )
 
 
-def script(name: str):
-    """An example as a module."""
-    specification = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module
-    specification.loader.exec_module(module)
-    return module
-
-
 captions = script("captions")
 recipe = script("make_sam_tiny")
 finetune = script("finetune")
 evaluate = script("evaluate")
-
-
-@pytest.fixture
-def run(monkeypatch):
-    """Runs an example's `main` with a command line."""
-
-    def run_main(module, *arguments):
-        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-        module.main()
-
-    return run_main
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -1,46 +1,24 @@
 """What starts the encoder of `examples/sam-tiny`, and the comparison of trained and frozen encoders."""
 
 import csv
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import tiny_model, tiny_processor
+from tiny import script, tiny_model, tiny_processor
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 CLIPS = [EXAMPLES / "audio" / name for name in ("cow.ogg", "dog.ogg", "rain.ogg", "rooster.ogg")]
 
 
-def script(name: str):
-    """An example as a module."""
-    specification = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module
-    specification.loader.exec_module(module)
-    return module
-
-
 pretrain = script("pretrain_encoder")
 distill = script("distill_encoder")
 compare = script("joint_or_frozen")
-
-
-@pytest.fixture
-def run(monkeypatch):
-    """Runs an example's `main` with a command line."""
-
-    def run_main(module, *arguments):
-        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-        module.main()
-
-    return run_main
 
 
 @pytest.fixture(scope="module")
