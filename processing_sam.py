@@ -508,7 +508,7 @@ class SamDataCollator:
                 )
             features.append(clips)
         if sum(map(len, features)):
-            data["input_features"] = torch.cat(features)
+            data["input_features"] = torch.cat(features).float()  # at once: of many rows each call would cost
         return data
 
     def _clips(self, features: Any) -> torch.Tensor:
@@ -522,7 +522,7 @@ class SamDataCollator:
             raise ValueError(
                 f"input_features: got the shape {tuple(features.shape)}, expected [clips, {shape[0]}, {shape[1]}]."
             )
-        return features.float().reshape(-1, *shape)
+        return features.reshape(-1, *shape)
 
 
 SamAudioLanguageProcessor.register_for_auto_class("AutoProcessor")
