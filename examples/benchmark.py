@@ -173,8 +173,8 @@ def loader(args: argparse.Namespace, results: Results) -> None:
                 for name in names
             ]
             for features, workers in itertools.product(args.features, args.workers):
-                table = datasets.Dataset.from_list(records * max(1, 2048 // len(records)))
-                batches = RecordBatches(table, processor, args.batch[0], features=features, max_broken=0.0)
+                table = datasets.Dataset.from_list(records * -(-20_000 // len(records)))  # epochs restart the workers
+                batches = RecordBatches(table, processor, args.batch[0], features=features, shuffle_buffer=1000)
                 torch.set_num_threads(1 if workers else max(1, args.threads))
                 row = measure_loader(batches, args.seconds, workers, device)
                 results.add(
