@@ -99,7 +99,7 @@ def text_lengths(args: argparse.Namespace, number: int, rng: np.random.Generator
     if args.text_tokens:
         return np.tile([args.text_tokens - args.text_tokens // 2, args.text_tokens // 2], (number, 1))
     if args.lengths == "captions":
-        every_5_percent = [2, 4, 5, 5, 6, 7, 7, 8, 8, 9, 9, 10, 10, 11, 12, 13, 14, 15, 17, 20, 64]
+        every_5_percent = [2, 4, 5, 5, 6, 7, 7, 8, 8, 9, 9, 10, 10, 11, 12, 13, 14, 15, 17, 20, 28]
         answers = np.interp(rng.random(number), np.linspace(0, 1, 21), every_5_percent).round() + 1
         prompts = rng.integers(20, 36, number)
     else:

@@ -57,6 +57,8 @@ def write_model(folder: Path, size: str) -> None:
         model = SamForConditionalGeneration(config)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    del model
+    torch.cuda.empty_cache()  # the runs need it
 
 
 def write_data(folder: Path, rows: int, clips: int = 64) -> Path:
