@@ -519,7 +519,7 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
             labels = labels.masked_fill(F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0)), -100)
         if loss_alone:
             index = positions_with_loss(labels) if loss_index is None else loss_index
-            hidden_states = hidden_states.flatten(0, 1)[index]
+            hidden_states = hidden_states.flatten(0, 1).index_select(0, index)
             labels = F.pad(labels[:, 1:], (0, 1), value=-100).flatten()[index]
         elif keep is not None:
             hidden_states = hidden_states[:, keep]

@@ -370,6 +370,7 @@ class Training:
         self.step(max(steps, key=lambda step: step[-1]["input_ids"].numel())[-2:])  # memory for the longest
         synchronize(self.device)
         warm = time.perf_counter() - begin
+        say(f"  micro-batch {batch}, {accumulation} a step: warm after {warm:.0f} s")
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         times: list[float] = []
