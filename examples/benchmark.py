@@ -86,6 +86,8 @@ def train(args: argparse.Namespace, results: Results) -> None:
             "connector": connector,
             "dtype": "bfloat16",
             "state_dtype": "float32",
+            "per_second": None,
+            "floor_ms": None,
             "device": device_name(device),
         }
         details = {

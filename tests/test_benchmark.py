@@ -86,6 +86,7 @@ def test_training_is_measured(words, tmp_path):
 def test_the_largest_micro_batch_is_measured(tmp_path):
     rows = measured(tmp_path, *TRAIN, "--memory-limit-gib", "2", "--largest-batch", "3")
     assert [row["work"] for row in rows] == ["train: largest micro-batch", "train"]
+    assert all(CONTRACT <= row.keys() for row in rows)
     assert [row["batch"] for row in rows] == [3, 3]
 
 
