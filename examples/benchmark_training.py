@@ -335,7 +335,7 @@ class Training:
         rows = make_batch(self.config, np.tile([text - text // 2, text // 2], (batch, 1)), self.args, rng)
         done = False
         try:
-            self.step([rows])
+            self.step([rows, rows])  # two, because the second one has the first one's gradients beside it
             synchronize(self.device)
             done = True
         except torch.OutOfMemoryError:
@@ -363,10 +363,13 @@ class Training:
         args, begin = self.args, time.perf_counter()
         steps = make_steps(self.config, batch, args)
         accumulation = len(steps[0])
-        # Kernels are compiled apart for lengths that are multiples of 16 and others, and tuned at their first call.
-        rng = np.random.default_rng(args.seed)
-        for length in (80, 81):
-            self.step([make_batch(self.config, np.tile([length - 20, 20], (batch, 1)), args, rng)])
+        # Kernels are tuned at their first call, and compiled apart for numbers that are 1, multiples of 16 and others.
+        chunk = args.chunk_size or self.config.text_config.chunk_size
+        kinds = {}
+        for each in itertools.chain(*steps):
+            rows, width = each["input_ids"].shape
+            kinds[rows == 1, rows % 16 == 0, -(-width // chunk), width % 16 == 0, rows * width % 16 == 0] = each
+        self.step(list(kinds.values()))
         self.step(max(steps, key=lambda step: step[-1]["input_ids"].numel())[-2:])  # memory for the longest
         synchronize(self.device)
         warm = time.perf_counter() - begin
