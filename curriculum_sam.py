@@ -296,6 +296,7 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path, steps: int | Non
         bf16=recipe.precision == "bf16",
         seed=recipe.seed + stage.number,
         logging_steps=recipe.logging_steps,
+        logging_nan_inf_filter=False,  # it waits for the GPU after every micro-batch, and hides what went wrong
         save_steps=recipe.save_steps,
         save_total_limit=2,  # the newest may be incomplete
         report_to=["tensorboard"] if _has_tensorboard() else "none",

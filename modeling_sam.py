@@ -266,7 +266,7 @@ class SamCausalLMOutput(SamOutput):
     """
     Args:
         loss (`torch.Tensor`, *optional*): Next-token cross-entropy over the labels.
-        logits (`torch.Tensor` of shape `[B, L, V]`): In float32.
+        logits (`torch.Tensor` of shape `[B, L, V]`, *optional*): In float32.
         The others as in [`SamModelOutput`].
     """
 
@@ -341,18 +341,20 @@ class SamModel(SamPreTrainedModel):
         if use_cache and cache is None:
             cache = SamCache(text_config.num_hidden_layers)
 
-        audio_features = None
+        audio_features, check_slots = None, None
         if inputs_embeds is None:
             inputs_embeds = self.language_model.embeddings(input_ids)
             stepping = cache is not None and cache.seen_tokens > 0 and input_ids.shape[1] == 1
             if input_features is not None:
                 audio_features = self.get_audio_features(input_features)
             if not stepping or audio_features is not None:
-                inputs_embeds = self._fill_slots(input_ids, inputs_embeds, audio_features)
+                inputs_embeds, check_slots = self._fill_slots(input_ids, inputs_embeds, audio_features)
         if audio_features is None and self.training:
             inputs_embeds = inputs_embeds + self._untouched_parameters()
 
         outputs = self.language_model(inputs_embeds, attention_mask, cache, seq_idx, bool(output_hidden_states))
+        if check_slots is not None:
+            check_slots()
         return SamModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             cache=cache if use_cache else None,
@@ -361,26 +363,41 @@ class SamModel(SamPreTrainedModel):
         )
 
     def _fill_slots(self, input_ids, inputs_embeds, audio_features):
-        """Puts the clips' features into their slots, in order; raises where the two do not match."""
+        """Puts the clips' features into their slots, in order; raises where the two do not match.
+
+        Training on a GPU never waits here: the look at the slots comes back as a function, to be called when the GPU
+        has the layers to work on, and `masked_scatter`, whose backward waits, is not used.
+        """
         if self.config.audio_token_id is None:
             if audio_features is not None:
                 raise ValueError("input_features: config.audio_token_id is None, so this model reads text only.")
-            return inputs_embeds
+            return inputs_embeds, None
         slots = input_ids == self.config.audio_token_id
+        clips, check_slots = 0 if audio_features is None else len(audio_features), None
         if not torch.compiler.is_compiling():
-            by_row = slots.sum(dim=1)
-            clips = 0 if audio_features is None else audio_features.shape[0]
-            a_clip = self.config.num_audio_features
-            if int(by_row.sum()) != clips * a_clip or bool((by_row % a_clip).any()):
-                raise ValueError(
-                    f"input_ids and input_features: the rows of input_ids hold {by_row.tolist()} audio slots, "
-                    f"{clips} clip(s) need {a_clip} each; let SamProcessor make both from the same text and audio."
-                )
+            by_row, arrived = slots.sum(dim=1), None
+            if self.training and by_row.is_cuda:
+                by_row = torch.empty_like(by_row, device="cpu", pin_memory=True).copy_(by_row, non_blocking=True)
+                arrived = torch.cuda.current_stream(input_ids.device).record_event()
+            check_slots = functools.partial(self._check_slots, by_row, clips, arrived)
+            check_slots = check_slots if arrived else check_slots()
         if audio_features is None:
-            return inputs_embeds
+            return inputs_embeds, check_slots
         inputs_embeds = residual_stream(inputs_embeds, self.config.text_config.residual_in_fp32)
-        audio_features = audio_features.to(inputs_embeds.device, inputs_embeds.dtype)
-        return inputs_embeds.masked_scatter(slots.unsqueeze(-1), audio_features)
+        audio_features = audio_features.to(inputs_embeds.device, inputs_embeds.dtype).flatten(0, 1)
+        order = torch.argsort(slots.flatten().logical_not().to(torch.uint8), stable=True)  # slots first
+        filled = inputs_embeds.flatten(0, 1).index_copy(0, order[: len(audio_features)], audio_features)
+        return filled.view_as(inputs_embeds), check_slots
+
+    def _check_slots(self, by_row, clips, arrived=None):
+        if arrived is not None:
+            arrived.synchronize()
+        a_clip = self.config.num_audio_features
+        if int(by_row.sum()) != clips * a_clip or bool((by_row % a_clip).any()):
+            raise ValueError(
+                f"input_ids and input_features: the rows of input_ids hold {by_row.tolist()} audio slots, "
+                f"{clips} clip(s) need {a_clip} each; let SamProcessor make both from the same text and audio."
+            )
 
     def _untouched_parameters(self):
         """Zero, with a gradient path to every parameter that a batch without audio does not use: distributed
@@ -443,6 +460,7 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
         output_hidden_states=None,
         return_dict=None,
         cache=None,
+        loss_index=None,
         **kwargs,
     ):
         """
@@ -458,10 +476,14 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
             labels (`torch.Tensor` of shape `[B, L]`, *optional*): Tokens to predict, aligned with `input_ids` (the
                 shift happens here); -100 is ignored.
             use_cache (`bool`, *optional*): Return the state; by default the configuration's, and `False` in training.
-            logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0): Logits of the last so many positions
-                only, or of the given ones; 0 is all.
+            logits_to_keep (`int`, `torch.Tensor` or `str`, *optional*, defaults to 0): Logits of the last so many
+                positions only, or of the given ones; 0 is all. `"labels"`, for training, is the loss alone: the head
+                reads only the positions that have a label, which saves most of its time and memory, and `logits` is
+                `None`. The loss is the same, and 0 instead of not a number where no label is left.
             seq_idx (`torch.Tensor` of shape `[B, L]`, *optional*): Number of the sequence that each position belongs
                 to, where several are packed into a row; neither state nor loss crosses a border.
+            loss_index (`torch.Tensor` of shape `[N]`, *optional*): [`positions_with_loss`] of `labels`, for
+                `logits_to_keep="labels"`; finding it here waits for the GPU.
 
         Returns:
             [`SamCausalLMOutput`].
@@ -470,9 +492,14 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
             ValueError: Slots and clips that do not match, both or neither of `input_ids` and `inputs_embeds`, a mask
                 or a cache of another batch.
         """
-        keep = logits_to_keep
-        if isinstance(keep, int):
-            keep = slice(-keep, None) if keep else None
+        keep, loss_alone = logits_to_keep, isinstance(logits_to_keep, str)
+        if loss_alone and (keep != "labels" or labels is None):
+            raise ValueError(
+                f"logits_to_keep: got {keep!r} {'with' if labels is not None else 'without'} labels, expected a number, "
+                'positions, or "labels" together with labels.'
+            )
+        if loss_alone or isinstance(keep, int):
+            keep = slice(-keep, None) if keep != 0 and not loss_alone else None
         if labels is not None and keep is not None:
             raise ValueError("labels and logits_to_keep: the loss needs all logits; pass one of the two.")
         outputs = self.model(
@@ -488,20 +515,26 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
             ),
         )
         hidden_states = outputs.last_hidden_state
-        if keep is not None:
+        if labels is not None and seq_idx is not None:
+            labels = labels.masked_fill(F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0)), -100)
+        if loss_alone:
+            index = positions_with_loss(labels) if loss_index is None else loss_index
+            hidden_states = hidden_states.flatten(0, 1).index_select(0, index)
+            labels = F.pad(labels[:, 1:], (0, 1), value=-100).flatten()[index]
+        elif keep is not None:
             hidden_states = hidden_states[:, keep]
         logits = self.lm_head(hidden_states.to(self.lm_head.weight.dtype))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
 
         loss = None
-        if labels is not None:
-            if seq_idx is not None:
-                starts = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0))
-                labels = labels.masked_fill(starts, -100)
-            loss = self.loss_function(logits, labels, vocab_size=self.config.text_config.vocab_size, **kwargs)
+        if loss_alone and not len(labels):
+            loss = logits.sum()  # 0, with a gradient of 0 for everything: other processes wait for it
+        elif labels is not None:
+            shifted = {"shift_labels": labels} if loss_alone else {}
+            loss = self.loss_function(logits, labels, self.config.text_config.vocab_size, **shifted, **kwargs)
         output = SamCausalLMOutput(
             loss=loss,
-            logits=logits,
+            logits=None if loss_alone else logits,
             cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             audio_hidden_states=outputs.audio_hidden_states,
@@ -518,6 +551,18 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
     def push_to_hub(self, repo_id, **kwargs):
         """Pushes weights, code, generation configuration and model card; see [`push_folder_to_hub`]."""
         return push_folder_to_hub(self, repo_id, **kwargs)
+
+
+def positions_with_loss(labels: torch.Tensor) -> torch.Tensor:
+    """Where the loss is computed: the positions, in the flattened batch, whose next one has a label other than -100.
+
+    Args:
+        labels (`torch.Tensor` of shape `[B, L]`): Labels, aligned with the tokens.
+
+    Returns:
+        `torch.Tensor` of shape `[N]`, int64.
+    """
+    return F.pad(labels[:, 1:] != -100, (0, 1)).flatten().nonzero().squeeze(1)
 
 
 def keep_model_card_from_trainer() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
@@ -24,6 +25,10 @@ try:
     from .batches_sam import RecordBatches, compute_features
 except ImportError:
     from batches_sam import RecordBatches, compute_features
+try:
+    from .modeling_sam import positions_with_loss
+except ImportError:
+    from modeling_sam import positions_with_loss
 try:
     from .streams_sam import merge_reports
 except ImportError:
@@ -83,6 +88,24 @@ def upcast_trainable(model: torch.nn.Module) -> int:
     for parameter in trainable:
         parameter.data = parameter.data.float()
     return sum(parameter.numel() for parameter in trainable)
+
+
+def follow_autocast(model: torch.nn.Module) -> None:
+    """Makes LoRA layers leave their inputs as they are under autocast.
+
+    peft casts them to the adapter's float32, before dropout, only for autocast to cast them back: the same numbers.
+    Without autocast peft's cast stays.
+
+    Args:
+        model (`torch.nn.Module`): A model, with or without adapters; calling it again changes nothing.
+    """
+    for module in model.modules():
+        if isinstance(module, LoraLayer) and _leave_inputs not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_leave_inputs)
+
+
+def _leave_inputs(module, args):
+    module.cast_input_dtype_enabled = not torch.is_autocast_enabled(args[0].device.type)
 
 
 def check_float32(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -325,6 +348,7 @@ class SamTrainer(Trainer):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        follow_autocast(self.model)
         self.augment = augment
         self.clock = None
         self.train_batches = train_batches
@@ -381,14 +405,35 @@ class SamTrainer(Trainer):
             generator=torch.Generator(),  # of its own, so that dropout does not depend on when a loader starts
         )
 
+    def _prepare_inputs(self, inputs):
+        """As in `Trainer`, but of pinned memory without waiting for the GPU, which works on the step before."""
+        inputs, device = dict(inputs), self.args.device
+        labels = inputs.get("labels")
+        if self.train_batches is not None and self.model.training and labels is not None and not labels.is_cuda:
+            index = positions_with_loss(labels)
+            inputs["loss_index"] = index.pin_memory() if device.type == "cuda" else index
+        moved = {
+            name: value.to(device, non_blocking=True) if torch.is_tensor(value) and value.is_pinned() else value
+            for name, value in inputs.items()
+        }
+        return super()._prepare_inputs(moved)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """As in `Trainer`, after log-mel and augmentation."""
+        """As in `Trainer`, after log-mel and augmentation; where the logits are not asked for, of the loss alone."""
         if "waveforms" in inputs:
             inputs = compute_features(inputs, self.train_batches.processor)
         if self.augment is not None and model.training and inputs.get("input_features") is not None:
             inputs = {**inputs, "input_features": self.augment(inputs["input_features"])}
         if torch.is_tensor(num_items_in_batch):
             num_items_in_batch = num_items_in_batch.clamp(min=1)  # a step without any label: its loss is 0, not NaN
+        index = inputs.pop("loss_index", None) if isinstance(inputs, dict) else None
+        if (
+            "labels" in inputs
+            and not return_outputs
+            and self.label_smoother is None
+            and self.compute_loss_func is None
+        ):
+            inputs = {**inputs, "logits_to_keep": "labels", "loss_index": index}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def create_scheduler(self, num_training_steps, optimizer=None):
@@ -478,6 +523,7 @@ __all__ = [
     "SamTrainer",
     "check_float32",
     "extract_features",
+    "follow_autocast",
     "lora_config",
     "upcast_trainable",
     "warmup_cosine",

@@ -15,7 +15,14 @@ from torch.nn import functional as F
 from transformers import AutoModel
 
 from configuration_sam import SamAudioConfig, SamConfig
-from modeling_sam import SamAudioModel, SamConnector, SamForConditionalGeneration, SamModel, sine_cosine_positions
+from modeling_sam import (
+    SamAudioModel,
+    SamConnector,
+    SamForConditionalGeneration,
+    SamModel,
+    positions_with_loss,
+    sine_cosine_positions,
+)
 
 CONNECTORS = ["concatenation", "time_major", "frequency_major"]
 LORA_TARGETS = r".*language_model\.layers\.\d+\.mixer\.(in_proj|out_proj)"
@@ -971,3 +978,84 @@ def test_labels_need_all_logits():
     model, inputs = tiny_model(), tiny_inputs()
     with pytest.raises(ValueError, match="labels and logits_to_keep"):
         model(**inputs, labels=inputs["input_ids"], logits_to_keep=1)
+
+
+# ------------------------------------------------------------------------------------------------- the loss alone
+
+
+def answers_only(inputs, *lengths):
+    """Labels on the last so many tokens of each row."""
+    labels = torch.full_like(inputs["input_ids"], -100)
+    for row, length in enumerate(lengths):
+        labels[row, labels.shape[1] - length :] = inputs["input_ids"][row, labels.shape[1] - length :]
+    return labels
+
+
+def test_labels_are_found_by_hand():
+    labels = torch.tensor([[5, -100, 7, 8], [-100, -100, -100, -100], [9, -100, -100, 1]])
+    assert positions_with_loss(labels).tolist() == [
+        1,
+        2,
+        10,
+    ]  # row 0 predicts places 2 and 3, row 2 place 3; firsts never
+
+
+@pytest.mark.parametrize("number, given", [(None, False), (9, True), ("tensor", False)])
+@pytest.mark.parametrize("case", ["plain", "packed", "checkpointed", "adapters", "text"])
+def test_the_loss_alone_equals_the_loss_of_all_logits(case, number, given):
+    model = with_lora(tiny_model()) if case == "adapters" else tiny_model()
+    model.train()
+    if case == "packed":
+        inputs = packed_and_apart()[0]
+        labels = inputs.pop("labels")
+    else:
+        inputs = tiny_inputs(("What do you hear?", "Which?"), clips=0 if case == "text" else 1)
+        labels = answers_only(inputs, 9, 2)
+    if case == "checkpointed":
+        checkpointed(model)
+    kwargs = {} if number is None else {"num_items_in_batch": torch.tensor(9) if number == "tensor" else number}
+    expected = gradients(model, **inputs, labels=labels, **kwargs)
+    rows = []
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[:-1].numel()))
+    if given:
+        kwargs["loss_index"] = positions_with_loss(labels)
+    model.zero_grad()
+    found = gradients(model, **inputs, labels=labels, logits_to_keep="labels", **kwargs)
+    starts = 1 if case == "packed" and not given else 0  # a label that seq_idx takes away
+    assert rows == [int((labels[:, 1:] != -100).sum()) - starts]
+    torch.testing.assert_close(found[0], expected[0], atol=1e-6, rtol=1e-6)
+    assert found[1].keys() == expected[1].keys()
+    for name, gradient in found[1].items():
+        torch.testing.assert_close(
+            gradient, expected[1][name], atol=1e-6, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize("number", [None, 1])
+def test_the_loss_alone_of_a_batch_without_labels_is_zero_with_gradients(number):
+    model, inputs = tiny_model().train(), tiny_inputs(("What do you hear?", "Which?"))
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[0, 0] = 5  # nothing stands before it
+    loss, found = gradients(model, **inputs, labels=labels, logits_to_keep="labels", num_items_in_batch=number)
+    assert loss.item() == 0.0
+    assert found.keys() == dict(model.named_parameters()).keys()
+    assert all(not gradient.any() for gradient in found.values())
+
+
+def test_the_loss_alone_under_autocast_and_as_a_tuple():
+    model, inputs = tiny_model().train(), tiny_inputs(("What do you hear?", "Which?"))
+    labels = answers_only(inputs, 9, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = model(**inputs, labels=labels).loss
+        found = model(**inputs, labels=labels, logits_to_keep="labels")
+        alone, *_ = model(**inputs, labels=labels, logits_to_keep="labels", return_dict=False)
+    assert found.logits is None and found.loss.dtype == torch.float32
+    torch.testing.assert_close(found.loss, expected, atol=1e-6, rtol=1e-6)
+    assert torch.equal(found.loss, alone)
+
+
+@pytest.mark.parametrize("keep, labels", [("labels", False), ("label", True)])
+def test_a_wrong_word_for_logits_to_keep_is_refused(keep, labels):
+    inputs = tiny_inputs()
+    with pytest.raises(ValueError, match="logits_to_keep: got 'label"):
+        tiny_model()(**inputs, labels=inputs["input_ids"] if labels else None, logits_to_keep=keep)

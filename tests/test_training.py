@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from tiny import tiny_model, tiny_processor
+from tiny import tiny_inputs, tiny_model, tiny_processor
 from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments
 
 from modeling_sam import SamForConditionalGeneration
@@ -22,6 +22,7 @@ from training_sam import (
     SamTrainer,
     check_float32,
     extract_features,
+    follow_autocast,
     lora_config,
     upcast_trainable,
     warmup_cosine,
@@ -294,6 +295,51 @@ def test_bf16_lora_moves_the_adapters_only(stored_in_bf16, mapped, processor, tm
     assert base.dtype == torch.bfloat16
 
 
+def test_adapters_follow_autocast():
+    """peft's cast to float32 under autocast changes no number, and stays where there is no autocast."""
+    inputs = tiny_inputs()
+    results = []
+    for follow in (False, True):
+        torch.manual_seed(0)
+        model = get_peft_model(tiny_model().to(torch.bfloat16), lora_config(2)).train()
+        upcast_trainable(model)
+        kinds = []
+        for name, module in model.named_modules():
+            if "lora_B" in name and isinstance(module, torch.nn.Linear):
+                torch.nn.init.normal_(module.weight, std=0.2)
+            if "lora_dropout" in name and not list(module.children()):
+                module.register_forward_pre_hook(lambda _, args, kinds=kinds: kinds.append(args[0].dtype))
+        if follow:
+            follow_autocast(model)
+            follow_autocast(model)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model(**inputs, labels=inputs["input_ids"]).loss
+        loss.backward()
+        assert set(kinds) == {torch.bfloat16 if follow else torch.float32} and len(kinds) == 4
+        results.append([loss.detach(), *(p.grad for p in model.parameters() if p.requires_grad)])
+        model(**inputs)  # without autocast, float32 adapters on a bf16 model
+    assert len(results[0]) == 1 + 2 * 2 * 2
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+def test_our_trainer_computes_the_loss_alone(rows, processor, tmp_path):
+    """The same losses and updates as Trainer's, with the head at the answers only."""
+    models, found, seen = [], [], []
+    for kind in (Trainer, SamTrainer):
+        model, shapes = tiny_model(), []
+        model.lm_head.register_forward_pre_hook(lambda _, args, shapes=shapes: shapes.append(args[0].shape[:-1]))
+        args = arguments(tmp_path, remove_unused_columns=False, max_steps=2, logging_steps=1)
+        trainer = kind(model, args, SamDataCollator(processor), datasets.Dataset.from_list(rows))
+        trainer.train()
+        models.append(model)
+        found.append(losses(trainer))
+        seen.append(shapes)
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
+    assert largest_difference(*models) < 1e-5
+    assert all(len(shape) == 2 for shape in seen[0]) and all(len(shape) == 1 for shape in seen[1])
+    assert sum(shape.numel() for shape in seen[1]) < 0.5 * sum(shape.numel() for shape in seen[0])
+
+
 def test_lora_is_saved_merged_and_loaded(rows, processor, tmp_path):
     base = tmp_path / "base"
     tiny_model().save_pretrained(base)
@@ -344,7 +390,7 @@ from transformers import Trainer, TrainingArguments
 
 root, clips, output = sys.argv[1:]
 sys.path[:0] = [root, root + "/tests"]
-from tiny import tiny_model, tiny_processor
+from tiny import tiny_inputs, tiny_model, tiny_processor
 from processing_sam import SamDataCollator
 from training_sam import lora_config
 
