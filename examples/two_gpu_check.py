@@ -1,7 +1,7 @@
 """Trains the same recipe with one process and with two, and compares losses and speed (after `pip install .`).
 
-    python examples/two_gpu_check.py --size 130m --work /tmp/two --json two_gpu.json --plot two_gpu.png
-    python examples/two_gpu_check.py --size tiny --batch 2 --bf16-steps 4 --work /tmp/two --json two_cpu.json
+    python examples/two_gpu_check.py --size 130m --work runs/two --json two_gpu.json --plot two_gpu.png
+    python examples/two_gpu_check.py --size tiny --batch 2 --bf16-steps 4 --work runs/two --json two_cpu.json
 
 The global batch is the same, so the losses should be: in float32 (dropout 0, a few steps, the largest relative
 difference is to be 1e-3 at most) and, more loosely, in bf16. Two processes run on two GPUs under `accelerate launch
