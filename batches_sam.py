@@ -14,18 +14,9 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-try:
-    from .audio_sam import check_choice, load_audio
-except ImportError:
-    from audio_sam import check_choice, load_audio
-try:
-    from .processing_sam import IGNORE_INDEX, PROMPT_TEMPLATE, _assign_clips
-except ImportError:
-    from processing_sam import IGNORE_INDEX, PROMPT_TEMPLATE, _assign_clips
-try:
-    from .streams_sam import RecordSource, SourceCounts, mix, shares
-except ImportError:
-    from streams_sam import RecordSource, SourceCounts, mix, shares
+from audio_sam import check_choice, load_audio
+from processing_sam import IGNORE_INDEX, PROMPT_TEMPLATE, _assign_clips
+from streams_sam import RecordSource, SourceCounts, mix, shares
 
 logger = logging.get_logger(__name__)
 

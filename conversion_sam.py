@@ -25,14 +25,9 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import AutoTokenizer, Mamba2Config, Mamba2ForCausalLM, PreTrainedTokenizerFast
 
-try:
-    from .configuration_sam import SamAudioConfig, SamConfig, audio_slot_pattern, write_model_card
-    from .modeling_sam import SamAudioModel, SamForConditionalGeneration
-    from .processing_sam import SamFeatureExtractor, SamProcessor, load_audio
-except ImportError:
-    from configuration_sam import SamAudioConfig, SamConfig, audio_slot_pattern, write_model_card
-    from modeling_sam import SamAudioModel, SamForConditionalGeneration
-    from processing_sam import SamFeatureExtractor, SamProcessor, load_audio
+from configuration_sam import SamAudioConfig, SamConfig, audio_slot_pattern, write_model_card
+from modeling_sam import SamAudioModel, SamForConditionalGeneration
+from processing_sam import SamFeatureExtractor, SamProcessor, load_audio
 
 DTYPES = ("float32", "bfloat16", "float16")
 

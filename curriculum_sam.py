@@ -31,66 +31,27 @@ from peft import PeftModel
 from transformers import TrainerCallback, TrainingArguments
 from transformers.utils import is_flash_attn_2_available
 
-try:
-    from .batches_sam import RecordBatches
-except ImportError:
-    from batches_sam import RecordBatches
-try:
-    from .evaluation_sam import generate_answers
-except ImportError:
-    from evaluation_sam import generate_answers
-try:
-    from .modeling_sam import SamAudioModel, SamForConditionalGeneration
-except ImportError:
-    from modeling_sam import SamAudioModel, SamForConditionalGeneration
-try:
-    from .parts_sam import (
-        choose_trainable,
-        encoder_folder,
-        load_base,
-        load_weights,
-        merged_model,
-        model_config,
-        part_of,
-        plan,
-        plan_text,
-        planned_steps,
-        with_adapters,
-    )
-except ImportError:
-    from parts_sam import (
-        choose_trainable,
-        encoder_folder,
-        load_base,
-        load_weights,
-        merged_model,
-        model_config,
-        part_of,
-        plan,
-        plan_text,
-        planned_steps,
-        with_adapters,
-    )
-try:
-    from .processing_sam import SamDataCollator, SamProcessor
-except ImportError:
-    from processing_sam import SamDataCollator, SamProcessor
-try:
-    from .recipe_sam import Recipe, Stage, claim, load_recipe
-except ImportError:
-    from recipe_sam import Recipe, Stage, claim, load_recipe
-try:
-    from .records_sam import write_json
-except ImportError:
-    from records_sam import write_json
-try:
-    from .sources_sam import PATIENCE, as_table, count_rows, prepare_data, processes, some_rows
-except ImportError:
-    from sources_sam import PATIENCE, as_table, count_rows, prepare_data, processes, some_rows
-try:
-    from .training_sam import AugmentLogMel, CachedRows, SamTrainer, check_float32
-except ImportError:
-    from training_sam import AugmentLogMel, CachedRows, SamTrainer, check_float32
+from batches_sam import RecordBatches
+from evaluation_sam import generate_answers
+from modeling_sam import SamAudioModel, SamForConditionalGeneration
+from parts_sam import (
+    choose_trainable,
+    encoder_folder,
+    load_base,
+    load_weights,
+    merged_model,
+    model_config,
+    part_of,
+    plan,
+    plan_text,
+    planned_steps,
+    with_adapters,
+)
+from processing_sam import SamDataCollator, SamProcessor
+from recipe_sam import Recipe, Stage, claim, load_recipe
+from records_sam import write_json
+from sources_sam import PATIENCE, as_table, count_rows, prepare_data, processes, some_rows
+from training_sam import AugmentLogMel, CachedRows, SamTrainer, check_float32
 
 COMPLETE = "complete"  # marks a checkpoint that all processes have written
 

@@ -23,42 +23,21 @@ import tokenizers
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
-try:
-    from .processing_sam import PROMPT_TEMPLATE
-except ImportError:
-    from processing_sam import PROMPT_TEMPLATE
-try:
-    from .published_sam import read_openaqa, read_reasonaqa
-except ImportError:
-    from published_sam import read_openaqa, read_reasonaqa
-try:
-    from .records_sam import (
-        CHUNK,
-        SUMMARY_FILE,
-        AudioCoverage,
-        batched,
-        check_coverage,
-        map_audio,
-        records_fingerprint,
-        reusable_summary,
-        text_table,
-        write_json,
-        write_records,
-    )
-except ImportError:
-    from records_sam import (
-        CHUNK,
-        SUMMARY_FILE,
-        AudioCoverage,
-        batched,
-        check_coverage,
-        map_audio,
-        records_fingerprint,
-        reusable_summary,
-        text_table,
-        write_json,
-        write_records,
-    )
+from processing_sam import PROMPT_TEMPLATE
+from published_sam import read_openaqa, read_reasonaqa
+from records_sam import (
+    CHUNK,
+    SUMMARY_FILE,
+    AudioCoverage,
+    batched,
+    check_coverage,
+    map_audio,
+    records_fingerprint,
+    reusable_summary,
+    text_table,
+    write_json,
+    write_records,
+)
 
 READINGS = ("whole", "replacement")
 CAPTION_RULES = ("all_open", "caption_words", "not_yes_no")

@@ -9,27 +9,11 @@ import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
-try:
-    from .configuration_sam import SamConfig
-except ImportError:
-    from configuration_sam import SamConfig
-try:
-    from .modeling_sam import SamAudioModel, SamForConditionalGeneration
-except ImportError:
-    from modeling_sam import SamAudioModel, SamForConditionalGeneration
-try:
-    from .recipe_sam import PARTS, Recipe, Stage
-except ImportError:
-    from recipe_sam import PARTS, Recipe, Stage
-try:
-    from .sources_sam import planned_rows
-except ImportError:
-    from sources_sam import planned_rows
-try:
-    from .training_sam import lora_config, upcast_trainable
-except ImportError:
-    from training_sam import lora_config, upcast_trainable
-
+from configuration_sam import SamConfig
+from modeling_sam import SamAudioModel, SamForConditionalGeneration
+from recipe_sam import PARTS, Recipe, Stage
+from sources_sam import planned_rows
+from training_sam import lora_config, upcast_trainable
 
 # ---------------------------------------------------------------------------------------------------------------
 # The model

@@ -15,10 +15,7 @@ from typing import Any
 
 import yaml
 
-try:
-    from .configuration_sam import CONNECTORS, LANGUAGE_MODEL_SIZES
-except ImportError:
-    from configuration_sam import CONNECTORS, LANGUAGE_MODEL_SIZES
+from configuration_sam import CONNECTORS, LANGUAGE_MODEL_SIZES
 
 PARTS = ("connector", "encoder", "lora", "language_model")
 # What a stage takes from the recipe where it does not say otherwise.

@@ -21,10 +21,7 @@ import pyarrow
 import pyarrow.parquet
 from tqdm.auto import tqdm
 
-try:
-    from .published_sam import read_openaqa, read_reasonaqa
-except ImportError:
-    from published_sam import read_openaqa, read_reasonaqa
+from published_sam import read_openaqa, read_reasonaqa
 
 DEFAULT_PROMPT = "Close-ended question: Write an audio caption describing the sound."
 AUDIO_COLUMNS = ("audio", "file", "path", "file_name")

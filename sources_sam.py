@@ -10,22 +10,17 @@ import datasets
 import torch
 from accelerate import PartialState
 
-try:
-    from .published_sam import read_openaqa, read_reasonaqa
-except ImportError:
-    from published_sam import read_openaqa, read_reasonaqa
-try:
-    from .recipe_sam import Recipe
-except ImportError:
-    from recipe_sam import Recipe
-try:
-    from .records_sam import coverage_table, parse_audio_roots, read_summary, read_table, records_dataset
-except ImportError:
-    from records_sam import coverage_table, parse_audio_roots, read_summary, read_table, records_dataset
-try:
-    from .records_sam import records_fingerprint, write_records
-except ImportError:
-    from records_sam import records_fingerprint, write_records
+from published_sam import read_openaqa, read_reasonaqa
+from recipe_sam import Recipe
+from records_sam import (
+    coverage_table,
+    parse_audio_roots,
+    read_summary,
+    read_table,
+    records_dataset,
+    records_fingerprint,
+    write_records,
+)
 
 PATIENCE = timedelta(hours=4)  # of processes that wait for the first: it converts data, merges and generates
 

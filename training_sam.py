@@ -17,22 +17,10 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
-try:
-    from .audio_sam import SAMPLING_RATE, load_audio
-except ImportError:
-    from audio_sam import SAMPLING_RATE, load_audio
-try:
-    from .batches_sam import RecordBatches, compute_features
-except ImportError:
-    from batches_sam import RecordBatches, compute_features
-try:
-    from .modeling_sam import positions_with_loss
-except ImportError:
-    from modeling_sam import positions_with_loss
-try:
-    from .streams_sam import merge_reports
-except ImportError:
-    from streams_sam import merge_reports
+from audio_sam import SAMPLING_RATE, load_audio
+from batches_sam import RecordBatches, compute_features
+from modeling_sam import positions_with_loss
+from streams_sam import merge_reports
 
 logger = logging.get_logger(__name__)
 
