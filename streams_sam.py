@@ -1,7 +1,7 @@
 """Records as streams that are larger than memory: read from shards, mixed, reshuffled for every walk, and counted.
 
-Shards of Parquet or JSON lines, or whatever `datasets` reads. A record is `{"audio": path or None, "prompt", "answer", "source"}`, and nothing here decodes
-audio.
+Shards of Parquet or JSON lines, or whatever `datasets` reads. A record is `{"audio": path or None, "prompt", "answer",
+"source"}`, and nothing here decodes audio.
 """
 
 import glob
