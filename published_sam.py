@@ -12,6 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
 # OpenAQA's prefix of closed questions in the mix of all questions (LTU, combine_all_open_close.py). LTU's evaluation
 # spells it "Close-ended question: "; both are kept as they are.
 CLOSED_PREFIX = "Closed-ended question: "
@@ -209,7 +213,8 @@ def read_openaqa(
     file's name is the source. An `input`, empty for questions on sound, is put behind the instruction as
     `"{instruction}\\n\\n### Input:\\n{input}"`: within our template that gives LTU's own text. The kind is `"open"`
     where the task says open-ended; else `"caption"` where the task or the instruction speaks of a caption; else
-    `"closed"`. Without a task only the prefix can tell that a question is closed, the rest is `"other"`.
+    `"closed"`. Without a task only the prefix can tell that a question is closed, the rest is `"other"`. Records with
+    an empty answer are left out; a warning at the end of the file counts them.
 
     Args:
         path (`str`): A JSON list of any size, or JSON lines.
@@ -234,14 +239,17 @@ def read_openaqa(
 
 
 def _openaqa_records(numbered, path, closed_prefix, seed, skip_unanswerable):
-    keys = ("instruction", "input", "audio_id", "output")
+    keys, unanswered = ("instruction", "input", "audio_id", "output"), 0
     for number, record in numbered:
         where = f"{path}: record {number}"
-        _check_fields(record, keys, ("instruction", "audio_id", "output"), where, "OpenAQA")
-        for key in ("input", "dataset", "task"):
+        _check_fields(record, keys, ("instruction", "audio_id"), where, "OpenAQA")
+        for key in ("input", "output", "dataset", "task"):
             if not isinstance(record.get(key) or "", str):
                 raise ValueError(f"{where} has {record[key]!r} as {key}, expected text.")
-        instruction, answer = record["instruction"], record["output"]
+        instruction, answer = record["instruction"], record["output"] or ""
+        if not answer.strip():
+            unanswered += 1
+            continue
         if skip_unanswerable and any(phrase in answer.lower() for phrase in UNANSWERABLE):
             continue
         kind = openaqa_kind(record.get("task") or "", instruction)
@@ -258,6 +266,12 @@ def _openaqa_records(numbered, path, closed_prefix, seed, skip_unanswerable):
             "source": record.get("dataset") or path.stem,
             "kind": kind,
         }
+    _warn_unanswered(path, unanswered)
+
+
+def _warn_unanswered(path: Path, count: int) -> None:
+    if count:
+        logger.warning(f"{path}: {count:,} records have an empty answer and are left out.")
 
 
 def openaqa_kind(task: str, instruction: str) -> str:
@@ -284,13 +298,13 @@ def read_reasonaqa(
     `subtype`. Left out and counted are records on two clips: those with a second path or caption, of the subtypes CLD
     and ACD (differences), or with a placeholder that speaks of the second clip. The placeholder `caption first audio`
     becomes one of CAPTION_PROMPTS, and the first caption is its answer (Mellow, which hears two clips, answers `the
-    audio 1 is ...`). The kind is [`reasonaqa_kind`]'s.
+    audio 1 is ...`). Records with an empty answer are left out too; a warning at the end of the file counts them. The kind is [`reasonaqa_kind`]'s.
 
     Args:
         path (`str`): A JSON list of any size, or JSON lines.
         seed (`int`, *optional*, defaults to 0): Decides with a record's number in the file how a placeholder is worded.
-        counts (`dict`, *optional*): Counts, on top of what it has, how many `"records"` were read and how many of
-            them, `"two_audio"`, were left out.
+        counts (`dict`, *optional*): Counts, on top of what it has, how many `"records"` were read, and how many of
+            them were left out: `"two_audio"` and `"unanswered"`.
         lowercase (`bool`, *optional*, defaults to `True`): Lower-case questions and answers, as Mellow does when it
             loads them.
 
@@ -304,10 +318,12 @@ def read_reasonaqa(
     counts = {} if counts is None else counts
     counts.setdefault("records", 0)
     counts.setdefault("two_audio", 0)
+    counts.setdefault("unanswered", 0)
     return _reasonaqa_records(read_json(path), Path(path), seed, counts, lowercase)
 
 
 def _reasonaqa_records(numbered, path, seed, counts, lowercase):
+    before = counts["unanswered"]
     keys = ("taskname", "filepath1", "filepath2", "caption1", "caption2", "input", "answer", "subtype")
     for number, record in numbered:
         where = f"{path}: record {number}"
@@ -327,7 +343,10 @@ def _reasonaqa_records(numbered, path, seed, counts, lowercase):
         if placeholder == "caption first audio":
             prompt = CAPTION_PROMPTS[int(_share(seed, number) * len(CAPTION_PROMPTS))]
             answer = record["caption1"] or answer
-        _check_fields({**record, "answer": answer}, keys, ("filepath1", "answer"), where, "ReasonAQA")
+        _check_fields(record, keys, ("filepath1",), where, "ReasonAQA")
+        if not (answer or "").strip():
+            counts["unanswered"] += 1
+            continue
         if lowercase:
             prompt, answer = prompt.lower(), answer.lower()
         yield {
@@ -337,6 +356,7 @@ def _reasonaqa_records(numbered, path, seed, counts, lowercase):
             "source": record["taskname"],
             "kind": kind,
         }
+    _warn_unanswered(path, counts["unanswered"] - before)
 
 
 def reasonaqa_kind(subtype: str, prompt: str, answer: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import published_sam
 from processing_sam import PROMPT_TEMPLATE
 from published_sam import CAPTION_PROMPTS, read_json, read_openaqa, read_reasonaqa
 
@@ -274,7 +275,7 @@ def test_unanswerable_questions_can_be_left_out(tmp_path, answer):
             "record 2 lacks output; it has instruction, input, audio_id, dataset, task, expected OpenAQA",
         ),
         ({"output": None, "audio_id": None}, "record 2 lacks audio_id, output;"),
-        ({"output": " "}, "record 2 has ' ' as output, expected text that is not empty"),
+        ({"output": 7}, "record 2 has 7 as output, expected text"),
         ({"instruction": ""}, "record 2 has '' as instruction"),
         ({"audio_id": 7}, "record 2 has 7 as audio_id"),
         ({"task": 7}, "record 2 has 7 as task, expected text"),
@@ -364,9 +365,9 @@ def test_records_on_two_clips_are_left_out_and_counted(tmp_path):
     counts = {}
     path = write(tmp_path / "train.json", [reasonaqa(), *two, reasonaqa(filepath2=None, answer="no")])
     assert [record["answer"] for record in read_reasonaqa(path, counts=counts)] == ["yes", "no"]
-    assert counts == {"records": 10, "two_audio": 8}
+    assert counts == {"records": 10, "two_audio": 8, "unanswered": 0}
     list(read_reasonaqa(path, counts=counts))  # of a second file
-    assert counts == {"records": 20, "two_audio": 16}
+    assert counts == {"records": 20, "two_audio": 16, "unanswered": 0}
 
 
 def test_the_placeholder_for_a_caption_is_worded(tmp_path):
@@ -387,12 +388,10 @@ def test_the_placeholder_for_a_caption_is_worded(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"answer": ""}, "record 2 has '' as answer, expected text that is not empty"),
-        ({"answer": None}, "record 2 has None as answer"),
+        ({"answer": 7}, "record 2 has 7 as answer, expected text"),
         ({"filepath1": ""}, "record 2 has '' as filepath1"),
         ({"input": ""}, "record 2 has '' as input"),
         ({"caption1": 3}, "record 2 has 3 as caption1, expected text"),
-        ({"input": "caption first audio", "caption1": "", "answer": ""}, "record 2 has '' as answer"),
     ],
 )
 def test_a_malformed_reasonaqa_record_is_named(tmp_path, wrong, message):
@@ -407,3 +406,32 @@ def test_a_missing_key_of_reasonaqa_is_named(tmp_path):
     path = write(tmp_path / "train.json", [item])
     with pytest.raises(ValueError, match=r"record 1 lacks caption2, subtype; .* expected ReasonAQA's taskname"):
         list(read_reasonaqa(path))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Empty answers
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    """What is warned of."""
+    said = []
+    monkeypatch.setattr(published_sam.logger, "warning", said.append)
+    return said
+
+
+def test_openaqa_without_an_answer_is_left_out_and_counted(tmp_path, warnings):
+    items = [openaqa(), openaqa(output=" "), openaqa(output=""), openaqa(output="A cow.")]
+    path = write(tmp_path / "q.json", items)
+    assert [record["answer"] for record in read_openaqa(path)] == [items[0]["output"], "A cow."]
+    assert warnings == [f"{path}: 2 records have an empty answer and are left out."]
+    assert len(list(read_openaqa(write(tmp_path / "whole.json", items[:1])))) == len(warnings) == 1
+
+
+def test_reasonaqa_without_an_answer_is_left_out_and_counted(tmp_path, warnings):
+    nothing = {"input": "caption first audio", "caption1": "", "answer": ""}
+    path = write(tmp_path / "train.json", [reasonaqa(), reasonaqa(answer=""), reasonaqa(**nothing)])
+    counts = {}
+    assert len(list(read_reasonaqa(path, counts=counts))) == 1
+    assert counts == {"records": 3, "two_audio": 0, "unanswered": 2} and len(warnings) == 1
