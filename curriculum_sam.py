@@ -149,10 +149,8 @@ def cached_rows(stage: Stage, sources: dict[str, Any], processor, device) -> Cac
         ValueError: The cutoff leaves no label.
     """
     tables = [as_table(sources[name]).select_columns(["audio", "prompt", "answer"]) for name in stage.data]
-    rows = CachedRows(datasets.concatenate_datasets(tables), processor, device, os.cpu_count() or 1)
-    if stage.text_cutoff is not None:
-        longest = len(processor.slot_pattern) + stage.text_cutoff
-        rows.rows = [{key: value[:longest] for key, value in row.items()} for row in rows.rows]
+    table = datasets.concatenate_datasets(tables)
+    rows = CachedRows(table, processor, device, os.cpu_count() or 1, stage.text_cutoff)
     if all(label == -100 for row in rows.rows for label in row["labels"]):
         raise ValueError(
             f"stages.{stage.number}.text_cutoff: {stage.text_cutoff} leaves nothing of any answer, so that there is "
@@ -478,8 +476,9 @@ def run_recipe(
     if recipe.validation is not None and left:
         names[recipe.validation] = None
     sources = prepare_data(recipe, output, list(names))
+    processor = SamProcessor.from_pretrained(recipe.model)
     for each in left:  # what is wrong with the last stage is not found out after the others
-        stage_steps(recipe, each, sources, SamProcessor.from_pretrained(recipe.model))
+        stage_steps(recipe, each, sources, processor)
     if state.is_main_process:
         claim(recipe, output)
     state.wait_for_everyone()

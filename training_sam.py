@@ -156,9 +156,13 @@ class CachedRows(torch.utils.data.Dataset):
         processor ([`SamAudioLanguageProcessor`]): The processor.
         device (*optional*, defaults to `"cpu"`): Where the features live.
         num_threads (`int`, *optional*, defaults to 8): Threads that read and decode files.
+        text_cutoff (`int`, *optional*): Tokens of template, prompt and answer that are kept, as in [`RecordBatches`];
+            a warning counts the rows that are cut.
     """
 
-    def __init__(self, table: datasets.Dataset, processor, device="cpu", num_threads: int = 8):
+    def __init__(
+        self, table: datasets.Dataset, processor, device="cpu", num_threads: int = 8, text_cutoff: int | None = None
+    ):
         clips = table["audio"][:] if len(table) else []
         keys = [
             clip if clip is None or isinstance(clip, str) else clip["path"] if clip["path"] else index
@@ -171,7 +175,11 @@ class CachedRows(torch.utils.data.Dataset):
         self.rows = []
         if len(table):
             counts = [int(clip is not None) for clip in self.clip]
-            tokens = processor._encode_text(table["prompt"][:], counts, table["answer"][:], train_on_prompt=False)
+            tokens = processor._encode_text(table["prompt"][:], counts, table["answer"][:], False, text_cutoff)
+            if num_cut := sum(tokens["is_cut"]):
+                logger.warning(
+                    f"{num_cut} of {len(table)} rows are longer than {text_cutoff} text tokens and are cut."
+                )
             pairs = zip(tokens["input_ids"], tokens["labels"])
             self.rows = [{"input_ids": ids, "labels": labels} for ids, labels in pairs]
 

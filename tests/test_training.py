@@ -495,6 +495,22 @@ def test_cached_rows_are_the_collators(rows, processor):
     assert (batch["input_features"] - expected["input_features"]).abs().max() < 2e-3  # half precision
 
 
+def test_cached_rows_are_cut_as_ltu_cuts_with_and_without_a_clip(rows, processor, monkeypatch):
+    """So many text tokens stay, slots not counted, and how many rows were cut is said."""
+    import training_sam
+
+    said = []
+    monkeypatch.setattr(training_sam.logger, "warning", said.append)
+    table = datasets.Dataset.from_list([rows[0], {**rows[0], "audio": None}, {**rows[0], "answer": "D"}])
+    whole, slots = CachedRows(table, processor), len(processor.slot_pattern)
+    cutoff = len(whole[1]["input_ids"]) - 4
+    cut = CachedRows(table, processor, text_cutoff=cutoff)
+    for index, expected in enumerate((slots + cutoff, cutoff, len(whole[2]["input_ids"]))):
+        assert cut[index]["input_ids"] == whole[index]["input_ids"][:expected], index
+        assert cut[index]["labels"] == whole[index]["labels"][:expected], index
+    assert said == [f"2 of 3 rows are longer than {cutoff} text tokens and are cut."]
+
+
 @pytest.mark.parametrize("num_frames", [None, 500])
 def test_augmentation_keeps_shape_and_padding(rows, processor, num_frames):
     features = SamDataCollator(processor)(rows)["input_features"]
