@@ -35,6 +35,7 @@ from audio_sam import load_audio
 from batches_sam import RecordBatches, measure_loader
 from configuration_sam import CONNECTORS
 from processing_sam import SamProcessor
+from records_sam import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = ("130m", "780m", "2.7b")
@@ -55,9 +56,7 @@ class Results:
     def add(self, row: dict[str, Any]) -> None:
         """Appends a row, writes the file anew and says it."""
         self.rows.append(row)
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_text(json.dumps(self.rows, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, self.path)
+        write_json(self.rows, self.path)
         print(json.dumps(row), flush=True)
 
 

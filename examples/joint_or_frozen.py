@@ -22,6 +22,9 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout works without installing it
+from records_sam import write_json
+
 EXAMPLES = Path(__file__).resolve().parent
 
 
@@ -100,9 +103,7 @@ def main() -> None:
         table.append({"encoder": encoder, "rank": rank, "mean": statistics.mean(values), "sd": spread})
         shown = "    -" if spread is None else f"{spread:5.1%}"
         print(f"{encoder:8} {rank:4} {statistics.mean(values):6.1%} {shown}  {', '.join(f'{v:.1%}' for v in values)}")
-    partial = args.output.with_name(f".{args.output.name}.partial")
-    partial.write_text(json.dumps({"fold": args.fold, "table": table, "runs": results}, indent=1) + "\n")
-    os.replace(partial, args.output)
+    write_json({"fold": args.fold, "table": table, "runs": results}, args.output)
 
 
 if __name__ == "__main__":

@@ -184,10 +184,12 @@ def scene_rows(
         (scenes.CLOSED + prompt if rng.random() < 0.5 else prompt, answer, kind)
         for prompt, answer, kind in groups["closed"]
     ]
-    return {
-        table: [dict(zip(("audio", "prompt", "answer", "kind"), (audio, *row))) for row in rows]
-        for table, rows in groups.items()
-    }
+    return {table: [table_row(audio, question) for question in rows] for table, rows in groups.items()}
+
+
+def table_row(audio: str, question: tuple[str, str, str]) -> dict[str, str]:
+    """A row of a stage's table: a clip, and prompt, answer and kind of what is asked of it."""
+    return dict(zip(("audio", "prompt", "answer", "kind"), (audio, *question)))
 
 
 def write_stage_tables(
@@ -215,13 +217,13 @@ def write_stage_tables(
     text = [(CAPTION_PROMPT, caption, "caption") for caption in captions]
     text += [(CAPTION_PROMPT, caption(label), "caption") for label in labels for _ in range(20)]
     text += [(prompt, sentence(prompt, label), "sentence") for label in labels for prompt in SENTENCE_PROMPTS]
-    tables["text"] = [dict(zip(("audio", "prompt", "answer", "kind"), ("", *row))) for row in text]
+    tables["text"] = [table_row("", question) for question in text]
     heard = sorted({row["label"] for row in validation})
     tables["questions"] = [
-        {"audio": str(data / "sounds" / row["file"]), "prompt": prompt, "answer": answer, "kind": kind}
+        table_row(str(data / "sounds" / row["file"]), question)
         for row in validation
         for sound in [scenes.Sound(row["label"], 0.0, 5.0)]
-        for prompt, answer, kind in [
+        for question in [
             *scenes.yes_or_no([sound], heard, rng),
             *scenes.multiple_choice([sound], heard, rng),
         ]

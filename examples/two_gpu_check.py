@@ -33,6 +33,7 @@ from configuration_sam import SamConfig
 from curriculum_sam import load_recipe, run_recipe
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamProcessor
+from records_sam import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 1e-3  # largest relative difference of float32 losses
@@ -239,12 +240,6 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     print(f"plot: {path}")
 
 
-def write(rows: list[dict[str, Any]], path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("130m", "780m", "2.7b", "tiny"), default="130m", help="tiny is sam-tiny")
@@ -285,11 +280,11 @@ def main() -> None:
         for number in (1, 2):
             pair.append(run(number, precision, recipe, args))
             rows.append(pair[-1])
-            write(rows, args.json)
+            write_json(rows, args.json)
             print(json.dumps(pair[-1]), flush=True)
         if not any("error" in row for row in pair):
             rows.append(compare(*pair))
-            write(rows, args.json)
+            write_json(rows, args.json)
             print(json.dumps(rows[-1]), flush=True)
     if args.plot is not None:
         plot(rows, args.plot)

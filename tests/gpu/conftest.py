@@ -33,3 +33,16 @@ def short_autotuning():
         for kernel in content.values():
             if len(configs := getattr(kernel, "configs", [])) > 2:
                 kernel.configs = sorted(configs, key=lambda config: math.prod(config.kwargs.values() or [1]))[:2]
+
+
+@pytest.fixture
+def count_fused(monkeypatch):
+    """Grows with each call of the fused layer."""
+    import kernels_sam
+
+    calls = []
+    original = kernels_sam.mamba_split_conv1d_scan_combined
+    monkeypatch.setattr(
+        kernels_sam, "mamba_split_conv1d_scan_combined", lambda *a, **k: calls.append(1) or original(*a, **k)
+    )
+    return calls

@@ -10,7 +10,6 @@ from peft import get_peft_model
 from tiny import tiny_config, tiny_model, tiny_processor
 from transformers import TrainingArguments
 
-import kernels_sam as kernels
 from batches_sam import RecordBatches, collate_rows, compute_features
 from modeling_sam import SamForConditionalGeneration, positions_with_loss
 from processing_sam import SamFeatureExtractor, load_audio
@@ -52,16 +51,6 @@ def gradients(model):
     found = {name: p.grad.detach().clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     return found
-
-
-@pytest.fixture
-def count_fused(monkeypatch):
-    calls = []
-    original = kernels.mamba_split_conv1d_scan_combined
-    monkeypatch.setattr(
-        kernels, "mamba_split_conv1d_scan_combined", lambda *a, **k: calls.append(1) or original(*a, **k)
-    )
-    return calls
 
 
 def test_log_mel_of_waveforms_equals_the_cpus():
