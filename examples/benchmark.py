@@ -70,7 +70,7 @@ def train(args: argparse.Namespace, results: Results) -> None:
     device = torch.device(args.device)
     limit, context = args.memory_limit_gib, None
     if limit is not None and device.type == "cuda":
-        torch.zeros(1, device=device)
+        device = torch.zeros(1, device=device).device  # with its index
         free, total = torch.cuda.mem_get_info(device)
         context = (total - free - torch.cuda.memory_reserved(device)) / GIB
         torch.cuda.set_per_process_memory_fraction((limit - context) * GIB / total, device)

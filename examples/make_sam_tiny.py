@@ -214,7 +214,7 @@ def write_stage_tables(
         for table, rows in scene_rows(audio, sounds, labels, rng).items():
             tables[table] += rows
     # Text alone: how AudioCaps writes captions (MIT), and our own answers, once with each prompt.
-    text = [(CAPTION_PROMPT, caption, "caption") for caption in captions]
+    text = [(CAPTION_PROMPT, each, "caption") for each in captions]
     text += [(CAPTION_PROMPT, caption(label), "caption") for label in labels for _ in range(20)]
     text += [(prompt, sentence(prompt, label), "sentence") for label in labels for prompt in SENTENCE_PROMPTS]
     tables["text"] = [table_row("", question) for question in text]

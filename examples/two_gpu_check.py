@@ -2,11 +2,13 @@
 
     python examples/two_gpu_check.py --size 130m --work runs/two --json two_gpu.json --plot two_gpu.png
     python examples/two_gpu_check.py --size tiny --batch 2 --bf16-steps 4 --work runs/two --json two_cpu.json
+    python examples/two_gpu_check.py --size 2.7b --fsdp --bf16-steps 6 --batch 8 --work runs/two --json fsdp.json
 
 The global batch is the same, so the losses should be: in float32 (dropout 0, a few steps, the largest relative
 difference is to be 1e-3 at most) and, more loosely, in bf16. Two processes run on two GPUs under `accelerate launch
 --config_file examples/accelerate_two_gpu_bf16.yaml`, or, where there is no GPU, on the CPU under torchrun. `--plot`
-needs matplotlib; `--plot-only` draws a JSON file of another machine.
+needs matplotlib; `--plot-only` draws a JSON file of another machine. `--fsdp` instead trains the whole model, its
+language model too, divided over two GPUs by examples/accelerate_fsdp_bf16.yaml.
 """
 
 import argparse
@@ -89,12 +91,12 @@ def write_data(folder: Path, rows: int, clips: int = 64) -> Path:
 
 
 def write_recipe(path: Path, args: argparse.Namespace, model: Path, precision: str, steps: int) -> Path:
-    """A recipe of one stage that trains everything that the curriculum does, without dropout."""
+    """A recipe of one stage, without dropout, that trains what the curriculum does; all weights with `--fsdp`."""
     on_gpu = torch.cuda.is_available()
     recipe = {
         "model": str(model),
         "data_root": str(path.parent),
-        "lora_rank": args.rank,
+        "lora_rank": 0 if args.fsdp else args.rank,
         "lora_dropout": 0.0,
         "encoder_attention": "sdpa",
         "base_dtype": "float32" if precision == "fp32" else "bfloat16",
@@ -113,8 +115,8 @@ def write_recipe(path: Path, args: argparse.Namespace, model: Path, precision: s
         "stages": {
             1: {
                 "name": f"{precision}, {steps} steps",
-                "trains": ["connector", "encoder", "lora"],
-                "learning_rate": 3e-4,
+                "trains": ["connector", "encoder", "language_model" if args.fsdp else "lora"],
+                "learning_rate": 1e-5 if args.fsdp else 3e-4,
                 "epochs": 1,
                 "data": ["rows"],
             }
@@ -125,7 +127,7 @@ def write_recipe(path: Path, args: argparse.Namespace, model: Path, precision: s
 
 
 class StepTimes(TrainerCallback):
-    """Writes down when each step was over."""
+    """Writes down when each step was over, and the first GPU's largest memory."""
 
     def __init__(self, path: Path):
         self.path, self.times = path, []
@@ -139,7 +141,8 @@ class StepTimes(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         """The first process's times are all that are needed: the others wait for it in every step."""
         if state.is_world_process_zero:
-            self.path.write_text(json.dumps(self.times))
+            peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+            self.path.write_text(json.dumps({"ends": self.times, "peak_allocated_gib": peak}))
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -147,8 +150,8 @@ class StepTimes(TrainerCallback):
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def command(number: int, precision: str, words: list[str]) -> list[str]:
-    """What starts so many processes of this script."""
+def command(number: int, precision: str, words: list[str], config: str) -> list[str]:
+    """What starts so many processes of this script, those of accelerate by a configuration of this folder."""
     if number == 1:
         return [sys.executable, __file__, *words]
     with socket.socket() as free:
@@ -157,14 +160,15 @@ def command(number: int, precision: str, words: list[str]) -> list[str]:
     if not torch.cuda.is_available():
         launch = ["torch.distributed.run", "--nproc_per_node", str(number), "--master_port", port]
     else:
-        config = str(ROOT / "examples/accelerate_two_gpu_bf16.yaml")
-        launch = ["accelerate.commands.launch", "--config_file", config, "--num_processes", str(number)]
+        launch = ["accelerate.commands.launch", "--config_file", str(ROOT / "examples" / config)]
+        launch += ["--num_processes", str(number)]
         launch += ["--main_process_port", port, "--mixed_precision", "no" if precision == "fp32" else precision]
     return [sys.executable, "-m", *launch, __file__, *words]
 
 
 def run(number: int, precision: str, recipe: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Trains in processes of their own; gives the losses and the speed, or `error`."""
+    config = "accelerate_fsdp_bf16.yaml" if args.fsdp else "accelerate_two_gpu_bf16.yaml"
     output = args.work / f"{precision}-{number}-{int(time.time())}"
     times, log = output.with_suffix(".times.json"), output.with_suffix(".log")
     words = ["--worker", str(recipe), "--output", str(output), "--times", str(times)]
@@ -173,7 +177,7 @@ def run(number: int, precision: str, recipe: Path, args: argparse.Namespace) -> 
         environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     print(f"{time.strftime('%H:%M:%S')} {precision}, {number} process(es): {log}", flush=True)
     row = {
-        "work": "train, one and two processes",
+        "work": "train all weights, divided by FSDP" if args.fsdp else "train, one and two processes",
         "implementation": f"{number} process{'es' if number > 1 else ''}",
         "size": args.size,
         "batch": args.batch,
@@ -186,7 +190,11 @@ def run(number: int, precision: str, recipe: Path, args: argparse.Namespace) -> 
     with open(log, "w") as file:
         # a group of its own, so that the processes which a launcher has started end with it
         started = subprocess.Popen(
-            command(number, precision, words), env=environment, stdout=file, stderr=file, start_new_session=True
+            command(number, precision, words, config),
+            env=environment,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
         )
         try:
             code = started.wait(timeout=args.seconds)
@@ -198,10 +206,11 @@ def run(number: int, precision: str, recipe: Path, args: argparse.Namespace) -> 
         return {**row, "error": f"{code}: {log.read_text()[-2000:]}"}
     state = json.loads((output / "stage-1/trainer_state.json").read_text())
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
-    ends = json.loads(times.read_text())
+    measured = json.loads(times.read_text())
+    ends = measured["ends"]
     first = min(len(ends) // 2, 6)  # kernels are compiled and tuned in the first steps
     rate = 2 * args.batch * (len(ends) - 1 - first) / (ends[-1] - ends[first])
-    return {**row, "per_second": rate, "steps_timed": len(ends) - 1 - first, "losses": losses}
+    return {**row, "per_second": rate, "steps_timed": len(ends) - 1 - first, "losses": losses, **measured}
 
 
 def compare(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
@@ -251,6 +260,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8, help="of LoRA")
     parser.add_argument("--steps", type=int, default=20, help="in float32")
     parser.add_argument("--bf16-steps", type=int, default=60, help="in bf16, where the speed counts")
+    parser.add_argument("--fsdp", action="store_true", help="train all weights, in bf16, divided over two GPUs")
     parser.add_argument("--workers", type=int, default=4 if torch.cuda.is_available() else 0, help="of each loader")
     parser.add_argument("--seconds", type=float, default=200, help="after which a run is ended")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
@@ -274,15 +284,17 @@ def main() -> None:
     if args.size != "tiny":
         write_model(model, args.size)
     rows: list[dict[str, Any]] = []
-    for precision, steps in (("fp32", args.steps), ("bf16", args.bf16_steps)):
+    for precision, steps in (("fp32", 0 if args.fsdp else args.steps), ("bf16", args.bf16_steps)):
+        if steps == 0:
+            continue
         recipe = write_recipe(args.work / f"{precision}.yaml", args, model, precision, steps)
-        pair = []
-        for number in (1, 2):
+        pair: list[dict[str, Any]] = []
+        for number in (2,) if args.fsdp else (1, 2):
             pair.append(run(number, precision, recipe, args))
             rows.append(pair[-1])
             write_json(rows, args.json)
             print(json.dumps(pair[-1]), flush=True)
-        if not any("error" in row for row in pair):
+        if len(pair) == 2 and not any("error" in row for row in pair):
             rows.append(compare(*pair))
             write_json(rows, args.json)
             print(json.dumps(rows[-1]), flush=True)
