@@ -19,8 +19,8 @@ import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from benchmarks_sam import Item
 from audio_sam import SAMPLING_RATE, load_audio
+from benchmarks_sam import Item
 from records_sam import write_json
 
 RUN_FILE = "run.json"
@@ -125,7 +125,13 @@ def generate_answers(
 
 @torch.inference_mode()
 def answer_batch(
-    model, processor, items: Sequence[Item], clips: Sequence, candidates: dict[str, list[str]], max_new_tokens: int
+    model,
+    processor,
+    items: Sequence[Item],
+    clips: Sequence,
+    candidates: dict[str, list[str]],
+    end_of_text: bool,
+    max_new_tokens: int,
 ) -> list[dict[str, Any]]:
     """One record an item: `id`, `text` (`None` where the clip cannot be read, for the reason in `failed`), `long`
     (more than 10.24 s, of which the rest was not heard), and `sums` and `means`, the candidates' log-likelihoods."""
@@ -148,11 +154,11 @@ def answer_batch(
         long = extractor.num_frames(len(waveform)) > extractor.max_frames
         records[index].update(text=text, long=long)
     if candidates:
-        scores = model.score_candidates(processor, inputs, [candidates[items[index].id] for index in heard])
+        rows = [candidates[items[index].id] for index in heard]
+        scores = model.score_candidates(processor, inputs, rows, end_of_text=end_of_text)
         for row, index in enumerate(heard):
-            count = len(candidates[items[index].id])
-            records[index]["sums"] = scores.sums[row, :count].tolist()
-            records[index]["means"] = scores.means[row, :count].tolist()
+            records[index]["sums"] = scores.sums[row, : len(rows[row])].tolist()
+            records[index]["means"] = scores.means[row, : len(rows[row])].tolist()
     return records
 
 
@@ -204,6 +210,7 @@ def predict(
     folder: str | Path,
     settings: dict[str, Any],
     candidates: dict[str, list[str]] | None = None,
+    end_of_text: bool = True,
     batch_size: int = 32,
     max_new_tokens: int = 400,
     state: PartialState | None = None,
@@ -217,6 +224,8 @@ def predict(
         folder (`str` or `Path`): The work folder, which all processes see; made if needed. It stays.
         settings (`dict`): All that the answers depend on, as JSON can hold it: it guards against mixing runs.
         candidates (`dict`, *optional*): By an item's `id`, the answers whose likelihood is wanted beside.
+        end_of_text (`bool`, *optional*, defaults to `True`): Whether a candidate is the whole answer, or its
+            beginning.
         batch_size (`int`, *optional*, defaults to 32): Items that are answered together; those with long prompts
             first, so that what does not fit into memory fails at once.
         max_new_tokens (`int`, *optional*, defaults to 400): Longest answer, LTU's.
@@ -232,7 +241,9 @@ def predict(
     state = state or PartialState()
     folder = Path(folder)
     if len({item.id for item in items}) != len(items):
-        raise ValueError(f"items: got {len(items)} with {len({item.id for item in items})} ids, expected distinct ones.")
+        raise ValueError(
+            f"items: got {len(items)} with {len({item.id for item in items})} ids, expected distinct ones."
+        )
     check_run(folder, settings)
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -244,8 +255,11 @@ def predict(
     begin = time.perf_counter()
     order = sorted(items, key=lambda item: -len(item.prompt))
     plan = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
-    own = [[item for item in batch if item.id not in done] for batch in plan[state.process_index :: state.num_processes]]
-    _answer(model, processor, [batch for batch in own if batch], folder, candidates or {}, max_new_tokens, state)
+    own = [
+        [item for item in batch if item.id not in done] for batch in plan[state.process_index :: state.num_processes]
+    ]
+    options = (candidates or {}, end_of_text, max_new_tokens)
+    _answer(model, processor, [batch for batch in own if batch], folder, options, state)
     state.wait_for_everyone()
     seconds = time.perf_counter() - begin
     speed = {"seconds": seconds, "clips_per_second": (len(items) - resumed) / seconds, "resumed": resumed}
@@ -254,17 +268,19 @@ def predict(
     records = read_parts(folder)
     absent = [item.id for item in items if item.id not in records]
     if absent:
-        raise RuntimeError(f"{len(absent)} items have no answer, such as {absent[0]!r}: do all processes see {folder}?")
+        raise RuntimeError(
+            f"{len(absent)} items have no answer, such as {absent[0]!r}: do all processes see {folder}?"
+        )
     return [records[item.id] for item in items], speed
 
 
-def _answer(model, processor, batches, folder: Path, candidates, max_new_tokens: int, state) -> None:
+def _answer(model, processor, batches, folder: Path, options: tuple, state) -> None:
     """Answers this process's batches, each appended by one write."""
     total = sum(map(len, batches))
     progress = tqdm(total=total, desc="answering", unit="clip", disable=not state.is_main_process)
     with open(folder / f"part-{state.process_index:05d}.jsonl", "ab", buffering=0) as handle:
         for items, clips in load_batches(batches):
-            records = answer_batch(model, processor, items, clips, candidates, max_new_tokens)
+            records = answer_batch(model, processor, items, clips, *options)
             handle.write((json.dumps(records) + "\n").encode())
             progress.update(len(items))
     progress.close()

@@ -53,21 +53,6 @@ def label_similarities(texts: Sequence[str], label_texts: Sequence[str], encoder
     return (encoder.embed(distinct) @ labels.T).numpy()[[rows[text] for text in spoken]]
 
 
-def caption_similarities(texts: Sequence[str], references: Sequence[Sequence[str]], encoder) -> np.ndarray:
-    """The cosine between each caption and its references, the mean over them, `[N]`.
-
-    Args:
-        texts (list of `str`): `N` captions.
-        references (list of lists of `str`): At least one for each.
-        encoder ([`TextEncoder`]): As in [`label_similarities`].
-    """
-    distinct = list(dict.fromkeys([*texts, *(text for row in references for text in row)]))
-    vectors = dict(zip(distinct, encoder.embed(distinct).numpy()))
-    return np.array(
-        [np.mean([vectors[text] @ vectors[each] for each in row]) for text, row in zip(texts, references)]
-    )
-
-
 def target_matrix(references: Sequence[Sequence[str]], labels: Sequence[str]) -> np.ndarray:
     """Which label is true of which clip, `[N, C]`, bool.
 
@@ -249,7 +234,6 @@ __all__ = [
     "average_precision",
     "bootstrap_interval",
     "bootstrap_mean",
-    "caption_similarities",
     "label_similarities",
     "mean_average_precision",
     "micro_f1",
