@@ -162,7 +162,8 @@ def average_precision(scores: np.ndarray, targets: np.ndarray, weights: np.ndarr
 
 
 def _weights(weights: np.ndarray | None, count: int) -> np.ndarray:
-    return np.ones((1, count)) if weights is None else weights
+    weights = np.ones((1, count)) if weights is None else weights
+    return weights if weights.dtype.kind == "f" else weights.astype(np.float64)
 
 
 METRICS = {"accuracy": accuracy, "micro_f1": micro_f1, "map": mean_average_precision}
