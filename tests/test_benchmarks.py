@@ -249,6 +249,7 @@ def test_tut2017(tmp_path, session):
 
 def test_beijing_opera(tmp_path):
     names = ["123__user__bangu-01.wav", "123__user__xiaoluo-07.wav", "Daluo/1.wav", "naobo/1.wav", "Small_gong/2.flac"]
+    names.append("xiaoluo/daluo-2.wav")  # the file's name counts before the folder's
     put(tmp_path, dict.fromkeys([*names, "README.txt"]))
     assert sorted(short(read_benchmark("beijing_opera", tmp_path), tmp_path)) == [
         ("123__user__bangu-01.wav", "123__user__bangu-01.wav", "Clapper-drum"),
@@ -256,6 +257,7 @@ def test_beijing_opera(tmp_path):
         ("Daluo/1.wav", "Daluo/1.wav", "Large gong"),
         ("Small_gong/2.flac", "Small_gong/2.flac", "small gong"),
         ("naobo/1.wav", "naobo/1.wav", "Cymbals"),
+        ("xiaoluo/daluo-2.wav", "xiaoluo/daluo-2.wav", "Large gong"),
     ]
     put(tmp_path, {"piano/1.wav": None})
     with pytest.raises(ValueError, match=r"piano/1\.wav has the label '', expected one of the 4 of Beijing Opera"):
@@ -382,6 +384,8 @@ def test_clotho(tmp_path):
         ("Santa Motor.wav", None, "A motor, it hums.", "b", "c", "d", "e"),
         ("FR.CTC.08.S.001.wav", "evaluation/FR.CTC.08.S.001.ogg", "f", "g", "h", "i", "j"),
     ]
+    shutil.rmtree(tmp_path / "evaluation")
+    assert [item.audio for item in read_benchmark("clotho", tmp_path)] == [None, None]
     put(tmp_path, {"clotho_captions_evaluation.csv": lines(header, "a.wav,b,c")})
     with pytest.raises(ValueError, match=r"line 2 has no caption_3, caption_4, caption_5, expected the columns"):
         read_benchmark("clotho", tmp_path)
