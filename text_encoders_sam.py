@@ -226,7 +226,7 @@ def load_text_encoder(
         source = f"{MINILM_PACKAGE} {importlib.metadata.version(MINILM_PACKAGE)}"
     else:
         folder = path
-    config = json.loads((folder / "config.json").read_text("utf-8")) if (folder / "config.json").is_file() else {}
+    config = _optional_json(folder / "config.json")
     is_laion = config.get("model_type") in ("clap", "clap_text_model")
     if not is_laion and not (folder / "modules.json").is_file():
         raise ValueError(
