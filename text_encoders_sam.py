@@ -127,7 +127,7 @@ class TextEncoder:
             batch = order[begin : begin + batch_size]
             ids = [torch.tensor(rows[index]) for index in batch]
             mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
-            ids = pad_sequence(ids, batch_first=True, padding_value=self._tokenizer.pad_token_id)
+            ids = pad_sequence(ids, batch_first=True)  # masked and at the end: any id would do
             vectors[batch] = F.normalize(self._forward(ids.to(self._device), mask.to(self._device)), dim=-1).cpu()
         return vectors[torch.tensor([position[text] for text in texts], dtype=torch.long)]
 
@@ -455,10 +455,12 @@ def _load(model_class: Any, folder: Path, device: str | torch.device, **options:
 
 def _own_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    if not 1 < len(tokenizer) <= vocabulary or tokenizer.pad_token_id is None:
+    # without its files transformers 5 gives one of nothing but special tokens
+    if not len(tokenizer.all_special_ids) < len(tokenizer) <= vocabulary:
         raise ValueError(
-            f"text encoder: the tokenizer of {str(folder)!r} has {len(tokenizer)} tokens and the padding token "
-            f"{tokenizer.pad_token!r}, expected at most the model's {vocabulary}, and one to pad with."
+            f"text encoder: the tokenizer of {str(folder)!r} has {len(tokenizer)} tokens, of them "
+            f"{len(tokenizer.all_special_ids)} special, expected words and at most the model's {vocabulary} tokens; "
+            "are its files complete?"
         )
     return tokenizer
 

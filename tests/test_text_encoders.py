@@ -336,11 +336,13 @@ def test_the_tokenizer_must_be_the_right_one(microsoft, version, tmp_path, monke
         load_text_encoder(microsoft / FILES[version], tokenizer=tmp_path)  # empty
     other = tmp_path / "other"
     other.mkdir()
-    (other / "vocab.txt").write_text("\n".join([*WORDS, "more"]), "utf-8")
-    (other / "vocab.json").write_text('{"a": 0, "<|endoftext|>": 1}', "utf-8")
     (other / "merges.txt").write_text("#version: 0.2\n", "utf-8")
-    with pytest.raises(ValueError, match=r"tokenizer: .*expected the checkpoint's"):
-        load_text_encoder(microsoft / FILES[version], tokenizer=other)
+    tokens = WORDS if version == "2022" else [*BYTES, "!!", "<|endoftext|>"]
+    for wrong in ([*tokens, "more"], tokens[1:] + tokens[:1]):  # too many; as many in another order
+        (other / "vocab.txt").write_text("\n".join(wrong), "utf-8")
+        (other / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(wrong)}), "utf-8")
+        with pytest.raises(ValueError, match=r"tokenizer: .*expected the checkpoint's"):
+            load_text_encoder(microsoft / FILES[version], tokenizer=other)
 
 
 def test_the_words_fetch_the_published_file(microsoft, version, monkeypatch):
@@ -620,6 +622,15 @@ def test_arguments_without_meaning_are_refused(laion, microsoft):
         encoder.embed(["rain", None])
     with pytest.raises(ValueError, match="batch_size: got 0"):
         encoder.embed(["rain"], batch_size=0)
+
+
+def test_a_tokenizer_that_knows_nothing_is_refused(tmp_path):
+    """What transformers gives where a folder has no tokenizer files."""
+    folder = save_sentence_encoder(tmp_path / "encoder", {"pooling_mode": "mean"})
+    for name in ("vocab.txt", "tokenizer.json"):
+        (folder / name).unlink()
+    with pytest.raises(ValueError, match=r"the tokenizer of .* has \d+ tokens, expected"):
+        load_text_encoder(folder)
 
 
 def test_an_empty_text_without_any_token_is_refused(laion):
