@@ -10,6 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from benchmarks_sam import read_esc50
+from mmau_sam import mmau_correct, strip_option_letter
 
 # The 50 classes of ESC-50 and the words that name them. A line reads `label: form; form`; a form is one or more
 # slots joined by `+`, a slot is words joined by `|`. A text names a label when, for one of its forms, every slot has
@@ -176,15 +177,6 @@ def generate_answers(
     return answers
 
 
-def strip_option_letter(text: str) -> str:
-    """A chosen option without its letter: "b) dog barking", "(B) dog barking" and "B. dog barking" give "dog barking".
-
-    Args:
-        text (`str`): What the model said.
-    """
-    return re.sub(r"^\s*(?:\([a-hA-H]\)|[a-hA-H]\s*[).:])\s*", "", text).strip()
-
-
 def answers_question(prediction: str, answer: str, kind: str) -> bool:
     """Whether a closed question is answered right.
 
@@ -310,6 +302,7 @@ __all__ = [
     "evaluate_esc50",
     "evaluate_questions",
     "generate_answers",
+    "mmau_correct",
     "named_labels",
     "names_label",
     "read_esc50",
