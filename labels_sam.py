@@ -1,9 +1,9 @@
 """The class names of the benchmarks, in the order of LTU's label files (`src/ltu/eval/labels` of its repository).
 
-Each is spelled as its benchmark's own ground truth spells it; LTU's files write the commas of VGGSound as `_`, and leave
-out those of DCASE2017 and the underscores of TUT2017. Sources: the ground truth of ESC-50, DCASE2017 task 4, VocalSound,
-TUT Acoustic Scenes 2017, VGGSound and FSD50K, LTU's English names of the four Beijing Opera instruments, and AudioSet's
-`class_labels_indices.csv`. In a text here, names stand between semicolons; a line break counts as a space.
+Each is spelled as its benchmark's own ground truth spells it; LTU's files write the commas of VGGSound as `_`, and
+leave out those of DCASE2017 and the underscores of TUT2017. Sources: the ground truth of ESC-50, DCASE2017 task 4,
+VocalSound, TUT Acoustic Scenes 2017, VGGSound and FSD50K, LTU's English names of the four Beijing Opera instruments,
+and AudioSet's `class_labels_indices.csv`. In a text here, names stand between semicolons; a line break is a space.
 """
 
 
