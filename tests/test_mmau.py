@@ -1,4 +1,4 @@
-"""MMAU: its figures on the published test-mini, its rule on answers worked out by hand, what goes out to the server."""
+"""MMAU: the figures of its test-mini, its rule on answers worked out by hand, what goes out to the server."""
 
 import json
 import os
