@@ -250,7 +250,7 @@ def read_benchmark(
     if name in MMAU_SPLITS:
         from mmau_sam import read_mmau
 
-        return read_mmau(data, MMAU_SPLITS[name])
+        return read_mmau(data, MMAU_SPLITS[name], audio_roots=audio_roots)
 
     benchmark, layout, data = BENCHMARKS[name], LAYOUTS[name], Path(data)
     expected = f"expected {benchmark.title} as it is published ({layout.files}), or an evaluation file of LTU's."

@@ -584,7 +584,7 @@ def test_two_files_for_one_clip(tmp_path):
 
 def test_mmau_is_read_by_its_own_module(monkeypatch):
     module = types.ModuleType("mmau_sam")
-    module.read_mmau = lambda data, split: [(data, split)]
+    module.read_mmau = lambda data, split, audio_roots: [(data, split)]
     monkeypatch.setitem(sys.modules, "mmau_sam", module)
     assert read_benchmark("mmau_mini", "x.json") == [("x.json", "test-mini")]
     assert read_benchmark("mmau", "x.json") == [("x.json", "test")]
