@@ -68,14 +68,15 @@ def caption_preflight(spice_jars: str | Path | None = None, require_spice: bool 
         found = {names: next((p for n in names if (p := Path(folder, n)).exists()), None) for names in SPICE_JARS}
         jars = [path for path in found.values() if path and zipfile.is_zipfile(path)]
         lacking = [" or ".join(names) for names, path in found.items() if path is None]
-        lacking += [f"{path.name} (there, but cut off or no jar)" for path in found.values() if path and path not in jars]
+        lacking += [
+            f"{path.name} (there, but cut off or no jar)" for path in found.values() if path and path not in jars
+        ]
     missing = None
     if lacking:
-        where = f"in {str(folder)!r}" if folder else "in a folder that spice_jars (--spice-jars) or SAM_SPICE_JARS names"
-        missing = (
-            f"SPICE needs {', '.join(lacking)} {where}. With Maven: {FETCH_COMMAND.format(folder or 'DIR')}. "
-            "Without SPICE the other metrics are computed, and no SPIDEr."
+        where = (
+            f"in {str(folder)!r}" if folder else "in a folder that spice_jars (--spice-jars) or SAM_SPICE_JARS names"
         )
+        missing = f"SPICE needs {', '.join(lacking)} {where}. With Maven: {FETCH_COMMAND.format(folder or 'DIR')}"
     if missing and require_spice:
         raise FileNotFoundError(missing)
     return {
@@ -131,7 +132,7 @@ def caption_scores(
             )
     preflight = caption_preflight(spice_jars, require_spice)
     if preflight["missing"]:
-        logger.warning(preflight["missing"])
+        logger.warning(f"No SPICE and no SPIDEr, the other metrics only. {preflight['missing']}")
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
