@@ -170,14 +170,15 @@ def evaluate(
         caption_preflight(spice_jars, require_spice)
     found = [item for item in items if item.audio is not None]
     wanted = found if "likelihood" in protocols else []
-    candidates = {item.id: candidate_texts(item, benchmark, answer_form) for item in wanted}
+    shared = candidate_texts(found[0], benchmark, answer_form) if benchmark.labels else None
+    candidates = {item.id: shared or candidate_texts(item, benchmark) for item in wanted}
     settings = {
         "benchmark": benchmark.name,
         "checkpoint_hash": checkpoint_hash,
         "dtype": str(model.dtype),
         "max_new_tokens": max_new_tokens,
         "items": _digest([[item.id, Path(item.audio).name, item.prompt] for item in found]),
-        "candidates": _digest(candidates),
+        "candidates": _digest([sorted(candidates), shared] if shared else candidates),
     }
     model.eval()
     options = (candidates, not benchmark.labels, batch_size, max_new_tokens, state)
@@ -308,16 +309,22 @@ def score_likelihoods(
     for name in ("sums", "means"):
         if benchmark.labels:
             nothing = [-np.inf] * len(benchmark.labels)
-            scores = np.array([record.get(name, nothing) for record in records])
+            scores = np.array([_likelihoods(record, name) or nothing for record in records])
             result[name] = score_labels(scores, items, benchmark)
         else:
-            best = [None if name not in each else int(np.argmax(each[name])) for each in records]
-            chosen = [None if row is None else item.choices[row] for row, item in zip(best, items)]
+            found = [_likelihoods(record, name) for record in records]
+            chosen = [item.choices[int(np.argmax(row))] if row else None for row, item in zip(found, items)]
             result[name] = score_choices(chosen, items)
             for said, choice in zip(result[name]["items"], chosen):
                 said["label"] = choice
     by_mean = {name: result["means"][name] for name in ("value", "interval")}
     return {**result["sums"], "by_mean": by_mean}
+
+
+def _likelihoods(record: dict[str, Any], name: str) -> list[float]:
+    """The candidates' sums, or means by token; empty where the clip could not be read."""
+    sums = record.get("sums", [])
+    return sums if name == "sums" else [value / count for value, count in zip(sums, record.get("tokens", []))]
 
 
 def score_choices(chosen: Sequence[str | None], items: Sequence[Item]) -> dict[str, Any]:

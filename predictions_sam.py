@@ -134,7 +134,7 @@ def answer_batch(
     max_new_tokens: int,
 ) -> list[dict[str, Any]]:
     """One record an item: `id`, `text` (`None` where the clip cannot be read, for the reason in `failed`), `long`
-    (more than 10.24 s, of which the rest was not heard), and `sums` and `means`, the candidates' log-likelihoods."""
+    (more than 10.24 s, of which the rest was not heard), and of the candidates `sums`, their log-likelihoods, and `tokens`."""
     records = [{"id": item.id, "text": None, "failed": reason} for item, (_, reason) in zip(items, clips)]
     heard = [index for index, (waveform, _) in enumerate(clips) if waveform is not None]
     if not heard:
@@ -157,8 +157,9 @@ def answer_batch(
         rows = [candidates[items[index].id] for index in heard]
         scores = model.score_candidates(processor, inputs, rows, end_of_text=end_of_text)
         for row, index in enumerate(heard):
-            records[index]["sums"] = scores.sums[row, : len(rows[row])].tolist()
-            records[index]["means"] = scores.means[row, : len(rows[row])].tolist()
+            sums = scores.sums[row, : len(rows[row])].tolist()
+            records[index]["sums"] = [round(value, 5) for value in sums]  # of 527 labels a line is long
+            records[index]["tokens"] = scores.lengths[row, : len(rows[row])].tolist()
     return records
 
 

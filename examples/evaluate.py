@@ -40,7 +40,7 @@ from evaluation_sam import (
     question_items,
     versions,
 )
-from mmau_sam import FILES, STYLES, read_mmau, write_mmau_submission
+from mmau_sam import FILES, STYLES, read_mmau, shuffle_choices, write_mmau_submission
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamProcessor
 from records_sam import parse_audio_roots, write_json
@@ -64,6 +64,9 @@ def arguments() -> argparse.Namespace:
         "--answer-form", default=ANSWER_FORM, help="how the model writes a label (default: %(default)s)"
     )
     parser.add_argument("--prompt-style", choices=STYLES, default="reasonaqa", help="of MMAU (default: %(default)s)")
+    parser.add_argument(
+        "--shuffle-choices", type=int, metavar="SEED", help="ask MMAU with its choices in another order"
+    )
     parser.add_argument("--audio-root", action="append", default=[], metavar="FROM=TO", help="where a folder is here")
     parser.add_argument("--min-coverage", type=float, default=MIN_COVERAGE, help="share of clips that must be there")
     parser.add_argument("--limit", type=int, help="the first items only, for a quick look")
@@ -100,6 +103,8 @@ def items_of(name: str, args: argparse.Namespace) -> list:
     elif name in MMAU_SPLITS:
         roots = parse_audio_roots(args.audio_root)
         items = read_mmau(args.data[name], MMAU_SPLITS[name], args.prompt_style, roots)
+        if args.shuffle_choices is not None:
+            items = shuffle_choices(items, args.shuffle_choices, args.prompt_style)
     else:
         fold = args.fold if name == "esc50" else None
         items = read_benchmark(name, args.data[name], fold, parse_audio_roots(args.audio_root))
@@ -116,6 +121,10 @@ def report(result: dict) -> None:
             continue
         low, high = score["interval"]
         print(f"{name}: {score['value']:.1%} (95 % interval {low:.1%} to {high:.1%}) of {count}")
+    for task, share in result.get("by_task", {}).items():
+        print(f"{task}: {share['value']:.1%} of {share['count']}")
+    for name, share in result.get("baselines", {}).items():
+        print(f"beside it, {name}: " + ("unknown" if share["value"] is None else f"{share['value']:.1%}"))
     if result["missing"]:
         print(f"{len(result['missing'])} of {result['expected']} clips are missing, and do not count")
     for failed in result["failed"][:10]:

@@ -72,8 +72,7 @@ def near(records, others):
     """The same but for the rounding of another batch's sums."""
     for one, other in zip(records, others, strict=True):
         one, other = dict(one), dict(other)
-        for name in ("sums", "means"):
-            assert one.pop(name, []) == pytest.approx(other.pop(name, []), abs=1e-3)
+        assert one.pop("sums", []) == pytest.approx(other.pop("sums", []), abs=1e-3)
         assert one == other
     return True
 
