@@ -260,7 +260,7 @@ def run(monkeypatch, tmp_path, chosen, rows, predict, **options):
 
 def test_one_generation_serves_all_protocols(monkeypatch, tmp_path, clip):
     rows = [*items(clip, ["dog_bark"], ["rain"], ["rain"], ["sea_waves"]), Item("4.wav", None, "?", ("rain",))]
-    sums = [[-1.0, -2, -3], [-1, -2, -3], [-3, -1, -9], [-9, -9, -9]]
+    sums = [[-1.0, -2, -3], [-8, -9, -10], [-3, -1, -2], [-9, -9, -9]]
     predict = fake_predict("Audio caption: A dog, bark", "sea waves", "rain", None, sums=sums)
     options = {"text_encoder": Words(), "min_coverage": 0.8}
     result = run(monkeypatch, tmp_path, benchmark(), rows, predict, **options)
@@ -273,7 +273,7 @@ def test_one_generation_serves_all_protocols(monkeypatch, tmp_path, clip):
     labels = [[each["label"] for each in row["by_protocol"].values()] for row in result["predictions"]]
     assert labels == [["dog_bark", "dog_bark"], ["sea_waves", "dog_bark"], ["rain", "rain"], [None, None]]
     assert [row["correct"] for row in result["predictions"]] == [True, False, True, False]
-    assert result["protocols"]["likelihood"]["by_mean"]["value"] == 2 / 4  # -0.5 by token beats -9 / 9 = -1
+    assert result["protocols"]["likelihood"]["by_mean"]["value"] == 3 / 4  # -9 of 9 tokens beats -8 of 2
     assert result["interval"][0] < 0.5 < result["interval"][1]
     json.dumps(result)
 
