@@ -79,6 +79,8 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if len(args.benchmarks) > 1 and args.output.suffix == ".json":
         parser.error(f"--output: got {args.output} for {len(args.benchmarks)} benchmarks, expected a folder")
+    if args.fold is not None and "esc50" not in args.benchmarks:
+        parser.error(f"--fold: got {args.fold}, but only esc50 has folds")
     args.data = data_of(args.data, args.benchmarks, parser)
     return args
 
@@ -174,7 +176,12 @@ def main() -> None:
         if result is None:  # another process than the main one
             continue
         config = {**vars(args), "output": str(args.output), "device": str(device), "processes": state.num_processes}
-        result |= {"fold": args.fold, "limit": args.limit, "model": args.model, "checkpoint_hash": checkpoint}
+        result |= {
+            "fold": args.fold if name == "esc50" else None,
+            "limit": args.limit,
+            "model": args.model,
+            "checkpoint_hash": checkpoint,
+        }
         result |= {"versions": versions(), "config": config, "model_config": model.config.to_diff_dict()}
         write_json(result, output)
         if name in MMAU_SPLITS and args.limit is None:

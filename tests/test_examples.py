@@ -278,6 +278,9 @@ def test_evaluate_says_what_is_wrong(run, base, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(evaluate, "esc50", *options, "--data", f"clotho={tmp_path}")
     assert "--data: got 'clotho', which is for none of esc50" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(evaluate, "clotho", *options, "--fold", 4)
+    assert "--fold: got 4, but only esc50 has folds" in capsys.readouterr().err
     (tmp_path / "opera").mkdir()
     shutil.copy(CLIPS / "dog.ogg", tmp_path / "opera" / "small gong 1.ogg")
     options = ("--model", base, "--data", tmp_path / "opera", "--device", "cpu", "--output", tmp_path / "out.json")
