@@ -114,6 +114,7 @@ class TextEncoder:
             ValueError: Not a list of texts, a batch size under 1, or an empty text where the encoder's tokenizer
                 puts nothing around a text.
         """
+        texts = texts if isinstance(texts, str) else list(texts)
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"texts: got {texts!r:.80}, expected a list of str.")
         if batch_size < 1:
@@ -175,13 +176,13 @@ def load_text_encoder(
             tokenizer files of `gpt2` (2023; `vocab.json`, `merges.txt`) or `bert-base-uncased` (2022; `vocab.txt`),
             or another Hub id of the same. By default those Hub ids, from the cache where there is no network.
 
-    Microsoft CLAP's numbers are those of its package with three differences, none of which touches a short text
-    without `!`:
+    Microsoft CLAP's numbers are those of its package, normalised, with three differences, none of which touches a
+    short text without `!`:
 
     - 2023 pads with id 0, which is also the token `!`, and takes as a text's length the number of its other ids: a
       text with n times `!` is read n tokens before its end, in which it is not whole. Here it is read at its end.
     - Texts of more than 77 (2023) or 100 (2022) tokens make the package fail. Here they are cut, the end token kept.
-    - Whitespace around a text is dropped, and the vectors are normalised.
+    - Whitespace around a text is dropped.
 
     Raises:
         FileNotFoundError: There is no such file or folder, package, or Hub repository, or it cannot be reached.

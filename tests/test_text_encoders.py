@@ -250,7 +250,7 @@ def test_batches_change_nothing_and_a_text_is_embedded_once(microsoft, version):
     sizes.clear()
     encoder.embed(["sound of a dog and rain", "rain", "sound of a dog and wind", "wind"], batch_size=2)
     assert sizes[0][1] < sizes[1][1]  # short with short
-    assert encoder.embed([]).shape == (0, OUT)
+    assert encoder.embed([]).shape == (0, OUT) and encoder.embed(iter(["rain"])).shape == (1, OUT)
 
 
 def test_long_texts_are_cut_counted_and_told_of_once(microsoft, version, caplog):
