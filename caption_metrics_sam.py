@@ -99,6 +99,9 @@ def caption_scores(
     One run is enough for greedy answers: LTU's scripts (`eval_audiocaps.py`, `eval_clotho.py`) average over five
     trials only because their files hold each clip five times, once a reference, and greedy answers are then the same.
 
+    SPICE takes some 12 s to start and 0.2 s a clip of five short captions on two cores; it parses each caption, so that
+    one that runs on for 200 words takes a minute or more.
+
     Args:
         candidates (list of `str`): One caption a clip. An empty one scores 0 and is counted in `empty`. White space of
             any kind (a line's end, a tab) counts as one space.
