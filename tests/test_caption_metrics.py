@@ -160,7 +160,7 @@ def test_sentence_similarity_by_hand():
 
 @needs_packages
 def test_tokens(monkeypatch):
-    monkeypatch.setenv("LC_ALL", "C")  # letters beyond ASCII survive a locale without them
+    monkeypatch.setenv("LC_ALL", "C")  # letters beyond ASCII survive, whatever the locale
     texts = [
         "A Dog's bark, loud!",
         "",
