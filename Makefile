@@ -56,7 +56,7 @@ $(VENV)/.dependencies: setup.cfg
 	touch $@
 
 $(VENV)/.development: $(VENV)/.dependencies
-	$(PIP_INSTALL) ".[dev]"
+	$(PIP_INSTALL) ".[dev,eval]"
 	touch $@
 
 # The installed copy follows the checkout, for the `sam-alm` command; the tests and the demo import the checkout's files.

@@ -1,187 +1,374 @@
-"""Scores of what a model says about a sound."""
+"""Scores of what a model says about a sound: the benchmarks' protocols, run and reported."""
 
-import csv
-import math
+import hashlib
+import importlib.metadata
+import json
+import platform
 import re
+import string
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from tqdm.auto import tqdm
+import numpy as np
+from accelerate import PartialState
+from transformers.utils import cached_file
 
-# The 50 classes of ESC-50 and the words that name them. A line reads `label: form; form`; a form is one or more
-# slots joined by `+`, a slot is words joined by `|`. A text names a label when, for one of its forms, every slot has
-# one of its words in the text. These are loose on purpose ("a motor" names `engine`) and exclusive in sum: whatever
-# names two of the fifty is wrong.
-ESC50_FORMS_TEXT = """
-airplane: airplane|airplanes|aeroplane|aeroplanes|plane|planes|aircraft|jet
-breathing: breath|breaths|breathe|breathes|breathing
-brushing_teeth: brush|brushes|brushing + tooth|teeth; toothbrush|toothbrushing
-can_opening: can|cans|tin + open|opens|opening|opened
-car_horn: horn|horns; honk|honks|honking
-cat: cat|cats|kitten; meow|meows|meowing|mew
-chainsaw: chainsaw|chainsaws
-chirping_birds: bird|birds; chirp|chirps|chirping|tweet|tweets|tweeting + bird|birds|sparrow|sparrows
-church_bells: bell|bells; church
-clapping: clap|claps|clapping; applause|applaud|applauds|applauding
-clock_alarm: alarm|alarms
-clock_tick: tick|ticks|ticking
-coughing: cough|coughs|coughing
-cow: cow|cows|cattle; moo|moos|mooing
-crackling_fire: fire|fires|campfire|fireplace; crackle|crackles|crackling|crackled
-crickets: cricket|crickets
-crow: crow|caw|caws|cawing
-crying_baby: baby|babies|infant|infants + cry|cries|crying|cried|wail|wails|wailing
-dog: dog|dogs|puppy; bark|barks|barking
-door_wood_creaks: creak|creaks|creaking|creaky
-door_wood_knock: knock|knocks|knocking
-drinking_sipping: drink|drinks|drinking; sip|sips|sipping
-engine: engine|engines|motor|motors
-fireworks: firework|fireworks
-footsteps: footstep|footsteps; step|steps|walk|walks|walking
-frog: frog|frogs; croak|croaks|croaking
-glass_breaking: glass|glasses + break|breaks|breaking|shatter|shatters|shattering|smash|smashes|smashing
-hand_saw: handsaw|handsaws; saw|saws|sawing
-helicopter: helicopter|helicopters|chopper
-hen: hen|hens; cluck|clucks|clucking
-insects: insect|insects; buzz|buzzes|buzzing; bee|bees|mosquito|mosquitoes
-keyboard_typing: keyboard; type|types|typing|typed
-laughing: laugh|laughs|laughing|laughter
-mouse_click: mouse + click|clicks|clicking
-pig: pig|pigs; oink|oinks|oinking
-pouring_water: pour|pours|pouring|poured
-rain: rain|rains|raining|rainfall
-rooster: rooster|roosters|cockerel
-sea_waves: wave|waves; sea|ocean
-sheep: sheep|lamb|lambs; bleat|bleats|bleating
-siren: siren|sirens
-sneezing: sneeze|sneezes|sneezing
-snoring: snore|snores|snoring
-thunderstorm: thunder|thunders|thunderstorm|thunderstorms
-toilet_flush: toilet; flush|flushes|flushing
-train: train|trains
-vacuum_cleaner: vacuum|vacuums|vacuuming
-washing_machine: washing + machine
-water_drops: drip|drips|dripping; drop|drops|droplet|droplets
-wind: wind|winds|windy
-"""
+from benchmarks_sam import BENCHMARKS, Benchmark, Item, read_benchmark, read_esc50
+from caption_metrics_sam import caption_preflight, caption_scores, sentence_similarity
+from configuration_sam import __version__
+from mmau_sam import mmau_correct, score_mmau, strip_option_letter
+from predictions_sam import generate_answers, predict
+from records_sam import DEFAULT_PROMPT
+from scoring_sam import (
+    METRICS,
+    bootstrap_interval,
+    bootstrap_mean,
+    label_similarities,
+    strip_caption_prefix,
+    target_matrix,
+    top_is_true,
+    top_labels,
+    wilson_interval,
+)
+from text_encoders_sam import CHOICES
+from wordforms_sam import ESC50_FORMS, named_labels, names_label
+
+# The metrics of a benchmark -> how its answers are scored; the first is the value of the result.
+PROTOCOLS = {
+    "accuracy": ("text_encoder", "likelihood"),
+    "micro_f1": ("text_encoder", "likelihood"),
+    "map": ("text_encoder", "likelihood"),
+    "caption": ("captions",),
+    "mmau": ("mmau_correct", "likelihood"),
+    "questions": ("answers_question",),
+}
+QUESTIONS = Benchmark("questions", "Questions", "", (), (), "questions", 0, False, "", None)
+MIN_COVERAGE = 0.95
+ANSWER_FORM = "{Label}"  # a description begins so
+
+# ---------------------------------------------------------------------------------------------------------------
+# Running
+# ---------------------------------------------------------------------------------------------------------------
 
 
-def _parse_forms(text: str) -> dict[str, list[list[frozenset[str]]]]:
-    forms = {}
-    for line in text.strip().splitlines():
-        label, alternatives = line.split(": ")
-        forms[label] = [
-            [frozenset(slot.strip().split("|")) for slot in form.split(" + ")] for form in alternatives.split("; ")
-        ]
-    return forms
-
-
-# label -> forms -> slots -> words
-ESC50_FORMS = _parse_forms(ESC50_FORMS_TEXT)
-
-MAX_WORDS = 25
-CAPTION_PROMPT = "Close-ended question: Write an audio caption describing the sound."
-
-
-def named_labels(text: str) -> set[str]:
-    """The ESC-50 labels that a text names.
-
-    The text is case-folded and cut into words `[a-z]+`; a label is named when, for one of its forms in
-    [`ESC50_FORMS`], every slot has one of its words in the text, in any order.
+def choose_protocols(benchmark: Benchmark, asked: Sequence[str] | None, has_encoder: bool) -> tuple[str, ...]:
+    """The protocols that a benchmark is scored by.
 
     Args:
-        text (`str`): A description, of any length.
-    """
-    words = set(re.findall("[a-z]+", text.casefold()))
-    return {label for label, forms in ESC50_FORMS.items() if any(all(slot & words for slot in form) for form in forms)}
-
-
-def names_label(text: str, label: str) -> bool:
-    """Whether a description is right about a clip of ESC-50.
-
-    Right: at most 25 words, the true label named (see [`named_labels`]), and no other of the fifty. A text that
-    lists several classes is wrong, so guessing does not pay.
-
-    Args:
-        text (`str`): What the model said.
-        label (`str`): The clip's class as ESC-50 writes it, such as `"door_wood_knock"`.
+        benchmark ([`Benchmark`]): Which.
+        asked (list of `str`, *optional*): Of `"text_encoder"`, `"likelihood"`, `"names_label"` (ESC-50), `"captions"`,
+            `"mmau_correct"`, `"answers_question"`. By default all that are for the benchmark; of ESC-50 without a text
+            encoder `"names_label"` alone.
+        has_encoder (`bool`): Whether a text encoder was given.
 
     Raises:
-        ValueError: `label` is none of ESC-50's fifty.
+        ValueError: A protocol that is not for the benchmark; one that needs a text encoder, without one.
     """
-    if label not in ESC50_FORMS:
-        raise ValueError(f"label: got {label!r}, expected one of ESC-50's 50 classes, such as 'dog' or 'rain'.")
-    return len(re.findall("[a-z]+", text.casefold())) <= MAX_WORDS and named_labels(text) == {label}
+    choices = PROTOCOLS[benchmark.metric] + (("names_label",) if benchmark.name == "esc50" else ())
+    if not asked:
+        asked = ("names_label",) if benchmark.name == "esc50" and not has_encoder else choices
+    unknown = [name for name in asked if name not in choices]
+    if unknown:
+        raise ValueError(f"protocols: got {unknown[0]!r} for {benchmark.name}, expected some of {', '.join(choices)}.")
+    if "text_encoder" in asked and not has_encoder:
+        rest = " or ".join(name for name in choices if name != "text_encoder")
+        raise ValueError(
+            f"text_encoder: got None for {benchmark.name}, expected the encoder that compares answers with labels. "
+            f"There is no default, for scores depend on it: name one with --text-encoder ({CHOICES}), or ask for "
+            f"--protocol {rest}."
+        )
+    return tuple(dict.fromkeys(asked))
 
 
-def wilson_interval(correct: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The interval that covers a true rate with 95 % confidence (Wilson's score interval).
-
-    Args:
-        correct (`int`): Number of successes.
-        count (`int`): Number of trials, at least 1.
-        z (`float`, *optional*, defaults to 1.96): Standard deviations to either side.
-
-    Returns:
-        `tuple[float, float]`: Lower and upper bound, fractions from 0 to 1.
+def check_coverage(benchmark: Benchmark, items: Sequence[Item], min_coverage: float = MIN_COVERAGE) -> str:
+    """A line that says how many items have their audio.
 
     Raises:
-        ValueError: `count` is not positive, or `correct` is not from 0 to `count`.
+        ValueError: None has, or a smaller share than `min_coverage`.
     """
-    if count < 1 or not 0 <= correct <= count:
-        raise ValueError(f"correct, count: got {correct} of {count}, expected 0 <= correct <= count and count >= 1.")
-    rate = correct / count
-    centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    found = sum(item.audio is not None for item in items)
+    line = f"{benchmark.name}: {found:,} of {len(items):,} clips are there"
+    line += f", {benchmark.expected:,} were published" if benchmark.expected not in (0, len(items)) else ""
+    if not found or found < min_coverage * len(items):
+        absent = ", ".join(item.id for item in items if item.audio is None)
+        raise ValueError(
+            f"data: {line}; expected at least min_coverage={min_coverage:.0%}. Missing: {absent[:200]}. Say with "
+            "--audio-root FROM=TO where they are, fetch them, or lower --min-coverage."
+        )
+    return line
 
 
-@torch.inference_mode()
-def generate_answers(
-    model, processor, clips: Sequence[Any], prompts: Sequence[str], batch_size: int = 32, max_new_tokens: int = 64
-) -> list[str]:
-    """Greedy answers to questions about clips.
+def evaluate(
+    model,
+    processor,
+    items: Sequence[Item],
+    benchmark: Benchmark,
+    work: str | Path,
+    protocols: Sequence[str] | None = None,
+    text_encoder=None,
+    max_new_tokens: int = 400,
+    batch_size: int = 32,
+    min_coverage: float = MIN_COVERAGE,
+    answer_form: str = ANSWER_FORM,
+    spice_jars: str | Path | None = None,
+    require_spice: bool = False,
+    checkpoint_hash: str | None = None,
+    state: PartialState | None = None,
+) -> dict[str, Any] | None:
+    """A model's score on a benchmark: one greedy generation, scored by each protocol.
+
+    - `text_encoder`, LTU's: the label whose text is nearest to the answer, see [`label_similarities`]; the scores of
+      mAP are the cosines.
+    - `likelihood`, ours: the label that the model finds likeliest as the beginning of its answer, or the choice that it
+      finds likeliest as the whole. The sum of the tokens' log-likelihoods decides and is the score of mAP; the mean by
+      token is reported beside, in `by_mean`. It depends on how the labels are written, see `answer_form`.
+    - `names_label` (ESC-50): [`names_label`] on the answer.
+    - `captions`: [`caption_scores`], and with a text encoder the similarity to the references.
+    - `mmau_correct`: MMAU's rule on the answer without its option letter.
+    - `answers_question`: [`answers_question`] by kind.
+
+    Items without a file are `missing` and do not count. A file that is there but cannot be read is in `failed`, and
+    counts: as wrong, in mAP with the lowest score of all, as an empty caption.
+
+    Under accelerate's or torchrun's launchers each process answers its share, and the main process scores them all.
 
     Args:
-        model ([`SamForConditionalGeneration`]): The model; put into evaluation mode meanwhile.
+        model ([`SamForConditionalGeneration`]): The model; it is put into evaluation mode.
         processor ([`SamAudioLanguageProcessor`]): Its processor.
-        clips (list): One clip for each prompt, anything that [`load_audio`] reads; of those over 10.24 s the
-            beginning is taken.
-        prompts (list of `str`): The questions.
-        batch_size (`int`, *optional*, defaults to 32): Questions that are answered together.
-        max_new_tokens (`int`, *optional*, defaults to 64): Longest answer.
+        items (list of [`Item`]): From [`read_benchmark`].
+        benchmark ([`Benchmark`]): Which, of [`BENCHMARKS`].
+        work (`str` or `Path`): Folder for the answers until all are there; a run that was broken off goes on from it,
+            and it stays. All processes must see it.
+        protocols (list of `str`, *optional*): As in [`choose_protocols`]; the first gives the result's value.
+        text_encoder ([`TextEncoder`], *optional*): From [`load_text_encoder`].
+        max_new_tokens (`int`, *optional*, defaults to 400): Longest answer, LTU's.
+        batch_size (`int`, *optional*, defaults to 32): Clips that are answered together.
+        min_coverage (`float`, *optional*, defaults to 0.95): Share of the items that must have their audio.
+        answer_form (`str`, *optional*, defaults to `"{Label}"`): How the model would write a label, for its likelihood:
+            `{Label}` stands for the label with a capital letter, `{label}` for the label as it is. A form that the
+            model was not trained to write makes the likelihood worthless.
+        spice_jars, require_spice (*optional*): Of [`caption_scores`].
+        checkpoint_hash (`str`, *optional*): From [`checkpoint_hash`]; guards the work folder against another model.
+        state (`PartialState`, *optional*): accelerate's.
 
     Returns:
-        `list[str]`: The answers, in the order of the questions.
+        `dict`, or `None` but on the main process: `benchmark`, `protocol`, `metric`, `value` (a fraction), `interval`
+        (95 %), `count` (clips found), `expected` (items), `published`, `missing` (ids), `failed` (`id` and `reason`),
+        `unanswered` (empty answers), `long` (clips over 10.24 s, heard to there), `text_encoder`, `answer_form`, `protocols` (the
+        scores by each), `seconds`, `clips_per_second`, `resumed`, `predictions` (a dict an item, with what each
+        protocol made of it in `by_protocol`).
 
     Raises:
-        ValueError: Clips and prompts are not equally many.
+        ValueError: See [`choose_protocols`], [`check_coverage`] and [`predict`].
     """
-    if len(clips) != len(prompts):
-        raise ValueError(f"clips, prompts: got {len(clips)} and {len(prompts)}, expected one clip for each prompt.")
-    training = model.training
+    protocols = choose_protocols(benchmark, protocols, text_encoder is not None)
+    check_coverage(benchmark, items, min_coverage)
+    if "captions" in protocols:
+        caption_preflight(spice_jars, require_spice)
+    found = [item for item in items if item.audio is not None]
+    wanted = found if "likelihood" in protocols else []
+    shared = candidate_texts(found[0], benchmark, answer_form) if benchmark.labels else None
+    candidates = {item.id: shared or candidate_texts(item, benchmark) for item in wanted}
+    settings = {
+        "benchmark": benchmark.name,
+        "checkpoint_hash": checkpoint_hash,
+        "dtype": str(model.dtype),
+        "max_new_tokens": max_new_tokens,
+        "items": _digest([[item.id, Path(item.audio).name, item.prompt] for item in found]),
+        "candidates": _digest([sorted(candidates), shared] if shared else candidates),
+    }
     model.eval()
-    answers = []
-    for begin in tqdm(range(0, len(clips), batch_size), desc="answering", unit="batch"):
-        audio = [[clip] for clip in clips[begin : begin + batch_size]]
-        texts = list(prompts[begin : begin + batch_size])
-        inputs = processor(text=texts, audio=audio, overflow="truncate", return_tensors="pt").to(model.device)
-        tokens = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
-        new_tokens = tokens[:, inputs["input_ids"].shape[1] :]
-        answers += [text.strip() for text in processor.batch_decode(new_tokens, skip_special_tokens=True)]
-    model.train(training)
-    return answers
+    options = (candidates, not benchmark.labels, batch_size, max_new_tokens, state)
+    records, speed = predict(model, processor, found, work, settings, *options)
+    if records is None:
+        return None
+    scores = {
+        name: _score(name, benchmark, found, records, text_encoder, spice_jars, require_spice) for name in protocols
+    }
+    by_item = {name: score.pop("items") for name, score in scores.items()}
+    return {
+        "benchmark": benchmark.name,
+        "title": benchmark.title,
+        "protocol": protocols[0],
+        **scores[protocols[0]],
+        "count": len(found),
+        "expected": len(items),
+        "published": benchmark.expected,
+        "heard_in_training": benchmark.heard_in_training,
+        "missing": [item.id for item in items if item.audio is None],
+        "failed": [{"id": each["id"], "reason": each["failed"]} for each in records if each["failed"]],
+        "unanswered": sum(each["text"] == "" for each in records),
+        "long": sum(each.get("long", False) for each in records),
+        "answer_form": answer_form if "likelihood" in protocols and benchmark.labels else None,
+        "text_encoder": None if text_encoder is None else text_encoder.name,
+        "protocols": scores,
+        **speed,
+        "predictions": [
+            _prediction(item, record, {name: each[row] for name, each in by_item.items()})
+            for row, (item, record) in enumerate(zip(found, records))
+        ],
+    }
 
 
-def strip_option_letter(text: str) -> str:
-    """A chosen option without its letter: "b) dog barking", "(B) dog barking" and "B. dog barking" give "dog barking".
+def candidate_texts(item: Item, benchmark: Benchmark, answer_form: str = ANSWER_FORM) -> list[str]:
+    """The answers whose likelihood is compared: the labels' texts, or a question's choices in the prompt's form."""
+    if benchmark.labels:
+        return [answer_form.format(label=text, Label=text[:1].upper() + text[1:]) for text in benchmark.label_texts]
+    texts = [" ".join(choice.split()) for choice in item.choices]
+    small = [f"{letter}) {text.lower()}" for letter, text in zip(string.ascii_lowercase, texts)]
+    large = [f"({letter}) {text}" for letter, text in zip(string.ascii_uppercase, texts)]
+    return next((form for form in (small, large) if all(text in item.prompt for text in form)), texts)
 
-    Args:
-        text (`str`): What the model said.
-    """
-    return re.sub(r"^\s*(?:\([a-hA-H]\)|[a-hA-H]\s*[).:])\s*", "", text).strip()
+
+def _prediction(item: Item, record: dict[str, Any], by_protocol: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {
+        **item.groups,
+        "id": item.id,
+        "audio": Path(item.audio).name,
+        "prompt": item.prompt,
+        "prediction": record["text"],
+        "reference": item.references[0] if len(item.references) == 1 else list(item.references),
+        "correct": next(iter(by_protocol.values())).get("correct"),
+        "by_protocol": by_protocol,
+    }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Protocols: each gives metric, value, interval, scores, ... and `items`, a dict an item
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def _score(name, benchmark, items, records, text_encoder, spice_jars, require_spice) -> dict[str, Any]:
+    texts = [record["text"] or "" for record in records]
+    if name == "text_encoder":
+        scores = label_similarities(texts, benchmark.label_texts, text_encoder)
+        scores[[record["failed"] is not None for record in records]] = -np.inf
+        return score_labels(scores, items, benchmark)
+    if name == "likelihood":
+        return score_likelihoods(items, records, benchmark)
+    if name == "captions":
+        return score_captions(texts, items, text_encoder, spice_jars, require_spice)
+    if name == "mmau_correct":
+        return score_choices([record["text"] for record in records], items)
+    if name == "names_label":
+        return _rates([names_label(text, item.references[0]) for text, item in zip(texts, items)])
+    right = [answers_question(text, item.references[0], item.groups["kind"]) for text, item in zip(texts, items)]
+    return _rates(right, [item.groups["kind"] for item in items])
+
+
+def _rates(right: Sequence[bool], kinds: Sequence[str] = ()) -> dict[str, Any]:
+    """The share of right answers with Wilson's interval, also by kind."""
+
+    def score(part):
+        interval = list(wilson_interval(sum(part), len(part)))
+        return {"value": sum(part) / len(part), "interval": interval, "count": len(part)}
+
+    by_kind = {kind: score([r for r, each in zip(right, kinds) if each == kind]) for kind in sorted(set(kinds))}
+    return {
+        "metric": "accuracy",
+        **score(right),
+        "interval_method": "wilson",
+        **({"by_kind": by_kind} if kinds else {}),
+        "items": [{"correct": each} for each in right],
+    }
+
+
+def score_labels(scores: np.ndarray, items: Sequence[Item], benchmark: Benchmark) -> dict[str, Any]:
+    """The metrics of scores `[N, C]` of `C` labels; a row of minus infinity is a clip that could not be read."""
+    targets = target_matrix([item.references for item in items], benchmark.labels)
+    metric = METRICS[benchmark.metric]
+    top, right = top_labels(scores), top_is_true(scores, targets)
+    return {
+        "metric": benchmark.metric,
+        "value": float(metric(scores, targets)[0]),
+        "interval": bootstrap_interval(lambda weights: metric(scores, targets, weights), len(scores)),
+        "interval_method": "bootstrap",
+        "scores": {name: float(each(scores, targets)[0]) for name, each in METRICS.items()},
+        "labels_without_clips": int((~targets.any(axis=0)).sum()),
+        "items": [
+            {"label": benchmark.labels[t], "score": float(row[t]), "correct": bool(r)}
+            if t >= 0
+            else {"label": None, "score": None, "correct": False}
+            for t, r, row in zip(top, right, scores)
+        ],
+    }
+
+
+def score_likelihoods(
+    items: Sequence[Item], records: Sequence[dict[str, Any]], benchmark: Benchmark
+) -> dict[str, Any]:
+    """The metrics of the candidates' log-likelihoods: their sums decide, their means by token are in `by_mean`."""
+    result = {}
+    for name in ("sums", "means"):
+        if benchmark.labels:
+            nothing = [-np.inf] * len(benchmark.labels)
+            scores = np.array([_likelihoods(record, name) or nothing for record in records])
+            result[name] = score_labels(scores, items, benchmark)
+        else:
+            found = [_likelihoods(record, name) for record in records]
+            chosen = [item.choices[int(np.argmax(row))] if row else None for row, item in zip(found, items)]
+            result[name] = score_choices(chosen, items)
+            for said, choice in zip(result[name]["items"], chosen):
+                said["label"] = choice
+    by_mean = {name: result["means"][name] for name in ("value", "interval")}
+    return {**result["sums"], "by_mean": by_mean}
+
+
+def _likelihoods(record: dict[str, Any], name: str) -> list[float]:
+    """The candidates' sums, or means by token; empty where the clip could not be read."""
+    sums = record.get("sums", [])
+    return sums if name == "sums" else [value / count for value, count in zip(sums, record.get("tokens", []))]
+
+
+def score_choices(chosen: Sequence[str | None], items: Sequence[Item]) -> dict[str, Any]:
+    """MMAU's accuracy with all that [`score_mmau`] reports; where no answer is published, no value."""
+    scores = score_mmau(items, chosen)
+    right = scores.pop("is_correct")
+    known = [each for each in right if each is not None]
+    return {
+        **{name: value for name, value in scores.items() if name not in ("count", "unanswered")},
+        "metric": "accuracy",
+        "interval": bootstrap_mean(known) if known else None,
+        "interval_method": "bootstrap",
+        "scores": {f"accuracy_{task}": share["value"] for task, share in scores["by_task"].items()},
+        "items": [{"correct": each} for each in right],
+    }
+
+
+def score_captions(texts, items: Sequence[Item], text_encoder, spice_jars, require_spice) -> dict[str, Any]:
+    """SPICE, or CIDEr where SPICE cannot be computed, with the other metrics in `scores`."""
+    captions = [strip_caption_prefix(text) for text in texts]
+    references = [list(item.references) for item in items]
+    found = caption_scores(captions, references, spice_jars=spice_jars, require_spice=require_spice)
+    by_clip = {name: found[f"{name}_per_clip"] for name in ("CIDEr", "SPICE") if name in found}
+    scores = {name: value for name, value in found.items() if isinstance(value, float)}
+    metric = "SPICE" if "SPICE" in scores else "CIDEr"
+    interval = bootstrap_mean(by_clip[metric])
+    if text_encoder is not None:
+        similarity = sentence_similarity(captions, references, text_encoder)
+        scores |= {"similarity_mean": similarity["mean"], "similarity_max": similarity["max"]}
+        by_clip |= {"similarity_mean": similarity["mean_per_clip"], "similarity_max": similarity["max_per_clip"]}
+    return {
+        "metric": metric,
+        "value": scores[metric],
+        "interval": interval,
+        "interval_method": "bootstrap",
+        "scores": scores,
+        "lacking": found["missing"],
+        "items": [dict(zip(by_clip, row)) for row in zip(*by_clip.values())],
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# ESC-50 and closed questions
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def answers_question(prediction: str, answer: str, kind: str) -> bool:
@@ -203,94 +390,57 @@ def answers_question(prediction: str, answer: str, kind: str) -> bool:
     return strip_option_letter(said) == strip_option_letter(truth)
 
 
-def evaluate_questions(
-    model, processor, rows: Sequence[dict[str, Any]], folder: str | Path = ".", batch_size: int = 32
-) -> dict[str, Any]:
-    """How often a model's greedy answers to closed questions are right, by kind.
+def question_items(rows: Sequence[dict[str, Any]], folder: str | Path = ".") -> list[Item]:
+    """Closed questions as items.
 
     Args:
-        model ([`SamForConditionalGeneration`]): The model.
-        processor ([`SamAudioLanguageProcessor`]): Its processor.
         rows (list of `dict`): `audio` (a path, relative to `folder`), `prompt`, `answer` and `kind`; the rule of each
             kind is that of [`answers_question`].
         folder (`str` or `Path`, *optional*): Where the paths begin.
-        batch_size (`int`, *optional*, defaults to 32): Questions that are answered together.
-
-    Returns:
-        `dict`: `benchmark`, `protocol`, `metric`, `value`, `interval` (over all kinds), `count`, `by_kind`
-        (`{kind: {"value", "interval", "count"}}`), `predictions`.
 
     Raises:
         ValueError: No rows, or a row without one of the keys.
     """
     keys = ("audio", "prompt", "answer", "kind")
-    absent = next((key for key in keys if not rows or key not in rows[0]), None)
-    if absent is not None:
-        raise ValueError(f"rows: got {len(rows)} rows with no {absent!r}, expected some with {', '.join(keys)}.")
-    clips = [str(Path(folder) / row["audio"]) for row in rows]
-    answers = generate_answers(model, processor, clips, [row["prompt"] for row in rows], batch_size)
-    predictions = [
-        {
-            **{key: row[key] for key in ("prompt", "kind")},
-            "audio": Path(row["audio"]).name,
-            "prediction": answer,
-            "reference": row["answer"],
-            "correct": answers_question(answer, row["answer"], row["kind"]),
-        }
-        for row, answer in zip(rows, answers)
-    ]
-
-    def score(part):
-        correct = sum(prediction["correct"] for prediction in part)
-        return {
-            "value": correct / len(part),
-            "interval": list(wilson_interval(correct, len(part))),
-            "count": len(part),
-        }
-
-    kinds = sorted({row["kind"] for row in rows})
-    return {
-        "benchmark": "questions",
-        "protocol": "answers_question",
-        "metric": "accuracy",
-        **score(predictions),
-        "by_kind": {kind: score([each for each in predictions if each["kind"] == kind]) for kind in kinds},
-        "predictions": predictions,
-    }
+    number, absent = next(((n, key) for n, row in enumerate(rows) for key in keys if not row.get(key)), (0, "audio"))
+    if not rows or not rows[number].get(absent):
+        raise ValueError(f"rows: got {len(rows)}, number {number} with no {absent!r}, expected {', '.join(keys)}.")
+    items = []
+    for number, row in enumerate(rows):
+        path = Path(folder) / row["audio"]
+        audio = str(path) if path.is_file() else None
+        items.append(
+            Item(f"{number}: {row['audio']}", audio, row["prompt"], (row["answer"],), (), {"kind": row["kind"]})
+        )
+    return items
 
 
-def read_esc50(folder: str | Path, fold: int | None = None) -> tuple[list[tuple[Path, str]], list[str]]:
-    """The clips of ESC-50, in the layout it is published in.
+def evaluate_questions(
+    model, processor, rows: Sequence[dict[str, Any]], folder: str | Path = ".", batch_size: int = 32
+) -> dict[str, Any] | None:
+    """How often a model's greedy answers to closed questions are right, by kind.
 
     Args:
-        folder (`str` or `Path`): Holds `meta/esc50.csv` and `audio/`; the audio may be of any format, it is found by
-            its stem.
-        fold (`int`, *optional*): One of the five folds; all of them by default.
+        model ([`SamForConditionalGeneration`]): The model.
+        processor ([`SamAudioLanguageProcessor`]): Its processor.
+        rows, folder: As in [`question_items`].
+        batch_size (`int`, *optional*, defaults to 32): Questions that are answered together.
 
     Returns:
-        `tuple[list[tuple[Path, str]], list[str]]`: File and label of each clip that is there, and the names of those
-        that are not.
+        `dict`: That of [`evaluate`], `value` and `interval` over all kinds, and `by_kind`
+        (`{kind: {"value", "interval", "count"}}`).
 
     Raises:
-        FileNotFoundError: There is no `meta/esc50.csv`.
-        ValueError: The fold has no clips, or none of its audio is there.
+        ValueError: No rows, or a row without one of the keys.
     """
-    table = Path(folder) / "meta" / "esc50.csv"
-    if not table.is_file():
-        raise FileNotFoundError(f"data: there is no file {str(table)!r}, expected a folder in ESC-50's own layout.")
-    with open(table, newline="", encoding="utf-8") as handle:
-        rows = [row for row in csv.DictReader(handle) if fold is None or int(row["fold"]) == fold]
-    files = {path.stem: path for path in sorted((Path(folder) / "audio").iterdir())}
-    clips = [(files[stem], row["category"]) for row in rows if (stem := Path(row["filename"]).stem) in files]
-    missing = [row["filename"] for row in rows if Path(row["filename"]).stem not in files]
-    if not clips:
-        raise ValueError(f"data: fold {fold} of {str(folder)!r} has {len(rows)} rows and none of their audio.")
-    return clips, missing
+    items = question_items(rows, folder)
+    with tempfile.TemporaryDirectory() as work:
+        return evaluate(model, processor, items, QUESTIONS, work, max_new_tokens=64, batch_size=batch_size)
 
 
 def evaluate_esc50(
-    model, processor, folder: str | Path, fold: int | None = None, prompt: str = CAPTION_PROMPT, batch_size: int = 32
-) -> dict[str, Any]:
+    model, processor, folder: str | Path, fold: int | None = None, prompt: str = DEFAULT_PROMPT, batch_size: int = 32
+) -> dict[str, Any] | None:
     """How often a model's greedy description of a clip of ESC-50 is right by [`names_label`].
 
     Args:
@@ -302,45 +452,71 @@ def evaluate_esc50(
         batch_size (`int`, *optional*, defaults to 32): Clips that are described together.
 
     Returns:
-        `dict`: `benchmark`, `protocol`, `metric`, `value` (a fraction), `interval` (95 %, Wilson's), `count`,
-        `expected` (clips in the table), `missing`, `fold`, `predictions` (a dict a clip).
+        `dict`: That of [`evaluate`], with Wilson's interval, and `fold`.
     """
-    clips, missing = read_esc50(folder, fold)
-    answers = generate_answers(model, processor, [str(file) for file, _ in clips], [prompt] * len(clips), batch_size)
-    predictions = [
-        {
-            "audio": file.name,
-            "prompt": prompt,
-            "prediction": answer,
-            "reference": label,
-            "correct": names_label(answer, label),
-        }
-        for (file, label), answer in zip(clips, answers)
-    ]
-    correct = sum(prediction["correct"] for prediction in predictions)
-    return {
-        "benchmark": "esc50",
-        "protocol": "names_label",
-        "metric": "accuracy",
-        "value": correct / len(predictions),
-        "interval": list(wilson_interval(correct, len(predictions))),
-        "count": len(predictions),
-        "expected": len(predictions) + len(missing),
-        "missing": missing,
-        "fold": fold,
-        "predictions": predictions,
-    }
+    items = [replace(item, prompt=prompt) for item in read_benchmark("esc50", folder, fold)]
+    with tempfile.TemporaryDirectory() as work:
+        result = evaluate(
+            *(model, processor, items, BENCHMARKS["esc50"], work),
+            protocols=["names_label"],
+            max_new_tokens=64,
+            batch_size=batch_size,
+            min_coverage=0.0,
+        )
+    return None if result is None else {**result, "fold": fold}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What was run
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def checkpoint_hash(model: str | Path) -> str:
+    """SHA-256 over the safetensors files of a checkpoint, in the order of their names.
+
+    Args:
+        model (`str` or `Path`): A directory, or a Hub id whose files are in the cache.
+
+    Raises:
+        FileNotFoundError: There are none.
+    """
+    folder = Path(model) if Path(model).is_dir() else Path(cached_file(str(model), "config.json")).parent
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"model: {str(folder)!r} has no *.safetensors, expected a SAM checkpoint.")
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """The versions of what a score depends on."""
+    names = ("torch", "transformers", "accelerate", "numpy", "soundfile", "soxr")
+    installed = {name: importlib.metadata.version(name) for name in names}
+    return {"sam_alm": __version__, "python": platform.python_version(), **installed}
 
 
 __all__ = [
     "ESC50_FORMS",
+    "PROTOCOLS",
+    "QUESTIONS",
     "answers_question",
+    "caption_scores",
+    "check_coverage",
+    "checkpoint_hash",
+    "choose_protocols",
+    "evaluate",
     "evaluate_esc50",
     "evaluate_questions",
     "generate_answers",
+    "mmau_correct",
     "named_labels",
     "names_label",
+    "question_items",
     "read_esc50",
     "strip_option_letter",
+    "versions",
     "wilson_interval",
 ]

@@ -1,56 +1,197 @@
-"""Measures a SAM checkpoint on a benchmark and writes the score with every prediction.
+"""Measures a SAM checkpoint on benchmarks and writes the scores with every prediction.
 
-    python examples/evaluate.py esc50 --model examples/sam-tiny --data path/to/ESC-50 --fold 5 --output esc50.json
+    python examples/evaluate.py esc50 --model examples/sam-tiny --data path/to/ESC-50 --fold 4 --output esc50.json
+    accelerate launch examples/evaluate.py esc50 vocalsound audiocaps --model DIR --text-encoder clap-2022 \\
+        --data esc50=path/to/ESC-50 --data vocalsound=path/to/vocalsound --data audiocaps=audiocaps_test.json \\
+        --audio-root /published/paths=path/to/audio --output results
     python examples/evaluate.py questions --model examples/sam-tiny --data questions.csv --output questions.json
 
-`--data` is the benchmark as it is published (ESC-50: `meta/esc50.csv` and `audio/`). ESC-50 is scored by whether the
-greedy description names the clip's class and no other of the fifty (`evaluation_sam.names_label`). `questions` takes a
-table of your own, with the columns audio, prompt, answer and kind (such as `binary` and `multiple_choice`), and scores
-whether the answers are right (`evaluation_sam.answers_question`).
+`--data` is the benchmark as it is published, or one of LTU's evaluation files (`benchmarks_sam.read_benchmark`).
+Classification is scored by a text encoder, which has no default, and by the likelihood of the labels; ESC-50 without a
+text encoder by whether the description names the clip's class and no other of the fifty; the protocols are told of in
+`evaluation_sam.evaluate`. `questions` takes a table of your own, with the columns audio, prompt, answer and kind (such
+as `binary` and `multiple_choice`).
+
+The answers are kept beside the output, in `FILE.json.answers`, until the result is written: the same command goes on
+with a run that was broken off, with any number of processes.
 """
 
 import argparse
 import csv
-import json
+import shutil
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from evaluation_sam import evaluate_esc50, evaluate_questions
+from benchmarks_sam import BENCHMARKS, MMAU_SPLITS, read_benchmark
+from caption_metrics_sam import caption_preflight
+from evaluation_sam import (
+    ANSWER_FORM,
+    MIN_COVERAGE,
+    QUESTIONS,
+    check_coverage,
+    checkpoint_hash,
+    choose_protocols,
+    evaluate,
+    question_items,
+    versions,
+)
+from mmau_sam import FILES, STYLES, read_mmau, shuffle_choices, write_mmau_submission
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamProcessor
+from records_sam import parse_audio_roots, write_json
+from text_encoders_sam import load_text_encoder
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    choices = [*BENCHMARKS, "questions"]
+    parser.add_argument("benchmarks", nargs="+", choices=choices, metavar="BENCHMARK", help=", ".join(choices))
+    parser.add_argument("--model", required=True, help="a SAM checkpoint: a directory or a Hub id")
+    parser.add_argument(
+        "--data", required=True, action="append", metavar="[BENCHMARK=]PATH", help="its folder, JSON file or table"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="JSON file; of several benchmarks a folder of them")
+    parser.add_argument("--fold", type=int, help="of ESC-50: 1 to 5; all by default")
+    parser.add_argument("--text-encoder", help="such as clap-2022, clap-2023, minilm, or a folder")
+    parser.add_argument("--text-tokenizer", help="folder of Microsoft CLAP's tokenizer, where there is no network")
+    parser.add_argument("--protocol", action="append", help="one of several; the first gives the value")
+    parser.add_argument(
+        "--answer-form", default=ANSWER_FORM, help="how the model writes a label (default: %(default)s)"
+    )
+    parser.add_argument("--prompt-style", choices=STYLES, default="reasonaqa", help="of MMAU (default: %(default)s)")
+    parser.add_argument(
+        "--shuffle-choices", type=int, metavar="SEED", help="ask MMAU with its choices in another order"
+    )
+    parser.add_argument("--audio-root", action="append", default=[], metavar="FROM=TO", help="where a folder is here")
+    parser.add_argument("--min-coverage", type=float, default=MIN_COVERAGE, help="share of clips that must be there")
+    parser.add_argument("--limit", type=int, help="the first items only, for a quick look")
+    parser.add_argument("--spice-jars", help="folder of SPICE's jars; see examples/spice-pom.xml")
+    parser.add_argument("--require-spice", action="store_true", help="stop where SPICE cannot be computed")
+    parser.add_argument("--max-new-tokens", type=int, default=400, help="longest answer (default: %(default)s, LTU's)")
+    parser.add_argument("--batch-size", type=int, default=32, help="default: %(default)s")
+    parser.add_argument("--device", help="by default each process's GPU where there is one")
+    parser.add_argument("--dtype", default="float32", help="float32 (the default) or bfloat16")
+    args = parser.parse_args()
+    if len(args.benchmarks) > 1 and args.output.suffix == ".json":
+        parser.error(f"--output: got {args.output} for {len(args.benchmarks)} benchmarks, expected a folder")
+    if args.fold is not None and "esc50" not in args.benchmarks:
+        parser.error(f"--fold: got {args.fold}, but only esc50 has folds")
+    args.data = data_of(args.data, args.benchmarks, parser)
+    return args
+
+
+def data_of(given: list[str], benchmarks: list[str], parser: argparse.ArgumentParser) -> dict[str, str]:
+    """Where each benchmark's data are: its own PATH, else the one that is given without a name."""
+    named = dict(each.split("=", 1) for each in given if each.split("=", 1)[0] in (*BENCHMARKS, "questions"))
+    general = [each for each in given if each.split("=", 1)[0] not in (*BENCHMARKS, "questions")]
+    unused = [name for name in named if name not in benchmarks] + general[1:]
+    if unused:
+        parser.error(f"--data: got {unused[0]!r}, which is for none of {', '.join(benchmarks)}")
+    without = [name for name in benchmarks if name not in named and not general]
+    if without:
+        parser.error(f"--data: got none for {without[0]}, expected --data {without[0]}=PATH")
+    return {name: named.get(name, *general) if general else named[name] for name in benchmarks}
+
+
+def items_of(name: str, args: argparse.Namespace) -> list:
+    if name == "questions":
+        with open(args.data[name], newline="", encoding="utf-8") as handle:
+            items = question_items(list(csv.DictReader(handle)), Path(args.data[name]).parent)
+    elif name in MMAU_SPLITS:
+        roots = parse_audio_roots(args.audio_root)
+        items = read_mmau(args.data[name], MMAU_SPLITS[name], args.prompt_style, roots)
+        if args.shuffle_choices is not None:
+            items = shuffle_choices(items, args.shuffle_choices, args.prompt_style)
+    else:
+        fold = args.fold if name == "esc50" else None
+        items = read_benchmark(name, args.data[name], fold, parse_audio_roots(args.audio_root))
+    return items[: args.limit]
+
+
+def report(result: dict) -> None:
+    """What a reader of the terminal wants to know."""
+    rows = [(f"{result['benchmark']}, {name}", each, result["count"]) for name, each in result["protocols"].items()]
+    rows += [(name, each, each["count"]) for name, each in result.get("by_kind", {}).items()]
+    for name, score, count in rows:
+        if score["value"] is None:
+            print(f"{name}: no answers are published; {count} predictions")
+            continue
+        low, high = score["interval"]
+        print(f"{name}: {score['value']:.1%} (95 % interval {low:.1%} to {high:.1%}) of {count}")
+    for task, share in result.get("by_task", {}).items():
+        print(f"{task}: {share['value']:.1%} of {share['count']}")
+    for name, share in result.get("baselines", {}).items():
+        print(f"beside it, {name}: " + ("unknown" if share["value"] is None else f"{share['value']:.1%}"))
+    if result["missing"]:
+        print(f"{len(result['missing'])} of {result['expected']} clips are missing, and do not count")
+    for failed in result["failed"][:10]:
+        print(f"failed: {failed['reason']}")
+    if result["failed"]:
+        print(f"{len(result['failed'])} of {result['count']} clips cannot be read, and count as wrong")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("benchmark", choices=["esc50", "questions"], help="what to measure")
-    parser.add_argument("--model", required=True, help="a SAM checkpoint: a directory or a Hub id")
-    parser.add_argument("--data", required=True, help="the benchmark's folder, or the table of questions")
-    parser.add_argument("--fold", type=int, help="of ESC-50: 1 to 5; all by default")
-    parser.add_argument("--batch-size", type=int, default=32, help="default: %(default)s")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s"
-    )
-    parser.add_argument("--dtype", default="float32", help="float32 (the default) or bfloat16")
-    parser.add_argument("--output", required=True, help="the JSON file to write")
-    args = parser.parse_args()
-
+    args = arguments()
+    on_cpu = not torch.cuda.is_available() or (args.device or "").startswith("cpu")
+    state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))  # processes wait while the main one scores
+    device = args.device or ("cpu" if on_cpu else state.device)
+    plan = []
+    for name in args.benchmarks:  # all that can be wrong is found before anything is generated
+        benchmark, items = BENCHMARKS.get(name, QUESTIONS), items_of(name, args)
+        protocols = choose_protocols(benchmark, args.protocol, args.text_encoder is not None)
+        coverage = check_coverage(benchmark, items, args.min_coverage)
+        missing = (
+            caption_preflight(args.spice_jars, args.require_spice)["missing"] if "captions" in protocols else None
+        )
+        state.print(coverage + (f"\n{missing}" if missing else ""))
+        plan.append((benchmark, items, protocols))
+    encoder = None
+    if args.text_encoder is not None:
+        encoder = load_text_encoder(args.text_encoder, device, tokenizer=args.text_tokenizer)
     processor = SamProcessor.from_pretrained(args.model)
-    model = SamForConditionalGeneration.from_pretrained(args.model, dtype=args.dtype).to(args.device).eval()
-    if args.benchmark == "esc50":
-        result = evaluate_esc50(model, processor, args.data, args.fold, batch_size=args.batch_size)
-    else:
-        with open(args.data, newline="", encoding="utf-8") as handle:
-            rows = list(csv.DictReader(handle))
-        result = evaluate_questions(model, processor, rows, Path(args.data).parent, args.batch_size)
-    Path(args.output).write_text(json.dumps({**result, "model": args.model}, indent=1, ensure_ascii=False) + "\n")
-    for name, score in {args.benchmark: result, **result.get("by_kind", {})}.items():
-        low, high = score["interval"]
-        print(f"{name}: {score['value']:.1%} (95 % interval {low:.1%} to {high:.1%}) of {score['count']}")
-    if result.get("missing"):
-        print(f"{len(result['missing'])} of {result['expected']} clips are missing")
+    model = SamForConditionalGeneration.from_pretrained(args.model, dtype=args.dtype).to(device).eval()
+    checkpoint = checkpoint_hash(args.model)
+
+    for benchmark, items, protocols in plan:
+        name = benchmark.name
+        folder = len(args.benchmarks) > 1 or args.output.is_dir()
+        output = args.output / f"{name}.json" if folder else args.output
+        work = output.with_name(f"{output.name}.answers")
+        result = evaluate(
+            *(model, processor, items, benchmark, work, protocols, encoder),
+            max_new_tokens=args.max_new_tokens,
+            batch_size=args.batch_size,
+            min_coverage=args.min_coverage,
+            answer_form=args.answer_form,
+            spice_jars=args.spice_jars,
+            require_spice=args.require_spice,
+            checkpoint_hash=checkpoint,
+            state=state,
+        )
+        if result is None:  # another process than the main one
+            continue
+        config = {**vars(args), "output": str(args.output), "device": str(device), "processes": state.num_processes}
+        result |= {
+            "fold": args.fold if name == "esc50" else None,
+            "limit": args.limit,
+            "model": args.model,
+            "checkpoint_hash": checkpoint,
+        }
+        result |= {"versions": versions(), "config": config, "model_config": model.config.to_diff_dict()}
+        write_json(result, output)
+        if name in MMAU_SPLITS and args.limit is None:
+            said = {each["id"]: each["prediction"] for each in result["predictions"]}
+            source = Path(args.data[name])
+            source = source / FILES[MMAU_SPLITS[name].removeprefix("test-")] if source.is_dir() else source
+            submission = output.with_name(f"{output.stem}-submission.json")
+            write_mmau_submission(items, [said.get(item.id) for item in items], source, submission)
+        shutil.rmtree(work)
+        report(result)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,37 @@
+import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import soundfile
+import torch
+from sklearn.metrics import average_precision_score
+from tiny import tiny_model, tiny_processor, tone
 
+import evaluation_sam
+from benchmarks_sam import BENCHMARKS, Benchmark, Item
 from evaluation_sam import (
     ESC50_FORMS,
     answers_question,
+    candidate_texts,
+    checkpoint_hash,
+    evaluate,
+    evaluate_esc50,
     evaluate_questions,
     named_labels,
     names_label,
+    question_items,
     strip_option_letter,
     wilson_interval,
 )
+from modeling_sam import SamForConditionalGeneration
+from processing_sam import SamProcessor
+from scoring_sam import label_similarities
 
+ROOT = Path(__file__).parents[1]
+SAM_TINY = ROOT / "examples" / "sam-tiny"
 SHARED = Path(os.environ.get("SAM_SHARED_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
 FORMS = SHARED / "text" / "esc50" / "accepted_forms.json"
 
@@ -117,14 +135,6 @@ def test_unknown_label():
         names_label("a unicorn", "unicorn")
 
 
-def test_wilson_interval():
-    low, high = wilson_interval(50, 100)  # the textbook's example
-    assert low == pytest.approx(0.4038, abs=1e-4) and high == pytest.approx(0.5962, abs=1e-4)
-    assert wilson_interval(0, 10)[0] == 0 and wilson_interval(10, 10)[1] == 1
-    with pytest.raises(ValueError, match="correct, count"):
-        wilson_interval(3, 0)
-
-
 # ------------------------------------------------------------------------------------------------------ questions
 
 
@@ -167,24 +177,244 @@ def test_answers_are_right_by_their_kind(prediction, answer, kind, right):
     assert answers_question(prediction, answer, kind) is right
 
 
-def test_questions_are_scored_by_kind(monkeypatch):
+def fake_predict(*texts, sums=None):
+    """In the place of `predict`: given answers, `None` for a clip that cannot be read."""
+
+    def predict(model, processor, items, work, settings, candidates, end_of_text, batch_size, max_new_tokens, state):
+        records = [{"id": item.id, "text": text, "failed": None} for item, text in zip(items, texts, strict=True)]
+        for record, row in zip(records, sums or []):
+            record |= {"sums": row, "tokens": [2 if value > -9 else 9 for value in row]}
+        for record in records:
+            if record["text"] is None:
+                record.update(failed="it is noise")
+                record.pop("sums", None)
+        return records, {"seconds": 1.0, "clips_per_second": len(items), "resumed": 0}
+
+    return predict
+
+
+class Silent:
+    """A model that is only looked at."""
+
+    dtype = torch.float32
+
+    def eval(self):
+        return self
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A file of sound."""
+    soundfile.write(tmp_path / "tone.wav", tone(), 16000)
+    return str(tmp_path / "tone.wav")
+
+
+def test_questions_are_scored_by_kind(monkeypatch, tmp_path, clip):
     rows = [
-        {"audio": "x/dog.wav", "prompt": "Is it a dog?", "answer": "Yes.", "kind": "binary"},
-        {"audio": "x/dog.wav", "prompt": "Is it a cow?", "answer": "No.", "kind": "binary"},
-        {"audio": "x/cow.wav", "prompt": "What is it? a) a b) b", "answer": "a) a", "kind": "multiple_choice"},
+        {"audio": "tone.wav", "prompt": "Is it a dog?", "answer": "Yes.", "kind": "binary"},
+        {"audio": "tone.wav", "prompt": "Is it a cow?", "answer": "No.", "kind": "binary"},
+        {"audio": "tone.wav", "prompt": "What is it? a) a b) b", "answer": "a) a", "kind": "multiple_choice"},
     ]
-    asked = []
-
-    def answers(model, processor, clips, prompts, batch_size):
-        asked.extend(zip(clips, prompts))
-        return ["Yes.", "Yes.", "a) a"]
-
-    monkeypatch.setattr("evaluation_sam.generate_answers", answers)
-    result = evaluate_questions(None, None, rows, "somewhere")
-    assert asked[0] == (str(Path("somewhere", "x/dog.wav")), "Is it a dog?")
+    assert [item.audio for item in question_items(rows, tmp_path)] == [clip] * 3
+    monkeypatch.setattr(evaluation_sam, "predict", fake_predict("Yes.", "Yes.", "a) a"))
+    result = evaluate_questions(Silent(), None, rows, tmp_path)
+    assert (result["benchmark"], result["protocol"]) == ("questions", "answers_question")
     assert result["value"] == pytest.approx(2 / 3) and result["count"] == 3
     assert result["by_kind"]["binary"]["value"] == 0.5 and result["by_kind"]["binary"]["count"] == 2
     assert result["by_kind"]["multiple_choice"]["interval"] == list(wilson_interval(1, 1))
     assert [item["correct"] for item in result["predictions"]] == [True, False, True]
-    with pytest.raises(ValueError, match="rows: got 0 rows with no 'audio'"):
+    assert [item["kind"] for item in result["predictions"]] == ["binary", "binary", "multiple_choice"]
+    with pytest.raises(ValueError, match="rows: got 0, number 0 with no 'audio'"):
         evaluate_questions(None, None, [])
+    with pytest.raises(ValueError, match="rows: got 3, number 1 with no 'answer'"):
+        evaluate_questions(None, None, [rows[0], {**rows[1], "answer": ""}, rows[2]])
+
+
+# ------------------------------------------------------------------------------------------------------ protocols
+
+
+def benchmark(metric="accuracy", name="toy", labels=("dog_bark", "rain", "sea_waves")):
+    texts = tuple(label.replace("_", " ") for label in labels)
+    return Benchmark(name, "Toy", "What is it?", labels, texts, metric, 4, False, "", None)
+
+
+def items(clip, *references, choices=()):
+    return [Item(f"{n}.wav", clip, "What is it?", tuple(r), choices) for n, r in enumerate(references)]
+
+
+class Words:
+    """An encoder for which only the same words are near."""
+
+    name = "words"
+    words = ("dog", "bark", "rain", "sea", "waves")
+
+    def embed(self, texts, batch_size=64):
+        found = torch.tensor([[1.0, *(float(word in text.split()) for word in self.words)] for text in texts])
+        return torch.nn.functional.normalize(found, dim=1)
+
+
+def run(monkeypatch, tmp_path, chosen, rows, predict, **options):
+    monkeypatch.setattr(evaluation_sam, "predict", predict)
+    return evaluate(Silent(), None, rows, chosen, tmp_path / "work", **options)
+
+
+def test_one_generation_serves_all_protocols(monkeypatch, tmp_path, clip):
+    rows = [*items(clip, ["dog_bark"], ["rain"], ["rain"], ["sea_waves"]), Item("4.wav", None, "?", ("rain",))]
+    sums = [[-1.0, -2, -3], [-8, -9, -10], [-3, -1, -2], [-9, -9, -9]]
+    predict = fake_predict("Audio caption: A dog, bark", "sea waves", "rain", None, sums=sums)
+    options = {"text_encoder": Words(), "min_coverage": 0.8}
+    result = run(monkeypatch, tmp_path, benchmark(), rows, predict, **options)
+    assert (result["protocol"], result["metric"], result["text_encoder"]) == ("text_encoder", "accuracy", "words")
+    assert list(result["protocols"]) == ["text_encoder", "likelihood"]
+    # The clip that cannot be read counts as wrong, the one that is not there does not count.
+    assert result["value"] == 2 / 4 and result["protocols"]["likelihood"]["value"] == 2 / 4
+    assert (result["count"], result["expected"], result["published"]) == (4, 5, 4)
+    assert result["missing"] == ["4.wav"] and result["failed"] == [{"id": "3.wav", "reason": "it is noise"}]
+    labels = [[each["label"] for each in row["by_protocol"].values()] for row in result["predictions"]]
+    assert labels == [["dog_bark", "dog_bark"], ["sea_waves", "dog_bark"], ["rain", "rain"], [None, None]]
+    assert [row["correct"] for row in result["predictions"]] == [True, False, True, False]
+    assert result["protocols"]["likelihood"]["by_mean"]["value"] == 3 / 4  # -9 of 9 tokens beats -8 of 2
+    assert result["interval"][0] < 0.5 < result["interval"][1]
+    json.dumps(result)
+
+
+def test_several_labels_and_map(monkeypatch, tmp_path, clip):
+    rows = items(clip, ["dog_bark", "rain"], ["rain"], ["sea_waves"], ["rain"])
+    predict = fake_predict("dog bark", "rain", "rain", "nothing")
+    options = {"text_encoder": Words(), "protocols": ["text_encoder"]}
+    result = run(monkeypatch, tmp_path, benchmark("map"), rows, predict, **options)
+    scores = label_similarities(["dog bark", "rain", "rain", "nothing"], benchmark().label_texts, Words())
+    targets = [[1, 1, 0], [0, 1, 0], [0, 0, 1], [0, 1, 0]]
+    assert result["value"] == pytest.approx(average_precision_score(targets, scores, average="macro"))
+    assert result["labels_without_clips"] == 0 and result["predictions"][0]["reference"] == ["dog_bark", "rain"]
+    result = run(monkeypatch, tmp_path, benchmark("micro_f1"), rows, predict, **options)
+    assert result["value"] == pytest.approx(2 * 3 / (4 + 5)) and result["scores"]["accuracy"] == 0.75
+
+
+def test_esc50_by_names_and_by_encoder(monkeypatch, tmp_path, clip):
+    predict = fake_predict("A dog barks.", "A dog and rain.")
+    rows = items(clip, ["dog"], ["rain"])
+    esc50 = BENCHMARKS["esc50"]
+    result = run(monkeypatch, tmp_path, esc50, rows, predict)
+    assert (result["protocol"], result["value"]) == ("names_label", 0.5)
+    assert result["interval"] == list(wilson_interval(1, 2)) and list(result["protocols"]) == ["names_label"]
+    names = ["names_label", "text_encoder"]
+    result = run(monkeypatch, tmp_path, esc50, rows, predict, text_encoder=Words(), protocols=names)
+    assert result["protocol"] == "names_label" and list(result["protocols"]) == names
+
+
+def test_choices(monkeypatch, tmp_path, clip):
+    rows = items(clip, ["A dog"], ["rain"], ["rain"], choices=("A dog", "rain"))
+    rows = [replace(item, prompt="what? a) a dog b) rain", groups={"task": "sound"}) for item in rows]
+    assert candidate_texts(rows[0], benchmark("mmau", labels=())) == ["a) a dog", "b) rain"]
+    other = replace(rows[0], prompt="What?\n(A) A dog\n(B) rain")
+    assert candidate_texts(other, benchmark("mmau", labels=())) == ["(A) A dog", "(B) rain"]
+    assert candidate_texts(replace(other, prompt="What?"), benchmark("mmau", labels=())) == ["A dog", "rain"]
+    predict = fake_predict("a) a dog", "", None, sums=[[-2.0, -1.0], [-2.0, -1.0], [-1.0, -2.0]])
+    result = run(monkeypatch, tmp_path, benchmark("mmau", labels=()), rows, predict)
+    assert (result["protocol"], result["value"], result["unanswered"]) == ("mmau_correct", 1 / 3, 1)
+    assert result["protocols"]["likelihood"]["value"] == 1 / 3
+    assert [row["by_protocol"]["likelihood"]["label"] for row in result["predictions"]] == ["rain", "rain", None]
+    hidden = [replace(item, references=()) for item in rows]  # MMAU's test: the answers are not published
+    result = run(monkeypatch, tmp_path, benchmark("mmau", labels=()), hidden, predict)
+    assert result["value"] is None and result["interval"] is None and result["predictions"][0]["correct"] is None
+
+
+def test_captions(monkeypatch, tmp_path, clip):
+    asked = []
+
+    def scores(captions, references, spice_jars, require_spice):
+        asked.extend(zip(captions, references))
+        spice = {"SPICE": 0.3, "SPICE_per_clip": [0.1, 0.5]} if spice_jars else {}
+        return {"CIDEr": 0.5, "CIDEr_per_clip": [0.0, 1.0], **spice, "count": 2, "missing": None}
+
+    monkeypatch.setattr(evaluation_sam, "caption_scores", scores)
+    monkeypatch.setattr(evaluation_sam, "caption_preflight", lambda *args: None)
+    rows = items(clip, ["rain", "waves"], ["dog"])
+    predict = fake_predict("Audio caption: rain", "dog")
+    options = {"text_encoder": Words(), "spice_jars": "jars"}
+    result = run(monkeypatch, tmp_path, benchmark("caption", labels=()), rows, predict, **options)
+    assert asked == [("rain", ["rain", "waves"]), ("dog", ["dog"])]
+    assert (result["protocol"], result["metric"], result["value"]) == ("captions", "SPICE", 0.3)
+    assert result["interval"] == pytest.approx([0.1, 0.5]) and result["scores"]["CIDEr"] == 0.5
+    assert result["scores"]["similarity_mean"] == pytest.approx((1 + 0.5) / 2 / 2 + 1 / 2)
+    assert result["predictions"][1]["by_protocol"]["captions"]["SPICE"] == 0.5
+    result = run(monkeypatch, tmp_path, benchmark("caption", labels=()), rows, predict)
+    assert (result["metric"], result["value"]) == ("CIDEr", 0.5)
+
+
+def test_what_is_asked_for_wrongly(monkeypatch, tmp_path, clip):
+    rows = items(clip, ["rain"])
+    with pytest.raises(ValueError, match=r"text_encoder: got None for toy.*clap-2023.*--protocol likelihood"):
+        run(monkeypatch, tmp_path, benchmark(), rows, None)
+    with pytest.raises(
+        ValueError, match="protocols: got 'captions' for toy, expected some of text_encoder, likelihood"
+    ):
+        run(monkeypatch, tmp_path, benchmark(), rows, None, protocols=["captions"])
+    with pytest.raises(ValueError, match="protocols: got 'names_label' for toy"):
+        run(monkeypatch, tmp_path, benchmark(), rows, None, protocols=["names_label"])
+    few = [*rows, Item("lost.wav", None, "?", ("rain",))]
+    message = r"data: toy: 1 of 2 clips are there, 4 were published; expected .*95%\. Missing: lost\.wav"
+    with pytest.raises(ValueError, match=message):
+        run(monkeypatch, tmp_path, benchmark(), few, None, protocols=["likelihood"])
+    with pytest.raises(ValueError, match="0 of 1 clips"):
+        run(monkeypatch, tmp_path, benchmark(), few[1:], None, protocols=["likelihood"], min_coverage=0.0)
+
+
+# --------------------------------------------------------------------------------------------------------- models
+
+
+def test_the_likelihood_picks_what_a_rigged_model_would_say(tmp_path, clip):
+    """A model that likes to say "R": of the three labels it would say "Rain", as likely as a plain forward says."""
+    model, processor = tiny_model(), tiny_processor()
+    head = torch.nn.Linear(32, 272)
+    with torch.no_grad():
+        head.weight.copy_(model.lm_head.weight)
+        head.bias.zero_()[processor.tokenizer("R")["input_ids"]] = 40
+    model.lm_head = head
+    rows = items(clip, ["rain"], ["dog_bark"])
+    result = evaluate(model, processor, rows, benchmark(), tmp_path, protocols=["likelihood"], max_new_tokens=2)
+    assert [row["by_protocol"]["likelihood"]["label"] for row in result["predictions"]] == ["rain", "rain"]
+    assert result["value"] == 0.5 and [row["correct"] for row in result["predictions"]] == [True, False]
+    assert all(row["prediction"].startswith("R") for row in result["predictions"])
+    inputs = processor(text=["What is it?"], audio=[[clip]], return_tensors="pt")
+    answer = torch.tensor([processor.tokenizer("Rain")["input_ids"]])
+    ids = torch.cat([inputs["input_ids"], answer], dim=1)
+    with torch.no_grad():
+        logits = model(input_ids=ids, input_features=inputs["input_features"]).logits[0, -5:-1].log_softmax(-1)
+    expected = float(logits.gather(1, answer[0, :, None]).sum())
+    assert result["predictions"][0]["by_protocol"]["likelihood"]["score"] == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.skipif(
+    not (SAM_TINY / "model.safetensors").exists() or not (SHARED / "sounds").exists(),
+    reason="examples/sam-tiny or the shared sounds are not here",
+)
+def test_sam_tiny_says_of_esc50_what_is_on_record(tmp_path):
+    """Some clips of the 396 that were described before the protocols were many, batched otherwise, on a GPU."""
+    recorded = json.loads((ROOT / "benchmarks" / "sam-tiny-esc50-fold4.json").read_text())["predictions"][::60]
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "audio").mkdir()
+    lines = ["filename,fold,category"]
+    for row in recorded:
+        (source,) = (SHARED / "sounds" / "audio").glob(f"*/{row['audio']}")
+        (tmp_path / "audio" / row["audio"]).symlink_to(source.resolve())
+        lines.append(f"{row['audio']},4,{row['reference']}")
+    (tmp_path / "meta" / "esc50.csv").write_text("\n".join(lines) + "\n")
+    model = SamForConditionalGeneration.from_pretrained(SAM_TINY)
+    result = evaluate_esc50(model, SamProcessor.from_pretrained(SAM_TINY), tmp_path, fold=4, batch_size=3)
+    for row, old in zip(result["predictions"], recorded, strict=True):
+        assert {key: row[key] for key in old} == old
+    assert (result["protocol"], result["fold"], result["expected"]) == ("names_label", 4, len(recorded))
+    assert result["interval"] == list(wilson_interval(sum(row["correct"] for row in recorded), len(recorded)))
+
+
+def test_the_checkpoints_hash(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"model: .* has no \*\.safetensors"):
+        checkpoint_hash(tmp_path)
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.safetensors").write_bytes(name.encode())
+    parts = b"".join(hashlib.sha256(name).digest() for name in (b"a", b"b"))
+    assert checkpoint_hash(tmp_path) == hashlib.sha256(parts).hexdigest()
+    (tmp_path / "a.safetensors").write_bytes(b"c")
+    assert checkpoint_hash(tmp_path) != hashlib.sha256(parts).hexdigest()

@@ -202,7 +202,11 @@ def test_evaluate_writes_every_prediction(run, base, tmp_path, capsys):
     with open(tmp_path / "meta" / "esc50.csv", "w", newline="") as handle:
         csv.writer(handle).writerows([("filename", "fold", "category"), *rows])
     output = tmp_path / "score.json"
-    run(evaluate, "esc50", "--model", base, "--data", tmp_path, "--fold", 2, "--device", "cpu", "--output", output)
+    options = ("--model", base, "--data", tmp_path, "--fold", 2, "--device", "cpu", "--output", output)
+    with pytest.raises(ValueError, match=r"esc50: 2 of 3 clips are there.*min_coverage=95%.*absent\.wav"):
+        run(evaluate, "esc50", *options)
+    assert not output.exists()
+    run(evaluate, "esc50", *options, "--min-coverage", 0.5, "--max-new-tokens", 8)
     result = json.loads(output.read_text())
     assert (result["benchmark"], result["protocol"], result["fold"]) == ("esc50", "names_label", 2)
     assert (result["count"], result["expected"], result["missing"]) == (2, 3, ["absent.wav"])
@@ -212,6 +216,78 @@ def test_evaluate_writes_every_prediction(run, base, tmp_path, capsys):
         assert item["correct"] == names_label(item["prediction"], item["reference"])
     assert result["value"] == sum(item["correct"] for item in result["predictions"]) / 2
     assert "1 of 3 clips are missing" in capsys.readouterr().out
+    assert len(result["checkpoint_hash"]) == 64 and result["versions"]["torch"] == torch.__version__
+    assert result["config"]["max_new_tokens"] == 8 and result["model_config"]["connector"] == "concatenation"
+
+
+class LetterCounts:
+    """A text encoder without a model."""
+
+    name = "letters"
+
+    def embed(self, texts, batch_size=64):
+        counts = torch.tensor([[text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in texts])
+        return torch.nn.functional.normalize(counts.float() + 0.1, dim=1)
+
+
+def test_evaluate_runs_several_benchmarks(run, base, tmp_path, monkeypatch, capsys):
+    esc50, opera = tmp_path / "esc50", tmp_path / "opera"
+    (esc50 / "meta").mkdir(parents=True)
+    (esc50 / "audio").mkdir()
+    (esc50 / "meta" / "esc50.csv").write_text("filename,fold,category\ndog.wav,1,dog\nrain.wav,1,rain\n")
+    for name in ("dog", "rain"):
+        shutil.copy(CLIPS / f"{name}.ogg", esc50 / "audio")
+    opera.mkdir()
+    shutil.copy(CLIPS / "dog.ogg", opera / "gong.ogg")
+    record = {"audio_id": "/published/gong.wav", "output": "Audio caption: small gong"}
+    (tmp_path / "beijing_opera.json").write_text(json.dumps([record]))
+    monkeypatch.setattr(evaluate, "load_text_encoder", lambda name, device, tokenizer: LetterCounts())
+    data = ("--data", f"esc50={esc50}", "--data", f"beijing_opera={tmp_path / 'beijing_opera.json'}")
+    options = (*data, "--model", base, "--device", "cpu", "--max-new-tokens", 4)
+    options += ("--audio-root", f"/published={opera}", "--text-encoder", "letters", "--output", tmp_path / "out")
+    run(evaluate, "esc50", "beijing_opera", *options)
+    results = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out").iterdir()}
+    assert sorted(results) == ["beijing_opera", "esc50"]
+    assert list(results["esc50"]["protocols"]) == ["text_encoder", "likelihood", "names_label"]
+    assert results["beijing_opera"]["predictions"][0]["reference"] == "small gong"
+    assert all(result["text_encoder"] == "letters" for result in results.values())
+    assert "esc50: 2 of 2 clips are there, 2,000 were published" in capsys.readouterr().out
+
+
+def test_evaluate_asks_questions(run, base, tmp_path, capsys):
+    shutil.copy(CLIPS / "dog.ogg", tmp_path)
+    lines = ["audio,prompt,answer,kind", "dog.ogg,Is it a dog?,Yes.,binary", "dog.ogg,Is it a cow?,No.,binary"]
+    (tmp_path / "questions.csv").write_text("\n".join(lines) + "\n")
+    options = ("--model", base, "--data", tmp_path / "questions.csv", "--device", "cpu", "--max-new-tokens", 4)
+    run(evaluate, "questions", *options, "--output", tmp_path / "out.json")
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert (result["protocol"], result["count"]) == ("answers_question", 2)
+    assert result["by_kind"]["binary"]["count"] == 2 and "binary: " in capsys.readouterr().out
+
+
+def test_evaluate_says_what_is_wrong(run, base, tmp_path, capsys):
+    options = ("--model", base, "--data", tmp_path, "--device", "cpu", "--output", tmp_path / "out.json")
+    with pytest.raises(SystemExit):
+        run(evaluate, "esc51", *options)
+    assert re.search(r"invalid choice: '?esc51'? \(choose from .*esc50.*vocalsound", capsys.readouterr().err)
+    with pytest.raises(FileNotFoundError, match=r"esc50\.csv.*expected ESC-50 as it is published"):
+        run(evaluate, "esc50", *options)
+    with pytest.raises(SystemExit):
+        run(evaluate, "esc50", "vocalsound", *options)
+    assert "for 2 benchmarks, expected a folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(evaluate, "esc50", *options, "--data", f"clotho={tmp_path}")
+    assert "--data: got 'clotho', which is for none of esc50" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(evaluate, "clotho", *options, "--fold", 4)
+    assert "--fold: got 4, but only esc50 has folds" in capsys.readouterr().err
+    (tmp_path / "opera").mkdir()
+    shutil.copy(CLIPS / "dog.ogg", tmp_path / "opera" / "small gong 1.ogg")
+    options = ("--model", base, "--data", tmp_path / "opera", "--device", "cpu", "--output", tmp_path / "out.json")
+    with pytest.raises(
+        ValueError, match=r"text_encoder: got None for beijing_opera.*clap-2023.*--protocol likelihood"
+    ):
+        run(evaluate, "beijing_opera", *options)
 
 
 # ---------------------------------------------------------------------------------------------------------------
