@@ -426,8 +426,9 @@ def analyse_run(
     run = Path(run).expanduser()
     if not (run / "recipe.yaml").is_file():
         raise FileNotFoundError(f"run: {str(run)!r} has no recipe.yaml, expected an output folder of train.py.")
-    stages = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["stages"]
-    finished = [number for number in sorted(stages) if (run / f"stage-{number}" / "encoder" / "config.json").is_file()]
+    keys = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))  # flat, as `claim` writes them
+    numbers = sorted(int(key.split(".")[1]) for key in keys if key.startswith("stages.") and key.endswith(".name"))
+    finished = [number for number in numbers if (run / f"stage-{number}" / "encoder" / "config.json").is_file()]
     if not finished:
         raise FileNotFoundError(f"run: {str(run)!r} has no stage-N/encoder yet; no stage of it is finished.")
     points = [{"stage": "start", **start}]
@@ -435,13 +436,15 @@ def analyse_run(
         folder = run / f"stage-{number}"
         extractor = SamFeatureExtractor.from_pretrained(folder / "last")
         point = analyse_checkpoint(folder / "encoder", clips, feature_extractor=extractor, **options)
-        points.append({"stage": number, **{key: stages[number][key] for key in ("name", "trains")}, **point})
+        points.append(
+            {"stage": number, **{key: keys[f"stages.{number}.{key}"] for key in ("name", "trains")}, **point}
+        )
     config = SamConfig.from_pretrained(run / f"stage-{finished[-1]}" / "last")
     return {
         "run": str(run),
         "size": size_name(config),
         "connector_layout": config.connector,
-        "unfinished": [number for number in sorted(stages) if number not in finished],
+        "unfinished": [number for number in numbers if number not in finished],
         "points": points,
     }
 

@@ -209,8 +209,10 @@ def table_4(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dic
             if protocol != theirs:
                 raise ValueError(f"{column}: {other} is scored by {theirs}, {experiment} by {protocol}; take one.")
             row["scores"][column] = 100 * _score(result, metric)
-            kept = ("interval", "count", "missing", "protocol", "text_encoder", "file", "model")
+            kept = ("count", "missing", "protocol", "text_encoder", "file", "model")
             row["results"][column] = {key: result.get(key) for key in kept}
+            if result["metric"].casefold() == metric:  # the interval is of that metric
+                row["results"][column]["interval"] = result.get("interval")
         table[experiment] = row
     return table
 
