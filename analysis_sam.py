@@ -332,15 +332,12 @@ def analyse_checkpoint(
         `size` ([`size_name`]) and `connector_layout`, both `None` of an encoder alone.
 
     Raises:
-        ValueError: The encoder's weights are not in the checkpoint; and what [`analyse_encoder`] raises.
+        ValueError: Weights that are not in the checkpoint; and what [`analyse_encoder`] raises.
     """
     config = AutoConfig.from_pretrained(source)
     whole = config.model_type == SamConfig.model_type
-    if with_connector and whole:
-        model = SamForConditionalGeneration.from_pretrained(source, dtype="auto")
-        encoder = model.model.audio_tower
-    else:
-        model = encoder = _load_encoder(source)
+    model = _load(SamForConditionalGeneration if with_connector and whole else SamAudioModel, source)
+    encoder = model.model.audio_tower if with_connector and whole else model
     if feature_extractor is None and whole:
         feature_extractor = SamFeatureExtractor.from_pretrained(source)
     elif feature_extractor is None:
@@ -358,18 +355,21 @@ def analyse_checkpoint(
     return {**about, **analyse_encoder(model, feature_extractor, clips, tau, batch_size, with_connector)}
 
 
-def _load_encoder(source: str | Path) -> SamAudioModel:
-    """The encoder of a checkpoint in its stored type. transformers would list the rest of the model as unexpected."""
+def _load(model_class, source: str | Path):
+    """A model, or the encoder of one, in its stored type.
+
+    transformers would report the rest of a model as unexpected, and tensors that are missing in the same breath.
+    """
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        encoder, info = SamAudioModel.from_pretrained(source, dtype="auto", output_loading_info=True)
+        model, info = model_class.from_pretrained(source, dtype="auto", output_loading_info=True)
     finally:
         logging.set_verbosity(verbosity)
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
-        raise ValueError(f"checkpoint: {source} lacks {len(missing)} of the encoder's tensors, such as {missing[0]}.")
-    return encoder
+        raise ValueError(f"checkpoint: {source} lacks {len(missing)} tensors, such as {missing[0]}.")
+    return model
 
 
 def _weights_sha256(module: torch.nn.Module) -> str:
@@ -416,7 +416,7 @@ def analyse_run(
         clips, options: As in [`analyse_checkpoint`].
 
     Returns:
-        `dict`: `run`, `size`, `connector_layout`, `unfinished` (numbers of the recipe's stages without an encoder)
+        `dict`: `run`, `size`, `connector_layout`, `unfinished` (numbers of the recipe's other stages)
         and `points`: `start`, with `stage` `"start"`, and [`analyse_checkpoint`] of each stage with `stage`, `name`
         and `trains` of the recipe.
 
@@ -428,9 +428,9 @@ def analyse_run(
         raise FileNotFoundError(f"run: {str(run)!r} has no recipe.yaml, expected an output folder of train.py.")
     keys = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))  # flat, as `claim` writes them
     numbers = sorted(int(key.split(".")[1]) for key in keys if key.startswith("stages.") and key.endswith(".name"))
-    finished = [number for number in numbers if (run / f"stage-{number}" / "encoder" / "config.json").is_file()]
+    finished = [number for number in numbers if (run / f"stage-{number}" / "finished.json").is_file()]
     if not finished:
-        raise FileNotFoundError(f"run: {str(run)!r} has no stage-N/encoder yet; no stage of it is finished.")
+        raise FileNotFoundError(f"run: {str(run)!r} has no stage-N/finished.json yet; no stage of it is finished.")
     points = [{"stage": "start", **start}]
     for number in finished:
         folder = run / f"stage-{number}"

@@ -49,9 +49,18 @@ PAPER_TABLE_4 = {
 
 
 def check_figure(path: str | Path) -> None:
-    """Raises what [`draw_stages`] would raise about a file's name, before the work."""
+    """Raises what [`draw_stages`] would raise about a file's name and matplotlib, before the work."""
     if Path(path).suffix.lower() not in FIGURES:
         raise ValueError(f"figure: got {str(path)!r}, expected a name that ends in {', '.join(FIGURES)}.")
+    _figure_class()
+
+
+def _figure_class():
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("A figure needs matplotlib; install it with `pip install 'sam-alm[eval]'`.") from error
+    return Figure
 
 
 def draw_stages(curves: Mapping[str, Mapping[str, Any]], path: str | Path | None = None):
@@ -73,11 +82,7 @@ def draw_stages(curves: Mapping[str, Mapping[str, Any]], path: str | Path | None
     """
     if path is not None:
         check_figure(path)
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("A figure needs matplotlib; install it with `pip install 'sam-alm[eval]'`.") from error
-    figure = Figure(figsize=(4.2, 3.0), layout="constrained")
+    figure = _figure_class()(figsize=(4.2, 3.0), layout="constrained")
     axes = figure.subplots()
     stages = sorted({p["stage"] for c in curves.values() for p in c["points"] if p["stage"] != "start"})
     places = {stage: place for place, stage in enumerate(["start", *stages])}

@@ -226,7 +226,7 @@ def test_an_encoder_is_measured_by_what_the_model_hears(sounds, connector):
     clips = choose_clips(sounds)
     result = analyse_encoder(model, processor.feature_extractor, clips, 0.9999, batch_size=3, with_connector=True)
     assert [failure["audio"] for failure in result["failed"]] == ["broken.wav"]
-    assert "cannot be decoded" in result["failed"][0]["error"] or "no audio" in result["failed"][0]["error"]
+    assert "cannot be decoded" in result["failed"][0]["error"]
     assert result["count"] == 8 and result["truncated"] == 2 and result["shape"] == [512, 32]
     heard = []
     hook = model.model.audio_tower.register_forward_hook(lambda *args: heard.append(args[2].last_hidden_state[0]))
@@ -326,8 +326,10 @@ def test_a_checkpoint_without_its_encoder_is_an_error(checkpoint, sounds, tmp_pa
     tensors = load_file(checkpoint / "model.safetensors")
     kept = {name: value for name, value in tensors.items() if "blocks.1." not in name}
     save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks 12 of the encoder's tensors, such as blocks\.1\."):
-        analyse_checkpoint(tmp_path, choose_clips(sounds), feature_extractor=SamFeatureExtractor())
+    with pytest.raises(ValueError, match=r"lacks 12 tensors, such as blocks\.1\."):
+        analyse_checkpoint(tmp_path, choose_clips(sounds))
+    with pytest.raises(ValueError, match=r"lacks 12 tensors, such as model\.audio_tower\.blocks\.1\."):
+        analyse_checkpoint(tmp_path, choose_clips(sounds), with_connector=True)
 
 
 def test_sizes_have_the_papers_names():
@@ -382,7 +384,7 @@ def test_folders_that_are_no_training(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no recipe\.yaml, expected an output folder"):
         analyse_run(tmp_path, {}, [])
     (tmp_path / "recipe.yaml").write_text("stages.1.name: one")
-    with pytest.raises(FileNotFoundError, match="has no stage-N/encoder yet"):
+    with pytest.raises(FileNotFoundError, match=r"has no stage-N/finished\.json yet"):
         analyse_run(tmp_path, {}, [])
 
 
@@ -426,6 +428,8 @@ def test_a_figure_without_matplotlib_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install 'sam-alm\[eval\]'"):
         draw_stages(with_tau({"130M": curve(1, 2)}))
+    with pytest.raises(ImportError, match=r"sam-alm\[eval\]"):
+        figures_sam.check_figure("a.png")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -490,12 +494,8 @@ def test_table_3_is_size_by_connector():
     lines = table_3_text(entries).splitlines()
     assert lines[1].split() == ["size", "concatenation", "time_major"]
     assert lines[2] == "780M  50.0 / 0.31 (55.7 / 0.40)  40.0 / 0.40 (50.0 / 0.47)"
-    assert lines[3].split("  ") == ["tiny", *[""] * 17, " 7.0 / -0.50"] or lines[3].split() == [
-        "tiny",
-        "7.0",
-        "/",
-        "-0.50",
-    ]
+    assert lines[3].split() == ["tiny", "7.0", "/", "-0.50"]  # in the second column, without the paper's
+    assert len(lines[3]) == len(lines[2])
     with pytest.raises(ValueError, match="two are 780M with time_major; name rows"):
         table_3_text([*entries, entries[2]])
 
