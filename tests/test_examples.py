@@ -54,6 +54,7 @@ captions = script("captions")
 recipe = script("make_sam_tiny")
 finetune = script("finetune")
 evaluate = script("evaluate")
+analyze = script("analyze")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -700,3 +701,31 @@ def test_sam_tiny_is_answered_the_same_in_bf16_and_fp32():
         model = AutoModel.from_pretrained(SAM_TINY, dtype=dtype)
         answers.append(processor.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_special_tokens=True))
     assert answers[0] == answers[1] and time.perf_counter() - begin < 60
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# analyze.py
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def test_table_3_of_two_checkpoints(run, base, tmp_path, capsys):
+    tiny_model("time_major").save_pretrained(tmp_path / "b")
+    tiny_processor("time_major").save_pretrained(tmp_path / "b")
+    run(analyze, "tokens", base, tmp_path / "b", "--clips", CLIPS, "--limit", 2, "--output", tmp_path / "t.json")
+    head, row = [line.split() for line in capsys.readouterr().out.splitlines()[1:3]]
+    written = json.loads((tmp_path / "t.json").read_text())
+    assert head == ["size", "concatenation", "time_major"]
+    ranks = [f"{entry['effective_rank']['mean']:.1f}" for entry in written["checkpoints"]]
+    assert row[1::3] == ranks and written["clips"]["count"] == written["checkpoints"][0]["count"] == 2
+
+
+def test_figure_3_and_table_4(run, base, tmp_path, capsys):
+    run(analyze, "distance", "--model", base, "--output", tmp_path / "d.json")
+    found = json.loads((tmp_path / "d.json").read_text())["connectors"]
+    assert [(d["next_time_step"], d["next_band"]) for d in found.values()] == [(1, 0), (9, 1), (1, 65)]
+    result = {"benchmark": "esc50", "metric": "accuracy", "value": 0.5, "missing": ["a"], "protocol": "clap"}
+    (tmp_path / "esc.json").write_text(json.dumps(result))
+    run(analyze, "swap", f"E4={tmp_path / 'esc.json'}", "--output", tmp_path / "s.json")
+    assert json.loads((tmp_path / "s.json").read_text())["rows"]["E4"]["scores"] == {"ESC": 50.0}
+    text = capsys.readouterr().out
+    assert "50.0* (81.5*)" in text and "E4, ESC: 1 clips were missing" in text
