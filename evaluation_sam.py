@@ -46,7 +46,6 @@ PROTOCOLS = {
     "questions": ("answers_question",),
 }
 QUESTIONS = Benchmark("questions", "Questions", "", (), (), "questions", 0, False, "", None)
-MIN_COVERAGE = 0.95
 ANSWER_FORM = "{Label}"  # a description begins so
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -83,7 +82,7 @@ def choose_protocols(benchmark: Benchmark, asked: Sequence[str] | None, has_enco
     return tuple(dict.fromkeys(asked))
 
 
-def check_coverage(benchmark: Benchmark, items: Sequence[Item], min_coverage: float = MIN_COVERAGE) -> str:
+def check_coverage(benchmark: Benchmark, items: Sequence[Item], min_coverage: float = 0.0) -> str:
     """A line that says how many items have their audio.
 
     Raises:
@@ -111,7 +110,7 @@ def evaluate(
     text_encoder=None,
     max_new_tokens: int = 400,
     batch_size: int = 32,
-    min_coverage: float = MIN_COVERAGE,
+    min_coverage: float = 0.0,
     answer_form: str = ANSWER_FORM,
     spice_jars: str | Path | None = None,
     require_spice: bool = False,
@@ -146,7 +145,8 @@ def evaluate(
         text_encoder ([`TextEncoder`], *optional*): From [`load_text_encoder`].
         max_new_tokens (`int`, *optional*, defaults to 400): Longest answer, LTU's.
         batch_size (`int`, *optional*, defaults to 32): Clips that are answered together.
-        min_coverage (`float`, *optional*, defaults to 0.95): Share of the items that must have their audio.
+        min_coverage (`float`, *optional*, defaults to 0): Share of the items that must have their audio; one at least
+            must. What is missing is listed in any case.
         answer_form (`str`, *optional*, defaults to `"{Label}"`): How the model would write a label, for its likelihood:
             `{Label}` stands for the label with a capital letter, `{label}` for the label as it is. A form that the
             model was not trained to write makes the likelihood worthless.
@@ -461,7 +461,6 @@ def evaluate_esc50(
             protocols=["names_label"],
             max_new_tokens=64,
             batch_size=batch_size,
-            min_coverage=0.0,
         )
     return None if result is None else {**result, "fold": fold}
 

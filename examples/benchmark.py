@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # batches differ in length
+os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")  # what one run has tuned, the next one finds
 
 import datasets
 import numpy as np

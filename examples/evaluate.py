@@ -31,7 +31,6 @@ from benchmarks_sam import BENCHMARKS, MMAU_SPLITS, read_benchmark
 from caption_metrics_sam import caption_preflight
 from evaluation_sam import (
     ANSWER_FORM,
-    MIN_COVERAGE,
     QUESTIONS,
     check_coverage,
     checkpoint_hash,
@@ -68,7 +67,9 @@ def arguments() -> argparse.Namespace:
         "--shuffle-choices", type=int, metavar="SEED", help="ask MMAU with its choices in another order"
     )
     parser.add_argument("--audio-root", action="append", default=[], metavar="FROM=TO", help="where a folder is here")
-    parser.add_argument("--min-coverage", type=float, default=MIN_COVERAGE, help="share of clips that must be there")
+    parser.add_argument(
+        "--min-coverage", type=float, default=0.0, help="stop where a smaller share of the clips is there, as 0.95"
+    )
     parser.add_argument("--limit", type=int, help="the first items only, for a quick look")
     parser.add_argument("--spice-jars", help="folder of SPICE's jars; see examples/spice-pom.xml")
     parser.add_argument("--require-spice", action="store_true", help="stop where SPICE cannot be computed")

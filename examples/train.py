@@ -23,9 +23,12 @@ On several machines that see the same folders, on each of them with its own `--m
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
+# Tuning the kernels takes minutes; a run that goes on finds what it found before, and so computes the same.
+os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout works without installing it
 from curriculum_sam import load_recipe, plan, plan_text, run_recipe
 

@@ -172,7 +172,8 @@ def run(number: int, precision: str, recipe: Path, args: argparse.Namespace) -> 
     output = args.work / f"{precision}-{number}-{int(time.time())}"
     times, log = output.with_suffix(".times.json"), output.with_suffix(".log")
     words = ["--worker", str(recipe), "--output", str(output), "--times", str(times)]
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    # Each process tunes the kernels for a minute or two, unless it finds what another has found.
+    environment = {"OMP_NUM_THREADS": "1", "TRITON_CACHE_AUTOTUNING": "1", **os.environ}
     if number == 1 and torch.cuda.is_available():
         environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     print(f"{time.strftime('%H:%M:%S')} {precision}, {number} process(es): {log}", flush=True)
@@ -262,7 +263,7 @@ def main() -> None:
     parser.add_argument("--bf16-steps", type=int, default=60, help="in bf16, where the speed counts")
     parser.add_argument("--fsdp", action="store_true", help="train all weights, in bf16, divided over two GPUs")
     parser.add_argument("--workers", type=int, default=4 if torch.cuda.is_available() else 0, help="of each loader")
-    parser.add_argument("--seconds", type=float, default=200, help="after which a run is ended")
+    parser.add_argument("--seconds", type=float, default=300, help="after which a run is ended")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--times", type=Path, help=argparse.SUPPRESS)

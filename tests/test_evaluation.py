@@ -356,9 +356,9 @@ def test_what_is_asked_for_wrongly(monkeypatch, tmp_path, clip):
     few = [*rows, Item("lost.wav", None, "?", ("rain",))]
     message = r"data: toy: 1 of 2 clips are there, 4 were published; expected .*95%\. Missing: lost\.wav"
     with pytest.raises(ValueError, match=message):
-        run(monkeypatch, tmp_path, benchmark(), few, None, protocols=["likelihood"])
+        run(monkeypatch, tmp_path, benchmark(), few, None, protocols=["likelihood"], min_coverage=0.95)
     with pytest.raises(ValueError, match="0 of 1 clips"):
-        run(monkeypatch, tmp_path, benchmark(), few[1:], None, protocols=["likelihood"], min_coverage=0.0)
+        run(monkeypatch, tmp_path, benchmark(), few[1:], None, protocols=["likelihood"])
 
 
 # --------------------------------------------------------------------------------------------------------- models

@@ -205,9 +205,9 @@ def test_evaluate_writes_every_prediction(run, base, tmp_path, capsys):
     output = tmp_path / "score.json"
     options = ("--model", base, "--data", tmp_path, "--fold", 2, "--device", "cpu", "--output", output)
     with pytest.raises(ValueError, match=r"esc50: 2 of 3 clips are there.*min_coverage=95%.*absent\.wav"):
-        run(evaluate, "esc50", *options)
+        run(evaluate, "esc50", *options, "--min-coverage", 0.95)
     assert not output.exists()
-    run(evaluate, "esc50", *options, "--min-coverage", 0.5, "--max-new-tokens", 8)
+    run(evaluate, "esc50", *options, "--max-new-tokens", 8)
     result = json.loads(output.read_text())
     assert (result["benchmark"], result["protocol"], result["fold"]) == ("esc50", "names_label", 2)
     assert (result["count"], result["expected"], result["missing"]) == (2, 3, ["absent.wav"])
