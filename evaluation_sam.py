@@ -1,6 +1,5 @@
 """Scores of what a model says about a sound."""
 
-import csv
 import math
 import re
 from collections.abc import Sequence
@@ -9,6 +8,8 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
+
+from benchmarks_sam import read_esc50
 
 # The 50 classes of ESC-50 and the words that name them. A line reads `label: form; form`; a form is one or more
 # slots joined by `+`, a slot is words joined by `|`. A text names a label when, for one of its forms, every slot has
@@ -257,35 +258,6 @@ def evaluate_questions(
         "by_kind": {kind: score([each for each in predictions if each["kind"] == kind]) for kind in kinds},
         "predictions": predictions,
     }
-
-
-def read_esc50(folder: str | Path, fold: int | None = None) -> tuple[list[tuple[Path, str]], list[str]]:
-    """The clips of ESC-50, in the layout it is published in.
-
-    Args:
-        folder (`str` or `Path`): Holds `meta/esc50.csv` and `audio/`; the audio may be of any format, it is found by
-            its stem.
-        fold (`int`, *optional*): One of the five folds; all of them by default.
-
-    Returns:
-        `tuple[list[tuple[Path, str]], list[str]]`: File and label of each clip that is there, and the names of those
-        that are not.
-
-    Raises:
-        FileNotFoundError: There is no `meta/esc50.csv`.
-        ValueError: The fold has no clips, or none of its audio is there.
-    """
-    table = Path(folder) / "meta" / "esc50.csv"
-    if not table.is_file():
-        raise FileNotFoundError(f"data: there is no file {str(table)!r}, expected a folder in ESC-50's own layout.")
-    with open(table, newline="", encoding="utf-8") as handle:
-        rows = [row for row in csv.DictReader(handle) if fold is None or int(row["fold"]) == fold]
-    files = {path.stem: path for path in sorted((Path(folder) / "audio").iterdir())}
-    clips = [(files[stem], row["category"]) for row in rows if (stem := Path(row["filename"]).stem) in files]
-    missing = [row["filename"] for row in rows if Path(row["filename"]).stem not in files]
-    if not clips:
-        raise ValueError(f"data: fold {fold} of {str(folder)!r} has {len(rows)} rows and none of their audio.")
-    return clips, missing
 
 
 def evaluate_esc50(

@@ -1,5 +1,8 @@
-"""How SAM takes part in transformers' `generate`: what goes into each step, and how rows with clips are repeated."""
+"""How SAM takes part in transformers' `generate`, and how likely it finds answers that are given to it."""
 
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,8 +14,36 @@ except ImportError:
     from mamba_sam import given_cache
 
 
+@dataclass
+class CandidateScores:
+    """What [`~SamGenerationMixin.score_candidates`] returns, for `B` prompts with up to `C` candidates each.
+
+    A prompt with fewer than `C` candidates has length 0 and sum and mean minus infinity in the places left over, so
+    that `sums.argmax(dim=1)` is the likeliest candidate of each prompt.
+
+    Args:
+        token_log_likelihoods (`torch.Tensor` of shape `[B, C, T]`): Natural logarithm of the probability of each
+            token of a candidate behind the prompt and the candidate's tokens before it; 0 past the candidate's end.
+        lengths (`torch.Tensor` of shape `[B, C]`, int64): Tokens of each candidate, end of text included where it
+            was scored.
+    """
+
+    token_log_likelihoods: torch.Tensor
+    lengths: torch.Tensor
+
+    @property
+    def sums(self) -> torch.Tensor:
+        """Log-likelihood of each candidate as a whole, `[B, C]`."""
+        return self.token_log_likelihoods.sum(dim=-1).masked_fill(self.lengths == 0, -torch.inf)
+
+    @property
+    def means(self) -> torch.Tensor:
+        """Log-likelihood by token, `[B, C]`: a sum favours short candidates, the mean does not."""
+        return self.sums / self.lengths.clamp(min=1)
+
+
 class SamGenerationMixin(GenerationMixin):
-    """`generate` for [`SamForConditionalGeneration`]: greedy by default, on a [`SamCache`]."""
+    """`generate` for [`SamForConditionalGeneration`]: greedy by default, on a [`SamCache`]; and `score_candidates`."""
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -97,5 +128,129 @@ class SamGenerationMixin(GenerationMixin):
             model_kwargs["input_features"] = input_features
         return input_ids, model_kwargs
 
+    @torch.no_grad()
+    def score_candidates(
+        self,
+        processor,
+        inputs: Mapping[str, torch.Tensor],
+        candidates: Sequence[str] | Sequence[Sequence[str]],
+        batch_size: int = 64,
+        end_of_text: bool = True,
+    ) -> CandidateScores:
+        """How likely the model finds each of some given answers.
 
-__all__ = ["SamGenerationMixin"]
+        Clips and prompts are read once; every candidate then goes on from a copy of the state behind its prompt. The
+        numbers are those of a forward over prompt and candidate, with the tokens that the processor makes of them for
+        training: the candidate is tokenised by itself, so that no token reaches over its beginning.
+
+        Args:
+            processor ([`SamAudioLanguageProcessor`]): The model's processor, whose tokenizer reads the candidates.
+            inputs (`dict`): What the processor returns for `B` prompts, without answers, with
+                `return_tensors="pt"`: `input_ids` and `attention_mask` `[B, L]`, padded on either side, and
+                `input_features` where there are clips. On the model's device.
+            candidates (list of `str`, or list of lists of `str`): The answers to score: the same for every prompt, or
+                a list for each, of any length.
+            batch_size (`int`, *optional*, defaults to 64): Candidates that are read at once, of all prompts together.
+                It bounds the memory: each needs a state (20 MB of the 130M model, 170 MB of the 2.7B) and a logit
+                for every entry of the vocabulary at each of its tokens. Results do not depend on it.
+            end_of_text (`bool`, *optional*, defaults to `True`): Score the end of text too, as the last token of
+                every candidate: the probability that the answer is this one. Without it, that the answer begins so,
+                by which "dog" is never less likely than "dog barking".
+
+        Returns:
+            [`CandidateScores`], on the device of `inputs`.
+
+        Raises:
+            ValueError: `inputs` lacks a key of the processor, or holds answers; no candidates, a blank one, lists
+                that are not one for each prompt; a model in training mode, where dropout would blur what it finds.
+
+        Example:
+            ```python
+            >>> inputs = processor(text="What do you hear?", audio="dog.wav", return_tensors="pt")
+            >>> scores = model.score_candidates(processor, inputs, ["A dog is barking.", "It rains."])
+            >>> scores.sums.argmax(dim=1)
+            tensor([0])
+            ```
+        """
+        if self.training:
+            raise ValueError("model: it is in training mode, where dropout changes the scores; call model.eval().")
+        if batch_size < 1:
+            raise ValueError(f"batch_size: got {batch_size}, expected a positive number.")
+        ids, mask = _prompts(inputs)
+        rows = _candidates_by_row(candidates, len(ids), processor.audio_token)
+        texts = list(dict.fromkeys(text for row in rows for text in row))
+        ending = [processor.tokenizer.eos_token_id] if end_of_text else []
+        tokens = {text: found + ending for text, found in zip(texts, processor._tokenize(texts))}
+        pairs = [(row, column) for row, texts in enumerate(rows) for column in range(len(texts))]
+        # Longest first: little padding in a batch, and what does not fit into memory fails at once.
+        pairs.sort(key=lambda pair: -len(tokens[rows[pair[0]][pair[1]]]))
+
+        # The last token of a prompt, whose logits are those of a candidate's first, is read with the candidates.
+        places = torch.arange(ids.shape[1], device=ids.device)
+        last = (mask * places).amax(dim=1, keepdim=True)
+        prompt = self(
+            input_ids=ids,
+            input_features=inputs.get("input_features"),
+            attention_mask=mask.scatter(1, last, False),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        begin = ids.gather(1, last)
+        shape = (len(rows), max(map(len, rows)), max(map(len, tokens.values())))
+        scores = torch.zeros(shape, dtype=prompt.logits.dtype, device=ids.device)
+        lengths = torch.zeros(shape[:2], dtype=torch.long, device=ids.device)
+        for first in range(0, len(pairs), batch_size):
+            batch = pairs[first : first + batch_size]
+            read = [tokens[rows[row][column]] for row, column in batch]
+            row, column = torch.tensor(batch, device=ids.device).unbind(dim=1)
+            length = torch.tensor([len(each) for each in read], device=ids.device)
+            width = len(read[0])
+            targets = torch.tensor([each + [0] * (width - len(each)) for each in read], device=ids.device)
+            real = torch.arange(width, device=ids.device) < length[:, None]
+            cache = copy.copy(prompt.cache)  # selecting rows replaces its tensors, so that the prompts' state stays
+            cache.batch_select_indices(row)
+            shifted = torch.cat([begin[row], targets[:, :-1]], dim=1)
+            logits = self(input_ids=shifted, attention_mask=real, cache=cache, use_cache=True).logits
+            found = logits.gather(-1, targets[..., None]).squeeze(-1) - logits.logsumexp(dim=-1)
+            scores[row, column, :width] = found.masked_fill(~real, 0.0)
+            lengths[row, column] = length
+        return CandidateScores(scores, lengths)
+
+
+def _prompts(inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """`input_ids` and the mask, as truth values, of prompts that the processor has made."""
+    for name in ("input_ids", "attention_mask"):
+        if not isinstance(inputs.get(name), torch.Tensor) or inputs[name].ndim != 2:
+            raise ValueError(
+                f"inputs: got {sorted(inputs)} with {type(inputs.get(name)).__name__} as {name}, expected a tensor of "
+                'shape [B, L]; pass what the processor returns with return_tensors="pt".'
+            )
+    if "labels" in inputs:
+        raise ValueError("inputs: got labels, expected prompts alone; leave `answer` out of the processor's call.")
+    return inputs["input_ids"], inputs["attention_mask"].bool()
+
+
+def _candidates_by_row(candidates: Any, num_rows: int, audio_token: str) -> list[list[str]]:
+    """A list of candidates for each prompt, checked."""
+    expected = f"expected a list of texts, or for {num_rows} prompts {num_rows} lists of texts"
+    if isinstance(candidates, str) or not len(candidates):
+        raise ValueError(f"candidates: got {candidates!r}, {expected}.")
+    if all(isinstance(item, str) for item in candidates):
+        rows = [list(candidates)] * num_rows
+    elif not all(isinstance(item, (list, tuple)) for item in candidates) or len(candidates) != num_rows:
+        kinds = ", ".join(sorted({type(item).__name__ for item in candidates}))
+        raise ValueError(f"candidates: got {len(candidates)} items ({kinds}), {expected}.")
+    else:
+        rows = [list(row) for row in candidates]
+    for number, row in enumerate(rows):
+        if not row:
+            raise ValueError(f"candidates: got none for prompt {number}, {expected}.")
+        for text in row:
+            if not isinstance(text, str) or not text.strip() or audio_token in text:
+                raise ValueError(
+                    f"candidates: got {text!r}, expected text that is not blank and has no {audio_token}."
+                )
+    return rows
+
+
+__all__ = ["CandidateScores", "SamGenerationMixin"]
