@@ -77,9 +77,7 @@ class FolderClips:
 
     def _share(self, process_index, num_processes, done):
         return (
-            key
-            for key in self.keys
-            if zlib.crc32(key.encode()) % num_processes == process_index and key not in done
+            key for key in self.keys if zlib.crc32(key.encode()) % num_processes == process_index and key not in done
         )
 
 
@@ -108,9 +106,7 @@ class TableClips:
         return sum(1 for _ in self._share(process_index, num_processes, done))
 
     def _share(self, process_index, num_processes, done):
-        return (
-            row for row in range(process_index, len(self.table), num_processes) if f"{row:010d}" not in done
-        )
+        return (row for row in range(process_index, len(self.table), num_processes) if f"{row:010d}" not in done)
 
 
 class StreamClips:
@@ -256,7 +252,9 @@ def _audio_column(features: datasets.Features, given: str | None, source: str) -
     columns = [name for name, kind in features.items() if isinstance(kind, datasets.Audio)]
     columns += [name for name in AUDIO_COLUMNS if name in features]
     if given is not None and given not in features:
-        raise ValueError(f"audio_column: got {given!r}, expected one of {', '.join(features)}, the columns of {source!r}.")
+        raise ValueError(
+            f"audio_column: got {given!r}, expected one of {', '.join(features)}, the columns of {source!r}."
+        )
     if given is None and not columns:
         raise ValueError(
             f"audio_column: {source!r} has no Audio column and none of {', '.join(AUDIO_COLUMNS)}; name one of its "
