@@ -113,7 +113,7 @@ class StreamClips:
     """The rows of a `datasets.IterableDataset`, by file and row of the file.
 
     Processes have whole files where there are at least as many as processes. Else every process reads all files and
-    has every n-th row.
+    has every n-th row. Going on after a kill reads past what is done.
 
     Args:
         table (`datasets.IterableDataset`): The rows; the audio is not decoded by `datasets`.

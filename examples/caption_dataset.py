@@ -183,7 +183,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         summary = caption_dataset(args)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     if summary is not None:
         print(json.dumps(summary, indent=1, ensure_ascii=False))
