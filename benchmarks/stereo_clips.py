@@ -1,7 +1,7 @@
 """Makes 44.1-kHz stereo files of ten seconds, to measure `examples/caption_dataset.py` with from disk.
 
-    python benchmarks/stereo_clips.py path/to/ESC-50/audio /tmp/stereo --count 60
-    python examples/caption_dataset.py /tmp/stereo --model examples/sam-tiny --output /tmp/captions
+    python benchmarks/stereo_clips.py path/to/ESC-50/audio stereo --count 60
+    python examples/caption_dataset.py stereo --model examples/sam-tiny --output captions
 
 FLAC and WAV in turn. A clip is repeated to ten seconds, and its right channel is 20 samples behind the left.
 """
