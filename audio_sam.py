@@ -526,6 +526,28 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
         return samples
 
 
+def read_windows(source: Any, feature_extractor: SamFeatureExtractor) -> tuple[list[dict[str, float]], torch.Tensor]:
+    """Reads one clip of any length as the windows in which it is described.
+
+    Args:
+        source: Whatever [`load_audio`] reads without being told a rate.
+        feature_extractor ([`SamFeatureExtractor`]): Its `overflow="window"` cuts the clip.
+
+    Returns:
+        `list[dict]`: `start` and `end` of each window and `seconds`, the clip's length, all in seconds;
+        `torch.Tensor` `[windows, 1024, 128]`: their `input_features`. A rest under 25 ms is no window.
+
+    Raises:
+        FileNotFoundError, ValueError, TypeError: As in [`load_audio`].
+    """
+    waveform = load_audio(source)
+    features = feature_extractor(waveform, SAMPLING_RATE, return_tensors="pt", overflow="window")["input_features"]
+    length = feature_extractor.max_frames * FRAME_SHIFT / SAMPLING_RATE  # 10.24 s
+    seconds = len(waveform) / SAMPLING_RATE
+    starts = [index * length for index in range(len(features))]
+    return [{"start": start, "end": min(start + length, seconds), "seconds": seconds} for start in starts], features
+
+
 def check_choice(name: str, value: Any, choices: tuple) -> None:
     """Raises a `ValueError` unless `value`, of the argument `name`, is one of `choices`."""
     if value not in choices:
@@ -542,4 +564,4 @@ def as_tensors(tensor: torch.Tensor, return_tensors: str | None) -> Any:
 
 SamFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
 
-__all__ = ["SamFeatureExtractor", "load_audio"]
+__all__ = ["SamFeatureExtractor", "load_audio", "read_windows"]

@@ -209,26 +209,19 @@ def _load(model_id: str, device: str | None, dtype: str | None) -> tuple[Any, An
 
 def _read_windows(paths: Iterable[str], processor: Any, prompt: str, failed: list[str]) -> Iterator[tuple]:
     """Yields ({"audio", "start", "end", "seconds", "windows"}, inputs of one row) for every window of every file."""
-    from audio_sam import FRAME_SHIFT, SAMPLING_RATE, load_audio
+    from audio_sam import read_windows
 
-    length = processor.feature_extractor.max_frames * FRAME_SHIFT / SAMPLING_RATE  # 10.24 s
     for path in paths:
         try:
-            waveform = load_audio(path)
-            inputs = processor(
-                text=prompt, audio=waveform, sampling_rate=SAMPLING_RATE, overflow="window", return_tensors="pt"
-            )
+            spans, features = read_windows(path, processor.feature_extractor)
         except (OSError, ValueError) as error:
             print(f"sam-alm: {path}: {error}", file=sys.stderr)
             failed.append(path)
             continue
-        seconds = len(waveform) / SAMPLING_RATE
-        count = int(inputs.pop("num_windows")[0])
-        for index in range(count):
-            start = index * length
-            end = min(start + length, seconds)
-            window = {"audio": path, "start": start, "end": end, "seconds": seconds, "windows": count}
-            yield window, {name: value[index : index + 1] for name, value in inputs.items()}
+        inputs = processor(text=[prompt], audio=[[0.0] * 400], sampling_rate=16000, return_tensors="pt")
+        for index, span in enumerate(spans):
+            window = {"audio": path, **span, "windows": len(spans)}
+            yield window, {**inputs, "input_features": features[index : index + 1]}
 
 
 def _batches(items: Iterable, size: int) -> Iterator[list]:
