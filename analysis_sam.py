@@ -11,7 +11,6 @@ import csv
 import hashlib
 import json
 import os
-import platform
 import random
 import statistics
 from collections.abc import Mapping, Sequence
@@ -19,18 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import transformers
 import yaml
 from tqdm.auto import tqdm
 from transformers import AutoConfig
 from transformers.utils import logging
 
 from audio_sam import SAMPLING_RATE, SamFeatureExtractor, load_audio
-from configuration_sam import LANGUAGE_MODEL_SIZES, SamConfig, __version__
+from configuration_sam import LANGUAGE_MODEL_SIZES, SamConfig
 from mamba_sam import SamMamba2Model
 from modeling_sam import SamAudioModel, SamConnector, SamForConditionalGeneration
+from provenance_sam import weights_hash
 from records_sam import AUDIO_COLUMNS, AUDIO_SUFFIXES
 
 TAU = 0.95  # section 4.1
@@ -344,7 +342,7 @@ def analyse_checkpoint(
         feature_extractor = SamFeatureExtractor(config.num_mel_bins, max_frames=config.max_frames)
     about = {
         "checkpoint": str(source),
-        "encoder_sha256": _weights_sha256(encoder),
+        "encoder_sha256": weights_hash(encoder),
         "stored_dtype": str(encoder.dtype).removeprefix("torch."),
         "dtype": dtype,
         "features": {"mean": feature_extractor.mean, "std": feature_extractor.std},
@@ -372,14 +370,6 @@ def _load(model_class, source: str | Path):
     return model
 
 
-def _weights_sha256(module: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.float().cpu().contiguous().numpy())  # exact from bf16
-    return digest.hexdigest()
-
-
 def size_name(config: SamConfig) -> str:
     """The language model's size as the paper names it, `"130M"`, `"780M"` or `"2.7B"`; of another one its parameters
     in millions, such as `"3.6M"`."""
@@ -390,13 +380,6 @@ def size_name(config: SamConfig) -> str:
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in SamMamba2Model(text).parameters())
     return f"{count / 1e6:.1f}M"
-
-
-def versions() -> dict[str, str]:
-    """What a number depends on."""
-    packages = {"torch": torch, "transformers": transformers, "numpy": np}
-    ours = {"sam-alm": __version__, "python": platform.python_version()}
-    return ours | {name: str(package.__version__) for name, package in packages.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -503,5 +486,4 @@ __all__ = [
     "slot_positions",
     "state_update_distance",
     "token_similarity",
-    "versions",
 ]

@@ -15,7 +15,6 @@ The output folder:
 What stands in a shard or a list of failures is not done again, by however many processes the job goes on.
 """
 
-import hashlib
 import json
 import os
 import time
@@ -51,19 +50,6 @@ LABEL_SCHEMA = pyarrow.schema([("label", pyarrow.string()), ("log_likelihoods", 
 # ---------------------------------------------------------------------------------------------------------------
 # The output folder
 # ---------------------------------------------------------------------------------------------------------------
-
-
-def model_hash(model: torch.nn.Module) -> str:
-    """SHA-256 of a model's weights: names, types, shapes and bytes, wherever they were loaded from.
-
-    Args:
-        model (`torch.nn.Module`): The model.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def output_schema(kept: pyarrow.Schema, prompts: Mapping[str, str], labels: Sequence[str] | None) -> pyarrow.Schema:
@@ -390,7 +376,6 @@ __all__ = [
     "describe_clips",
     "done_clips",
     "finish_output",
-    "model_hash",
     "open_output",
     "output_schema",
     "shard_clips",

@@ -1,9 +1,7 @@
 """Scores of what a model says about a sound: the benchmarks' protocols, run and reported."""
 
 import hashlib
-import importlib.metadata
 import json
-import platform
 import re
 import string
 import tempfile
@@ -14,11 +12,9 @@ from typing import Any
 
 import numpy as np
 from accelerate import PartialState
-from transformers.utils import cached_file
 
 from benchmarks_sam import BENCHMARKS, Benchmark, Item, read_benchmark, read_esc50
 from caption_metrics_sam import caption_preflight, caption_scores, sentence_similarity
-from configuration_sam import __version__
 from mmau_sam import mmau_correct, score_mmau, strip_option_letter
 from predictions_sam import generate_answers, predict
 from records_sam import DEFAULT_PROMPT
@@ -465,38 +461,6 @@ def evaluate_esc50(
     return None if result is None else {**result, "fold": fold}
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# What was run
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def checkpoint_hash(model: str | Path) -> str:
-    """SHA-256 over the safetensors files of a checkpoint, in the order of their names.
-
-    Args:
-        model (`str` or `Path`): A directory, or a Hub id whose files are in the cache.
-
-    Raises:
-        FileNotFoundError: There are none.
-    """
-    folder = Path(model) if Path(model).is_dir() else Path(cached_file(str(model), "config.json")).parent
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"model: {str(folder)!r} has no *.safetensors, expected a SAM checkpoint.")
-    digest = hashlib.sha256()
-    for file in files:
-        with open(file, "rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """The versions of what a score depends on."""
-    names = ("torch", "transformers", "accelerate", "numpy", "soundfile", "soxr")
-    installed = {name: importlib.metadata.version(name) for name in names}
-    return {"sam_alm": __version__, "python": platform.python_version(), **installed}
-
-
 __all__ = [
     "ESC50_FORMS",
     "PROTOCOLS",
@@ -504,7 +468,6 @@ __all__ = [
     "answers_question",
     "caption_scores",
     "check_coverage",
-    "checkpoint_hash",
     "choose_protocols",
     "evaluate",
     "evaluate_esc50",
@@ -516,6 +479,5 @@ __all__ = [
     "question_items",
     "read_esc50",
     "strip_option_letter",
-    "versions",
     "wilson_interval",
 ]

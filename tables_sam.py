@@ -335,12 +335,15 @@ def measured_rows(results: Sequence[Mapping[str, Any]], columns: Sequence[str]) 
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def table1(results: Sequence[Mapping[str, Any]], paper: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def table1(
+    results: Sequence[Mapping[str, Any]], paper: Mapping[str, Any] | None = None, only_ours: bool = False
+) -> dict[str, Any]:
     """Table 1: the peers, the paper's experiments, and ours.
 
     Args:
         results (list of `dict`): From [`load_results`].
         paper (`dict`, *optional*): As [`paper_tables`] gives them; those by default.
+        only_ours (`bool`, *optional*, defaults to `False`): Leave out the peers' rows and the paper's.
 
     Returns:
         `dict`: `title`, `columns`, `rows` (a dict a row; cells are numbers of the paper's or
@@ -350,8 +353,10 @@ def table1(results: Sequence[Mapping[str, Any]], paper: Mapping[str, Any] | None
     rows, notes = measured_rows(results, list(TABLE1_METRICS))
     return _table(
         "Table 1: audio description (accuracy, micro-F1 and mAP in %, SPICE x 100)",
-        ["experiment", "model", "lora_rank", "connector", "audio_encoder", "data", *TABLE1_METRICS],
-        [*paper["table1"]["rows"], *rows],
+        ["model", "connector", *TABLE1_METRICS]
+        if only_ours
+        else ["experiment", "model", "lora_rank", "connector", "audio_encoder", "data", *TABLE1_METRICS],
+        rows if only_ours else [*paper["table1"]["rows"], *rows],
         [*zero_shot_notes(list(TABLE1_METRICS)), *notes],
     )
 

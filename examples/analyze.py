@@ -22,10 +22,12 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from analysis_sam import analyse_checkpoint, analyse_run, choose_clips, state_update_distance, versions
+from analysis_sam import analyse_checkpoint, analyse_run, choose_clips, state_update_distance
 from configuration_sam import CONNECTORS, SamConfig
-from figures_sam import check_figure, draw_stages, read_results, table_3_text, table_4, table_4_text
+from figures_sam import check_figure, draw_stages, table_3_text
+from provenance_sam import versions
 from records_sam import text_table, write_json
+from tables_sam import load_results, markdown, table4
 
 
 def main() -> None:
@@ -109,20 +111,9 @@ def run_stages(args: argparse.Namespace) -> dict:
 
 
 def run_swap(args: argparse.Namespace) -> dict:
-    results: dict[str, list] = {}
-    for name, path in map(named, args.results):
-        if name is None:
-            raise ValueError(f"results: got {path!r}, expected NAME=PATH, such as E4=results/e4.")
-        results.setdefault(name, []).extend(read_results(path))
-    table = table_4(results)
-    print(table_4_text(table))
-    for name, row in table.items():
-        for column, result in row["results"].items():
-            if result["missing"]:
-                print(f"{name}, {column}: {len(result['missing'])} clips were missing")
-        if row["other"]:
-            print(f"{name}: not in Table 4, and left out: {', '.join(row['other'])}")
-    return {"rows": table}
+    table = table4(load_results(args.results))
+    print(markdown(table))
+    return table
 
 
 def run_distance(args: argparse.Namespace) -> dict:

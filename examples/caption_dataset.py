@@ -13,10 +13,8 @@ failures.jsonl, with the reason. The same command goes on after a kill, also wit
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import sys
 from pathlib import Path
 
@@ -29,18 +27,15 @@ from annotation_sam import (
     LABEL_PROMPT,
     describe_clips,
     finish_output,
-    model_hash,
     open_output,
     output_schema,
 )
 from clips_sam import open_clips
-from configuration_sam import __version__
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamProcessor
+from provenance_sam import versions, weights_hash
 from records_sam import DEFAULT_PROMPT
 from sources_sam import processes
-
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "soundfile", "soxr", "numpy")
 
 
 def parse_prompts(values: list[str], labels: bool = False) -> dict[str, str]:
@@ -89,7 +84,8 @@ def caption_dataset(args: argparse.Namespace) -> dict | None:
     settings = {
         "source": args.source,
         **{name: getattr(args, name) for name in ("split", "audio_column", "keep", "streaming", "max_new_tokens")},
-        "model_hash": model_hash(model),
+        "model_hash": weights_hash(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
         "prompts": prompts,
         "labels": labels,
         "label_prompt": args.label_prompt if labels else None,
@@ -135,8 +131,7 @@ def summarise(args: argparse.Namespace, state, model, hashed: str, counts: list[
         args.output,
         model=args.model,
         model_hash=hashed,
-        versions={"sam-alm": __version__, "python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in PACKAGES},
+        versions=versions(),
         run={
             **total,
             "seconds": round(seconds, 3),

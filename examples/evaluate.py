@@ -33,16 +33,16 @@ from evaluation_sam import (
     ANSWER_FORM,
     QUESTIONS,
     check_coverage,
-    checkpoint_hash,
     choose_protocols,
     evaluate,
     question_items,
-    versions,
 )
 from mmau_sam import FILES, STYLES, read_mmau, shuffle_choices, write_mmau_submission
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamProcessor
+from provenance_sam import checkpoint_hash, versions
 from records_sam import parse_audio_roots, write_json
+from tables_sam import load_results, markdown, table1
 from text_encoders_sam import load_text_encoder
 
 
@@ -141,7 +141,7 @@ def main() -> None:
     on_cpu = not torch.cuda.is_available() or (args.device or "").startswith("cpu")
     state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))  # processes wait while the main one scores
     device = args.device or ("cpu" if on_cpu else state.device)
-    plan = []
+    plan, written = [], []
     for name in args.benchmarks:  # all that can be wrong is found before anything is generated
         benchmark, items = BENCHMARKS.get(name, QUESTIONS), items_of(name, args)
         protocols = choose_protocols(benchmark, args.protocol, args.text_encoder is not None)
@@ -193,6 +193,10 @@ def main() -> None:
             write_mmau_submission(items, [said.get(item.id) for item in items], source, submission)
         shutil.rmtree(work)
         report(result)
+        if benchmark.paper_column is not None:
+            written.append(str(output))
+    if written:
+        print("\n" + markdown(table1(load_results(written), only_ours=True)))
 
 
 if __name__ == "__main__":

@@ -30,21 +30,13 @@ from audio_sam import SamFeatureExtractor
 from configuration_sam import CONNECTORS, SamConfig
 from curriculum_sam import load_recipe, run_recipe
 from figures_sam import (
-    PAPER_TABLE_3,
-    PAPER_TABLE_4,
-    TABLE_4_COLUMNS,
     draw_stages,
-    read_results,
     table_3_text,
-    table_4,
-    table_4_text,
 )
 from modeling_sam import SamAudioModel
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = Path(os.environ.get("SAM_SHARED_REFERENCE", ROOT / ".." / "shared" / "reference"))
-PAPER = REFERENCE / "paper-tables.json"
-needs_the_paper = pytest.mark.skipif(not PAPER.is_file(), reason="paper-tables.json is not here")
 analyze = script("analyze")
 
 
@@ -463,21 +455,8 @@ def test_distances_are_those_of_a_walk_over_the_slots(connector, time, band):
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Tables 3 and 4
+# Table 3
 # ---------------------------------------------------------------------------------------------------------------
-
-
-@needs_the_paper
-def test_the_papers_numbers_are_the_papers():
-    paper = json.loads(PAPER.read_text())
-    rows = {
-        (row["model"].removeprefix("SAM-"), row["connector"]): (row["effective_rank"], row["cosine_similarity"])
-        for row in paper["table3"]
-    }
-    assert rows == PAPER_TABLE_3
-    columns = {column for column, _ in TABLE_4_COLUMNS.values()}
-    rows = {row["encoder_from"]: (row["size"], {name: row[name] for name in columns}) for row in paper["table4"]}
-    assert rows == PAPER_TABLE_4
 
 
 def entry(size, connector, rank, similarity):
@@ -498,62 +477,6 @@ def test_table_3_is_size_by_connector():
     assert len(lines[3]) == len(lines[2])
     with pytest.raises(ValueError, match="two are 780M with time_major; name rows"):
         table_3_text([*entries, entries[2]])
-
-
-def result(benchmark, value, metric=None, **more):
-    metric = metric or TABLE_4_COLUMNS[benchmark][1]
-    common = {"protocol": "clap", "text_encoder": "t", "missing": [], "count": 9, "interval": [0, 1], "model": "m"}
-    return {"benchmark": benchmark, "metric": metric, "value": value, **common, **more}
-
-
-def test_table_4_lays_out_results(tmp_path):
-    for name, values in {"E4": (0.8, 0.2), "E6": (0.79, 0.25)}.items():
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "esc.json").write_text(json.dumps(result("esc50", values[0])))
-        captions = result("clotho", 0.5, "CIDEr", scores={"SPICE": values[1]})
-        (folder / "rest.json").write_text(json.dumps([captions, result("mmau", 0.1, "accuracy")]))
-    results = {name: read_results(tmp_path / name) for name in ("E4", "E6")}
-    results["mine"] = read_results(tmp_path / "E4" / "esc.json")
-    table = table_4(results)
-    assert table["E4"]["scores"] == pytest.approx({"ESC": 80, "CL": 20}) and table["E4"]["other"] == ["mmau"]
-    assert table["E6"]["size"] == "2.7B" and table["E6"]["paper"]["CL"] == 11.1 and table["mine"]["paper"] is None
-    assert table["E4"]["results"]["ESC"]["interval"] == [0, 1]
-    assert "interval" not in table["E4"]["results"]["CL"]  # that was CIDEr's
-    lines = [line.split() for line in table_4_text(table).splitlines()[1:]]
-    assert lines[0] == ["encoder", "from", "ESC", "VGG", "FSD", "AS", "AC", "CL"]
-    assert lines[1][:4] == ["130M", "(E4)", "80.0*", "(81.5*)"] and lines[1][-2:] == ["20.0", "(11.4*)"]
-    assert lines[2][:6] == ["2.7B", "(E6)", "79.0", "(80.2)", "-", "(52.7)"] and lines[2][-2:] == ["25.0*", "(11.1)"]
-    assert lines[3] == ["mine", "80.0*", "-", "-", "-", "-", "-"]
-
-
-@pytest.mark.parametrize(
-    ("results", "message"),
-    [
-        ({"E4": [result("esc50", 0.8), result("esc50", 0.7)]}, r"E4: two results for ESC"),
-        ({"E4": [result("audiocaps", 0.8, "CIDEr", scores={})]}, r"audiocaps is scored by CIDEr, Table 4 needs spice"),
-        ({"E4": [result("fsd50k", 0.8, "accuracy")]}, r"fsd50k is scored by accuracy, Table 4 needs map"),
-        (
-            {"E4": [result("esc50", 0.8), result("clotho", 0.1, model="other")]},
-            r"E4: its results are of 2 models \(m, ",
-        ),
-        ({"E4": [result("esc50", 0.8)], "E5": [result("esc50", 0.8, protocol="likelihood")]}, r"ESC: E4 is scored by"),
-    ],
-)
-def test_results_that_make_no_table(results, message):
-    for found in results.values():
-        for each in found:
-            each["file"] = "x.json"
-    with pytest.raises(ValueError, match=message):
-        table_4(results)
-
-
-def test_results_that_are_none(tmp_path):
-    with pytest.raises(FileNotFoundError, match="neither a JSON file nor a folder with some"):
-        read_results(tmp_path)
-    (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"other\.json' is no evaluation"):
-        read_results(tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------------------------

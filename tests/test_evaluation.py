@@ -1,4 +1,3 @@
-import hashlib
 import json
 import os
 from dataclasses import replace
@@ -16,7 +15,6 @@ from evaluation_sam import (
     ESC50_FORMS,
     answers_question,
     candidate_texts,
-    checkpoint_hash,
     evaluate,
     evaluate_esc50,
     evaluate_questions,
@@ -407,14 +405,3 @@ def test_sam_tiny_says_of_esc50_what_is_on_record(tmp_path):
         assert {key: row[key] for key in old} == old
     assert (result["protocol"], result["fold"], result["expected"]) == ("names_label", 4, len(recorded))
     assert result["interval"] == list(wilson_interval(sum(row["correct"] for row in recorded), len(recorded)))
-
-
-def test_the_checkpoints_hash(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"model: .* has no \*\.safetensors"):
-        checkpoint_hash(tmp_path)
-    for name in ("b", "a"):
-        (tmp_path / f"{name}.safetensors").write_bytes(name.encode())
-    parts = b"".join(hashlib.sha256(name).digest() for name in (b"a", b"b"))
-    assert checkpoint_hash(tmp_path) == hashlib.sha256(parts).hexdigest()
-    (tmp_path / "a.safetensors").write_bytes(b"c")
-    assert checkpoint_hash(tmp_path) != hashlib.sha256(parts).hexdigest()

@@ -723,9 +723,11 @@ def test_figure_3_and_table_4(run, base, tmp_path, capsys):
     run(analyze, "distance", "--model", base, "--output", tmp_path / "d.json")
     found = json.loads((tmp_path / "d.json").read_text())["connectors"]
     assert [(d["next_time_step"], d["next_band"]) for d in found.values()] == [(1, 0), (9, 1), (1, 65)]
-    result = {"benchmark": "esc50", "metric": "accuracy", "value": 0.5, "missing": ["a"], "protocol": "clap"}
-    (tmp_path / "esc.json").write_text(json.dumps(result))
-    run(analyze, "swap", f"E4={tmp_path / 'esc.json'}", "--output", tmp_path / "s.json")
-    assert json.loads((tmp_path / "s.json").read_text())["rows"]["E4"]["scores"] == {"ESC": 50.0}
+    result = {"benchmark": "esc50", "metric": "accuracy", "value": 0.5, "protocol": "likelihood", "count": 9}
+    (tmp_path / "esc.json").write_text(json.dumps({**result, "model": "m", "interval": [0.4, 0.6], "predictions": []}))
+    run(analyze, "swap", f"mine={tmp_path / 'esc.json'}", "--output", tmp_path / "s.json")
+    rows = json.loads((tmp_path / "s.json").read_text())["rows"]
+    assert [row.get("encoder_from") for row in rows] == ["E4", "E5", "E6", None]
+    assert rows[3]["model"] == "mine" and rows[3]["ESC"]["value"] == 50
     text = capsys.readouterr().out
-    assert "50.0* (81.5*)" in text and "E4, ESC: 1 clips were missing" in text
+    assert "50.0 [40.0, 60.0]" in text and "mine: 9 of the 2,000 clips of ESC-50" in text
