@@ -14,7 +14,7 @@ import numpy as np
 from accelerate import PartialState
 
 from benchmarks_sam import BENCHMARKS, Benchmark, Item, read_benchmark, read_esc50
-from caption_metrics_sam import caption_preflight, caption_scores, sentence_similarity
+from caption_metrics_sam import caption_preflight, caption_scores, human_scores, sentence_similarity
 from mmau_sam import mmau_correct, score_mmau, strip_option_letter
 from predictions_sam import generate_answers, predict
 from records_sam import DEFAULT_PROMPT
@@ -362,6 +362,45 @@ def score_captions(texts, items: Sequence[Item], text_encoder, spice_jars, requi
     }
 
 
+def evaluate_humans(
+    items: Sequence[Item], benchmark: Benchmark, spice_jars: str | Path | None = None, require_spice: bool = False
+) -> dict[str, Any]:
+    """What people score on a caption benchmark, as a result that stands in the tables beside a model's.
+
+    Args:
+        items (list of [`Item`]): Of a caption benchmark; their audio need not be there.
+        benchmark ([`Benchmark`]): Which.
+        spice_jars, require_spice (*optional*): Of [`caption_scores`].
+
+    Returns:
+        `dict`: Of the keys of [`evaluate`] those that have a meaning; the scores are means over [`human_scores`]'
+        rounds, without an interval. In `first` those of each clip's first caption alone.
+
+    Raises:
+        ValueError: A benchmark without captions, or a clip with fewer than two.
+    """
+    if benchmark.metric != "caption":
+        raise ValueError(f"human: got {benchmark.name}, expected a benchmark with captions by people.")
+    found = human_scores([item.references for item in items], spice_jars, require_spice)
+    metric = "SPICE" if "SPICE" in found["mean"] else "CIDEr"
+    score = {"metric": metric, "value": found["mean"][metric], "interval": None, "scores": found["mean"]}
+    return {
+        "benchmark": benchmark.name,
+        "title": benchmark.title,
+        "protocol": "captions",
+        **score,
+        **{name: found[name] for name in ("first", "rounds", "count")},
+        "lacking": found["missing"],
+        "expected": len(items),
+        "published": benchmark.expected,
+        "missing": [],
+        "failed": [],
+        "protocols": {"captions": score},
+        "predictions": [],
+        "model": "human",
+    }
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # ESC-50 and closed questions
 # ---------------------------------------------------------------------------------------------------------------
@@ -471,6 +510,7 @@ __all__ = [
     "choose_protocols",
     "evaluate",
     "evaluate_esc50",
+    "evaluate_humans",
     "evaluate_questions",
     "generate_answers",
     "mmau_correct",

@@ -4,6 +4,7 @@
     accelerate launch examples/evaluate.py esc50 vocalsound audiocaps --model DIR --text-encoder clap-2022 \\
         --data esc50=path/to/ESC-50 --data vocalsound=path/to/vocalsound --data audiocaps=audiocaps_test.json \\
         --audio-root /published/paths=path/to/audio --output results
+    python examples/evaluate.py clotho --human --data path/to/clotho --output human.json
     python examples/evaluate.py questions --model examples/sam-tiny --data questions.csv --output questions.json
 
 `--data` is the benchmark as it is published, or one of LTU's evaluation files (`benchmarks_sam.read_benchmark`).
@@ -35,6 +36,7 @@ from evaluation_sam import (
     check_coverage,
     choose_protocols,
     evaluate,
+    evaluate_humans,
     question_items,
 )
 from mmau_sam import FILES, STYLES, read_mmau, shuffle_choices, write_mmau_submission
@@ -50,7 +52,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     choices = [*BENCHMARKS, "questions"]
     parser.add_argument("benchmarks", nargs="+", choices=choices, metavar="BENCHMARK", help=", ".join(choices))
-    parser.add_argument("--model", required=True, help="a SAM checkpoint: a directory or a Hub id")
+    models = parser.add_mutually_exclusive_group(required=True)
+    models.add_argument("--model", help="a SAM checkpoint: a directory or a Hub id")
+    models.add_argument("--human", action="store_true", help="score one human caption a clip against its others")
     parser.add_argument(
         "--data", required=True, action="append", metavar="[BENCHMARK=]PATH", help="its folder, JSON file or table"
     )
@@ -122,8 +126,9 @@ def report(result: dict) -> None:
         if score["value"] is None:
             print(f"{name}: no answers are published; {count} predictions")
             continue
-        low, high = score["interval"]
-        print(f"{name}: {score['value']:.1%} (95 % interval {low:.1%} to {high:.1%}) of {count}")
+        low, high = score["interval"] or (None, None)
+        interval = "" if low is None else f" (95 % interval {low:.1%} to {high:.1%})"
+        print(f"{name}: {score['value']:.1%}{interval} of {count}")
     for task, share in result.get("by_task", {}).items():
         print(f"{task}: {share['value']:.1%} of {share['count']}")
     for name, share in result.get("baselines", {}).items():
@@ -136,8 +141,28 @@ def report(result: dict) -> None:
         print(f"{len(result['failed'])} of {result['count']} clips cannot be read, and count as wrong")
 
 
+def place(name: str, args: argparse.Namespace) -> Path:
+    """Where a benchmark's result is written."""
+    return args.output / f"{name}.json" if len(args.benchmarks) > 1 or args.output.is_dir() else args.output
+
+
+def score_humans(args: argparse.Namespace) -> None:
+    """The row of the people who captioned the clips."""
+    for name in args.benchmarks:
+        result = evaluate_humans(
+            items_of(name, args), BENCHMARKS.get(name, QUESTIONS), args.spice_jars, args.require_spice
+        )
+        write_json({**result, "limit": args.limit, "versions": versions()}, place(name, args))
+        report(result)
+        for metric, value in result["scores"].items():
+            print(f"  {metric}: {value:.4f}")
+
+
 def main() -> None:
     args = arguments()
+    if args.human:
+        score_humans(args)
+        return
     on_cpu = not torch.cuda.is_available() or (args.device or "").startswith("cpu")
     state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))  # processes wait while the main one scores
     device = args.device or ("cpu" if on_cpu else state.device)
@@ -160,8 +185,7 @@ def main() -> None:
 
     for benchmark, items, protocols in plan:
         name = benchmark.name
-        folder = len(args.benchmarks) > 1 or args.output.is_dir()
-        output = args.output / f"{name}.json" if folder else args.output
+        output = place(name, args)
         work = output.with_name(f"{output.name}.answers")
         result = evaluate(
             *(model, processor, items, benchmark, work, protocols, encoder),

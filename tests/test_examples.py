@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,9 @@ from transformers import (
     AutoProcessor,
 )
 
+import caption_metrics_sam
 from audio_sam import load_audio
+from caption_metrics_sam import caption_scores
 from configuration_sam import AUTO_MAP, SamConfig
 from evaluation_sam import ESC50_FORMS, named_labels, names_label
 from modeling_sam import SamForConditionalGeneration
@@ -219,6 +222,29 @@ def test_evaluate_writes_every_prediction(run, base, tmp_path, capsys):
     assert "1 of 3 clips are missing" in capsys.readouterr().out
     assert len(result["checkpoint_hash"]) == 64 and result["versions"]["torch"] == torch.__version__
     assert result["config"]["max_new_tokens"] == 8 and result["model_config"]["connector"] == "concatenation"
+
+
+@pytest.mark.skipif(find_spec("pycocoevalcap") is None, reason='pycocoevalcap is missing: pip install ".[eval]"')
+def test_evaluate_scores_the_people_who_captioned(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("SAM_SPICE_JARS", raising=False)
+    monkeypatch.setattr(caption_metrics_sam, "_meteor", lambda said, truth: (0.0, [0.0] * len(said)))  # takes seconds
+    captions = ["A dog barks loudly", "A dog is barking", "Rain falls on a roof", "Rain is falling", "It rains"]
+    rows = [("a.wav", *captions), ("b.wav", *captions[::-1])]
+    with open(tmp_path / "clotho_captions_evaluation.csv", "w", newline="") as handle:
+        csv.writer(handle).writerows([("file_name", *(f"caption_{n}" for n in range(1, 6))), *rows])
+    run(evaluate, "clotho", "--human", "--data", tmp_path, "--output", tmp_path / "human.json")
+    result = json.loads((tmp_path / "human.json").read_text())
+    rounds = [
+        caption_scores([a, b], [captions[:k] + captions[k + 1 :], captions[::-1][:k] + captions[::-1][k + 1 :]])
+        for k, (a, b) in enumerate(zip(captions, captions[::-1]))
+    ]
+    assert result["scores"]["BLEU_1"] == pytest.approx(sum(each["BLEU_1"] for each in rounds) / 5)
+    assert (result["model"], result["metric"], result["rounds"], result["count"]) == ("human", "CIDEr", 5, 2)
+    assert result["value"] == result["scores"]["CIDEr"] and "SPICE" in result["lacking"]
+    assert "clotho, captions: " in capsys.readouterr().out
+    with pytest.raises(ValueError, match="human: got questions, expected a benchmark with captions"):
+        (tmp_path / "q.csv").write_text("audio,prompt,answer,kind\na.wav,Is it?,Yes.,binary\n")
+        run(evaluate, "questions", "--human", "--data", tmp_path / "q.csv", "--output", tmp_path / "q.json")
 
 
 class LetterCounts:
