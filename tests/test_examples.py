@@ -278,7 +278,10 @@ def test_evaluate_runs_several_benchmarks(run, base, tmp_path, monkeypatch, caps
     assert list(results["esc50"]["protocols"]) == ["text_encoder", "likelihood", "names_label"]
     assert results["beijing_opera"]["predictions"][0]["reference"] == "small gong"
     assert all(result["text_encoder"] == "letters" for result in results.values())
-    assert "esc50: 2 of 2 clips are there, 2,000 were published" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "esc50: 2 of 2 clips are there, 2,000 were published" in printed
+    model, cells = base.name, printed.split("Table 1: ")[1].splitlines()[4].split("|")
+    assert cells[1].strip() == model and cells[4].strip().startswith(f"{100 * results['esc50']['value']:.1f} [")
 
 
 def test_evaluate_asks_questions(run, base, tmp_path, capsys):
