@@ -245,6 +245,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     sub.add_argument("--waveforms", action="store_true", help="begin with sound in the host's memory, not log-mel")
     sub.add_argument("--all-logits", action="store_true", help="compute the logits of all positions")
     sub.add_argument("--memory-limit-gib", type=float, help="as a card of this memory; finds the largest micro-batch")
+    sub.add_argument("--profile", type=Path, help="write there what kernels a step's time goes to")
     sub.add_argument("--largest-batch", type=int, default=256, help="where that search ends")
 
     sub = command(loader, 32, 10.0, "clips a second from compressed stereo files of 44.1 kHz to batches")

@@ -358,6 +358,25 @@ class Training:
                 break
         return works
 
+    def profile(self, batches: list[dict[str, Any]], path: Path) -> None:
+        """Writes what a step's time goes to, kernel by kernel, and how long the GPU was busy."""
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        activities += [torch.profiler.ProfilerActivity.CUDA] * (self.device.type == "cuda")
+        synchronize(self.device)
+        start = time.perf_counter()
+        self.step(batches)
+        synchronize(self.device)
+        wall = time.perf_counter() - start
+        with torch.profiler.profile(activities=activities) as profiler:
+            self.step(batches)
+            synchronize(self.device)
+        averages = profiler.key_averages()
+        busy = sum(each.self_device_time_total for each in averages) / 1e6
+        tables = [averages.table(sort_by=f"self_{kind}_time_total", row_limit=40) for kind in ("device", "cpu")]
+        head = f"a step of {len(batches)} micro-batch: {wall:.3f} s, kernels {busy:.3f} s\n"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join([head, *tables]), encoding="utf-8")
+
     def measure(self, batch: int) -> dict[str, Any]:
         """Speed, memory and share of time with a micro-batch, in a row of the result."""
         args, begin = self.args, time.perf_counter()
@@ -397,6 +416,8 @@ class Training:
         shares = marks.seconds()
         for name in shares:  # an optimiser step belongs to `accumulation` micro-batches, not to the sample's
             shares[name] *= 1 if name == "optimiser" else accumulation / len(sample)
+        if args.profile is not None:
+            self.profile(sample[:1], args.profile)
         rate = pairs / sum(times)
         flops = pair_flops(self.config, positions / pairs, labels / pairs, args.rank, not args.frozen_encoder)
         return {
