@@ -196,7 +196,7 @@ def write_stage_tables(
     train: list[dict], validation: list[dict], captions: list[str], args: argparse.Namespace, data: Path
 ) -> list[str]:
     """Writes `text.csv`, `classification.csv`, `closed.csv` and `open.csv` for the stages of `recipes/sam-tiny.yaml`,
-    the scenes' audio, and `questions.csv`, yes/no and multiple choice about the clips that are validated on. Gives
+    the scenes' audio, `single.csv`, of `classification.csv` what is about one sound, and `questions.csv`, yes/no and multiple choice about the clips that are validated on. Gives
     the texts that a tokenizer should know."""
     rng = random.Random(args.seed + 1)
     labels = sorted({row["label"] for row in train})
@@ -213,6 +213,7 @@ def write_stage_tables(
     for audio, sounds in known:
         for table, rows in scene_rows(audio, sounds, labels, rng).items():
             tables[table] += rows
+    tables["single"] = [row for row in tables["classification"] if not row["audio"].startswith("scenes/")]
     # Text alone: how AudioCaps writes captions (MIT), and our own answers, once with each prompt.
     text = [(CAPTION_PROMPT, each, "caption") for each in captions]
     text += [(CAPTION_PROMPT, caption(label), "caption") for label in labels for _ in range(20)]
