@@ -344,6 +344,19 @@ def test_a_name_that_is_no_text_does_not_end_the_job(model, processor, tmp_path)
     assert done_clips(tmp_path / "out") == {AUDIO[0].name, "caf\\xe9.ogg"}
 
 
+def test_names_with_line_ends_go_through_lines_of_json(model, processor, tmp_path):
+    """U+2028 and U+0085 end a line for `str.splitlines`, and JSON does not escape them."""
+    names = ["a\u2028b.wav", "c\u0085d.wav", "e\nf.wav"]
+    (tmp_path / "clips").mkdir()
+    for name in names:
+        soundfile.write(tmp_path / "clips" / name, np.full(8000, 0.1), 16000)
+    (tmp_path / "clips" / "g\u2029h.wav").touch()
+    describe(model, processor, tmp_path / "clips", tmp_path / "out", file_format="jsonl")
+    assert done_clips(tmp_path / "out") == {*names, "g\u2029h.wav"}
+    summary = finish_output(tmp_path / "out")
+    assert (summary["files"], summary["failures"]) == (3, 1)
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Datasets
 # ---------------------------------------------------------------------------------------------------------------
