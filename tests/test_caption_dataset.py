@@ -441,6 +441,16 @@ def test_sources_that_do_not_fit(table, folder, tmp_path):
         open_clips(str(tmp_path / "soundless.parquet"))
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    "name, content", [("bad.json", "x"), ("none.csv", ""), ("none.json", "[]"), ("p.parquet", "x")]
+)
+def test_a_table_that_cannot_be_read_is_named(name, content, streaming, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"source: '.*{name}'.* (cannot be read|has no rows|has no Audio column)"):
+        open_clips(str(tmp_path / name), streaming=streaming)
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # The output folder, the command
 # ---------------------------------------------------------------------------------------------------------------
