@@ -8,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import soundfile
@@ -202,6 +203,16 @@ def test_clips_that_are_not_there(sounds, tmp_path):
     (tmp_path / "t.csv").write_text("sound,label\na.wav,b\n")
     with pytest.raises(ValueError, match=r"none of audio, .* name one of its columns: sound, label"):
         choose_clips(tmp_path / "t.csv")
+
+
+def test_audio_inside_a_dataset_is_told_apart_by_its_row(sounds, tmp_path):
+    rows = [{"bytes": (sounds / f"noise-{index}.wav").read_bytes(), "path": "audio.wav"} for index in (1, 2)]
+    table = datasets.Dataset.from_dict({"audio": rows}).cast_column("audio", datasets.Audio(decode=False))
+    table.save_to_disk(str(tmp_path / "table"))
+    clips = choose_clips(tmp_path / "table")
+    assert clips.available == 2 and clips.names == ["audio.wav", "audio.wav"]
+    result = analyse_encoder(tiny_model().model.audio_tower, SamFeatureExtractor(), clips)
+    assert [row["seconds"] for row in result["clips"]] == [0.5, 2.0]
 
 
 def test_a_row_and_a_name_that_are_no_clip_are_left_out(sounds, tmp_path):

@@ -230,6 +230,21 @@ def test_going_on_after_a_kill(model, processor, folder, tmp_path, monkeypatch, 
     assert sum(each["windows"] for each in describe(model, processor, folder, tmp_path / "out", shares=2)) == 0
 
 
+def test_a_shard_ends_between_clips_wherever_a_batch_ends(model, processor, tmp_path, long_clip):
+    (tmp_path / "clips").mkdir()
+    soundfile.write(tmp_path / "clips" / "a.wav", long_clip[:16000], 16000)
+    soundfile.write(tmp_path / "clips" / "b.wav", long_clip, 16000)  # the first batch ends in its first window
+    for name in ("c.wav", "d.wav", "f.wav"):
+        (tmp_path / "clips" / name).touch()
+    soundfile.write(tmp_path / "clips" / "e.wav", long_clip[:16000], 16000)
+    soundfile.write(tmp_path / "clips" / "g.wav", long_clip[:16000], 16000)
+    describe(model, processor, tmp_path / "clips", tmp_path / "out", batch_size=2, shard_size=1)
+    shards = [
+        pyarrow.parquet.read_table(tmp_path / "out" / name)["clip"].to_pylist() for name in parts(tmp_path / "out")
+    ]
+    assert shards == [["a.wav"], ["b.wav"] * 3, ["e.wav", "g.wav"]]
+
+
 def test_new_files_are_described_too(model, processor, folder, tmp_path):
     describe(model, processor, folder, tmp_path / "out", shares=2)
     shutil.copy(AUDIO[5], folder / "another.ogg")
