@@ -7,9 +7,7 @@ of a training (Figure 2). [`state_update_distance`] is Figure 3. `figures_sam.py
 The paper does not say over which clips its numbers are; compare encoders by the same clips ([`choose_clips`]).
 """
 
-import csv
 import hashlib
-import json
 import os
 import random
 import statistics
@@ -25,11 +23,11 @@ from transformers import AutoConfig
 from transformers.utils import logging
 
 from audio_sam import SAMPLING_RATE, SamFeatureExtractor, load_audio
+from clips_sam import Clip, open_clips
 from configuration_sam import LANGUAGE_MODEL_SIZES, SamConfig
 from mamba_sam import SamMamba2Model
 from modeling_sam import SamAudioModel, SamConnector, SamForConditionalGeneration
 from provenance_sam import weights_hash
-from records_sam import AUDIO_COLUMNS, AUDIO_SUFFIXES
 
 TAU = 0.95  # section 4.1
 ROUNDING = 1e-12  # of a share of the spectrum: float64 leaves less than that behind in a sum of some hundred values
@@ -120,90 +118,62 @@ class ClipSet:
     """Clips to analyse: made by [`choose_clips`].
 
     Args:
-        source (`str`): Folder, table or list that they are from.
-        root (`Path`): Where relative names begin.
-        names (`tuple[str, ...]`): Their files.
+        source (`str`): Folder or dataset that they are from.
+        clips (`tuple[Clip, ...]`): As [`open_clips`] finds them.
         available (`int`): Clips of the source.
         limit (`int`, *optional*): How many were asked for.
         seed (`int`, *optional*, defaults to 0): Of the choice.
     """
 
     source: str
-    root: Path
-    names: tuple[str, ...]
+    clips: tuple[Clip, ...]
     available: int
     limit: int | None = None
     seed: int = 0
 
     @property
-    def paths(self) -> list[str]:
-        """Their files, to be read."""
-        return [str(self.root / name) for name in self.names]
+    def names(self) -> list[str]:
+        """Their paths in the source, or the number of the row where there is none."""
+        return [clip.path or clip.key for clip in self.clips]
 
     def to_dict(self) -> dict[str, Any]:
-        """For a result: `source`, `available`, `limit`, `seed`, `count`, and `sha256` of the names, one a line."""
+        """For a result: `source`, `available`, `limit`, `seed`, `count`, `sha256` of the names, one a line, and
+        `names`."""
         listed = "".join(f"{name}\n" for name in self.names).encode()
         return {
             "source": self.source,
             "available": self.available,
             "limit": self.limit,
             "seed": self.seed,
-            "count": len(self.names),
+            "count": len(self.clips),
             "sha256": hashlib.sha256(listed).hexdigest(),
+            "names": self.names,
         }
 
 
 def choose_clips(source: str | Path, limit: int | None = None, seed: int = 0) -> ClipSet:
-    """The clips of a folder, a table or a list, or some of them at random.
+    """The clips of a folder or a dataset, or some of them at random.
 
     Args:
-        source (`str` or `Path`): A folder, whose audio files at any depth are taken in the order of their names; a
-            `.csv`, `.json` or `.jsonl` table with a column `audio`, `file`, `path` or `file_name`; or a `.txt` with a
-            file a line. Files are relative to the table or list; one that comes again is taken once.
+        source (`str` or `Path`): As in [`open_clips`]: a folder of audio files, taken in the order of their names; or
+            a dataset, such as a `.csv`, `.json` or `.jsonl` table with a column `audio`, `file`, `path` or
+            `file_name`, relative to the table. A file that comes again is taken once. Audio that is in the dataset
+            itself is held in memory.
         limit (`int`, *optional*): At most so many, drawn without replacement; all by default.
         seed (`int`, *optional*, defaults to 0): Of the draw. The chosen keep the order of the source.
 
     Raises:
-        FileNotFoundError: There is no such folder or file.
-        ValueError: A file of another kind, a table without such a column, no clips, `limit` not positive.
+        FileNotFoundError, ValueError: As in [`open_clips`]; `limit` is not positive.
     """
-    source = Path(source).expanduser()
+    source = str(Path(source).expanduser())
     if limit is not None and limit < 1:
         raise ValueError(f"limit: got {limit}, expected a positive number of clips, or none for all.")
-    if source.is_dir():
-        root = source
-        files = sorted(path for path in root.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-        names = [path.relative_to(root).as_posix() for path in files]
-    elif source.is_file():
-        root, names = source.parent, list(dict.fromkeys(_listed(source)))
-    else:
-        raise FileNotFoundError(f"clips: there is no folder or file {str(source)!r}.")
-    if not names:
-        raise ValueError(f"clips: {str(source)!r} has no audio; expected files such as {', '.join(AUDIO_SUFFIXES)}.")
-    available = len(names)
+    found = open_clips(source).clips(0, 1)
+    clips = list({clip.audio if isinstance(clip.audio, str) else clip.key: clip for clip in found}.values())
+    available = len(clips)
     if limit is not None and limit < available:
-        names = [names[index] for index in sorted(random.Random(seed).sample(range(available), limit))]
-    return ClipSet(str(source), root, tuple(names), available, limit, seed)
-
-
-def _listed(file: Path) -> list[str]:
-    """The files that a table or list names."""
-    text = file.read_text(encoding="utf-8")
-    if file.suffix == ".txt":
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    if file.suffix == ".csv":
-        rows = list(csv.DictReader(text.splitlines()))
-    elif file.suffix == ".json":
-        rows = json.loads(text)
-    elif file.suffix == ".jsonl":
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    else:
-        raise ValueError(f"clips: got {str(file)!r}, expected a folder, or a .csv, .json, .jsonl or .txt file.")
-    column = next((name for name in AUDIO_COLUMNS if rows and name in rows[0]), None)
-    if column is None:
-        there = f"the columns {', '.join(map(str, rows[0]))}" if rows else "no rows"
-        raise ValueError(f"clips: {str(file)!r} has {there}, expected one of {', '.join(AUDIO_COLUMNS)}.")
-    return [row[column] for row in rows]
+        clips = [clips[index] for index in sorted(random.Random(seed).sample(range(available), limit))]
+    return ClipSet(source, tuple(clips), available, limit, seed)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -240,15 +210,18 @@ def analyse_encoder(
         of each); with a connector the first three also in `connector`.
 
     Raises:
-        ValueError: No clip could be measured, a connector is asked of an encoder alone, `tau` is out of range.
+        ValueError: No clip could be measured, a connector is asked of an encoder alone, `tau` or `batch_size` is out
+            of range.
     """
     _check_tau(tau)
+    if batch_size < 1:
+        raise ValueError(f"batch_size: got {batch_size}, expected a positive number of clips.")
     whole = model.config.model_type == SamConfig.model_type
     if with_connector and not whole:
         raise ValueError("with_connector: got an encoder alone, expected a whole model, which has the connector.")
     encoder = model.model.audio_tower if whole else model
     if isinstance(clips, ClipSet):
-        names, sources = clips.names, clips.paths
+        names, sources = clips.names, [clip.audio for clip in clips.clips]
     else:
         is_path = [isinstance(clip, (str, os.PathLike)) for clip in clips]
         names, sources = [str(c) if path else f"clip {n}" for n, (c, path) in enumerate(zip(clips, is_path))], clips
@@ -261,7 +234,7 @@ def analyse_encoder(
         for name, source in zip(names[begin : begin + batch_size], sources[begin : begin + batch_size]):
             try:
                 waveforms.append(load_audio(source))
-            except (OSError, ValueError) as error:
+            except (OSError, TypeError, ValueError) as error:
                 failed.append({"audio": name, "error": str(error)})
             else:
                 rows.append({"audio": name, "seconds": round(len(waveforms[-1]) / SAMPLING_RATE, 3)})

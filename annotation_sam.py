@@ -106,7 +106,8 @@ def open_output(output: str | Path, settings: dict[str, Any], retry_failures: bo
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with open(path, encoding="utf-8", newline="\n") as handle:  # a name may hold what str.splitlines takes for an end
+        return [json.loads(line) for line in handle]
 
 
 def shard_clips(path: Path) -> list[str]:

@@ -201,11 +201,6 @@ def open_clips(
             )
     table = _load_table(source, path, split, streaming)
     base = path if path.is_dir() else path.parent
-    if table.features is None:  # a stream of CSV or JSON: known by its first row
-        first = next(iter(table), None)
-        if first is None:
-            raise ValueError(f"source: {source!r} has no rows in the split {split!r}.")
-        table = table.cast(datasets.Features.from_arrow_schema(pyarrow.Table.from_pylist([first]).schema))
     column = _audio_column(table.features, audio_column, source)
     absent = [name for name in keep if name not in table.features]
     if absent or column in keep:
@@ -232,20 +227,28 @@ def _load_table(source: str, path: Path, split: str, streaming: bool) -> dataset
                 raise ValueError(f"split: got {split!r}, expected one of {', '.join(table)} of {source!r}.")
             table = table[split]
         return table
-    options: dict[str, Any] = {"split": split, "streaming": streaming}
+    name, options = source, {"split": split, "streaming": streaming}
     if path.is_file():
         if path.suffix not in TABLE_KINDS:
             raise ValueError(f"source: got the file {source!r}, expected a folder or one of {', '.join(TABLE_KINDS)}.")
-        options["data_files"] = {split: str(path)}
-        source = TABLE_KINDS[path.suffix]
+        name, options["data_files"] = TABLE_KINDS[path.suffix], {split: str(path)}
     elif not path.is_dir() and (path.is_absolute() or source.startswith(".") or source.count("/") > 1):
         raise FileNotFoundError(f"source: there is no file or folder {source!r}.")
     try:
-        return datasets.load_dataset(source, **options)
+        table = datasets.load_dataset(name, **options)
+        if table.features is None:  # a stream of CSV or JSON: known by its first row
+            first = next(iter(table))
+            table = table.cast(datasets.Features.from_arrow_schema(pyarrow.Table.from_pylist([first]).schema))
+        return table
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(
             f"source: got {source!r}, which is no file or folder here and cannot be had from the Hub: {error}"
         ) from error
+    except StopIteration:
+        raise ValueError(f"source: {source!r} has no rows in the split {split!r}.") from None
+    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
+        reason = error.__cause__ or error  # the first says no more than that it failed
+        raise ValueError(f"source: {source!r}, split {split!r}, cannot be read, or has no rows: {reason}") from error
 
 
 def _audio_column(features: datasets.Features, given: str | None, source: str) -> str:

@@ -11,8 +11,8 @@ at the untouched encoder, and prints Table 3 of the encoders that they ended wit
 `swap` prints Table 4 from the results that `examples/evaluate.py` has written for the three recipes
 `table4_encoder_e4` to `e6`, a folder or file of JSON for each. `distance` prints Figure 3's numbers.
 
-Clips are a folder, a table (.csv, .json, .jsonl) with a column of files, or a .txt with a file a line; `--limit` draws
-some of them by `--seed`. The paper does not say which it took. The JSON holds them, with all that the numbers depend on.
+Clips are a folder, a table (.csv, .json, .jsonl) with a column of files, or a dataset; `--limit` draws some of them by
+`--seed`. The paper does not say which it took. The JSON holds them, with all that the numbers depend on.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> None:
     stages.add_argument("--start", required=True, help="the checkpoint, or encoder alone, before any training")
     stages.add_argument("--figure", help="the .png, .pdf or .svg to draw")
     for command in (tokens, stages):
-        command.add_argument("--clips", required=True, help="a folder, a table or a list of audio files")
+        command.add_argument("--clips", required=True, help="a folder or a table of audio files, or a dataset")
         command.add_argument("--limit", type=int, help="analyse at most so many of them, drawn by --seed")
         command.add_argument("--seed", type=int, default=0, help="default: %(default)s")
         command.add_argument("--tau", type=float, default=0.95, help="default: %(default)s, the paper's")
@@ -56,10 +56,13 @@ def main() -> None:
     for command in (tokens, stages, swap, distance):
         command.add_argument("--output", required=True, help="the JSON file to write")
     args = parser.parse_args()
-    result = {"tokens": run_tokens, "stages": run_stages, "swap": run_swap, "distance": run_distance}[args.command](
-        args
-    )
-    write_json({"analysis": args.command, "versions": versions(), **result}, Path(args.output))
+    run = {"tokens": run_tokens, "stages": run_stages, "swap": run_swap, "distance": run_distance}[args.command]
+    try:
+        for file in filter(None, (args.output, getattr(args, "figure", None))):
+            Path(file).parent.mkdir(parents=True, exist_ok=True)  # before the work
+        write_json({"analysis": args.command, "versions": versions(), **run(args)}, Path(args.output))
+    except (ImportError, OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
     print(f"written: {args.output}")
 
 
@@ -138,7 +141,7 @@ def measuring(args: argparse.Namespace) -> tuple:
 
 def settings(args: argparse.Namespace, clips) -> dict:
     keys = ("tau", "dtype", "device", "batch_size")
-    return {**{key: getattr(args, key) for key in keys}, "clips": {**clips.to_dict(), "names": clips.names}}
+    return {**{key: getattr(args, key) for key in keys}, "clips": clips.to_dict()}
 
 
 def report(source: str, entry: dict) -> None:

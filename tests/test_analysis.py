@@ -8,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import soundfile
@@ -151,7 +152,7 @@ def test_other_arguments_that_are_wrong():
 
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory):
-    """Noises and tones of 0.03 to 12 s, a broken file and a text, with a table and a list of them."""
+    """Noises and tones of 0.03 to 12 s, a broken file and a text, with tables of them."""
     folder = tmp_path_factory.mktemp("sounds")
     (folder / "deep").mkdir()
     rng = np.random.default_rng(0)
@@ -162,20 +163,20 @@ def sounds(tmp_path_factory):
     (folder / "broken.wav").write_bytes(b"RIFF and no more")
     (folder / "notes.md").write_text("no sound")
     names = ["deep/tone-1.flac", "noise-2.wav", "noise-2.wav", "noise-1.wav"]
-    (folder / "clips.txt").write_text("".join(f"{name}\n" for name in names))
     (folder / "clips.csv").write_text("label,file_name\n" + "".join(f'"a, b",{name}\n' for name in names))
+    (folder / "excel.csv").write_text((folder / "clips.csv").read_text(), encoding="utf-8-sig")
     (folder / "clips.json").write_text(json.dumps([{"audio": name} for name in names]))
     (folder / "clips.jsonl").write_text("".join(json.dumps({"path": name}) + "\n" for name in names))
     return folder
 
 
-def test_clips_of_a_folder_a_table_and_a_list(sounds):
+def test_clips_of_a_folder_and_a_table(sounds):
     clips = choose_clips(sounds)
     assert len(clips.names) == clips.available == 9 and "deep/tone-0.flac" in clips.names
-    assert clips.paths[0] == str(sounds / "broken.wav") and list(clips.names) == sorted(clips.names)
-    expected = ("deep/tone-1.flac", "noise-2.wav", "noise-1.wav")
-    for suffix in ("txt", "csv", "json", "jsonl"):
-        listed = choose_clips(sounds / f"clips.{suffix}")
+    assert clips.clips[0].audio == str(sounds / "broken.wav") and clips.names == sorted(clips.names)
+    expected = ["deep/tone-1.flac", "noise-2.wav", "noise-1.wav"]
+    for table in ("clips.csv", "excel.csv", "clips.json", "clips.jsonl"):
+        listed = choose_clips(sounds / table)
         assert listed.names == expected
         assert listed.to_dict()["sha256"] == hashlib.sha256("\n".join((*expected, "")).encode()).hexdigest()
 
@@ -191,20 +192,41 @@ def test_some_clips_by_a_seed(sounds):
 
 
 def test_clips_that_are_not_there(sounds, tmp_path):
-    with pytest.raises(FileNotFoundError, match="clips: there is no folder or file"):
+    with pytest.raises(FileNotFoundError, match="there is no file or folder"):
         choose_clips(tmp_path / "nothing")
     with pytest.raises(ValueError, match="has no audio"):
         choose_clips(tmp_path)
     with pytest.raises(ValueError, match="limit: got 0"):
         choose_clips(sounds, 0)
-    with pytest.raises(ValueError, match=r"expected a folder, or a \.csv"):
+    with pytest.raises(ValueError, match=r"expected a folder or one of \.parquet"):
         choose_clips(sounds / "notes.md")
     (tmp_path / "t.csv").write_text("sound,label\na.wav,b\n")
-    with pytest.raises(ValueError, match="has the columns sound, label, expected one of audio"):
+    with pytest.raises(ValueError, match=r"none of audio, .* name one of its columns: sound, label"):
         choose_clips(tmp_path / "t.csv")
-    (tmp_path / "t.json").write_text("[]")
-    with pytest.raises(ValueError, match="has no rows"):
-        choose_clips(tmp_path / "t.json")
+
+
+def test_audio_inside_a_dataset_is_told_apart_by_its_row(sounds, tmp_path):
+    rows = [{"bytes": (sounds / f"noise-{index}.wav").read_bytes(), "path": "audio.wav"} for index in (1, 2)]
+    table = datasets.Dataset.from_dict({"audio": rows}).cast_column("audio", datasets.Audio(decode=False))
+    table.save_to_disk(str(tmp_path / "table"))
+    clips = choose_clips(tmp_path / "table")
+    assert clips.available == 2 and clips.names == ["audio.wav", "audio.wav"]
+    result = analyse_encoder(tiny_model().model.audio_tower, SamFeatureExtractor(), clips)
+    assert [row["seconds"] for row in result["clips"]] == [0.5, 2.0]
+
+
+def test_a_row_and_a_name_that_are_no_clip_are_left_out(sounds, tmp_path):
+    """A row without a file; a name that is no text."""
+    encoder, extractor = tiny_model().model.audio_tower, SamFeatureExtractor()
+    (tmp_path / "t.csv").write_text(f"file,label\n,a\n{sounds / 'noise-1.wav'},b\n")
+    result = analyse_encoder(encoder, extractor, choose_clips(tmp_path / "t.csv"))
+    assert result["count"] == 1 and [each["audio"] for each in result["failed"]] == ["0000000000"]
+    (tmp_path / "folder").mkdir()
+    shutil.copy(sounds / "noise-1.wav", tmp_path / "folder")
+    shutil.copy(sounds / "noise-1.wav", os.fsencode(tmp_path / "folder") + b"/caf\xe9.wav")
+    clips = choose_clips(tmp_path / "folder")
+    result = analyse_encoder(encoder, extractor, clips)
+    assert clips.to_dict()["names"] == ["caf\\xe9.wav", "noise-1.wav"] and result["count"] + len(result["failed"]) == 2
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -274,6 +296,8 @@ def test_nothing_to_measure_is_an_error(sounds):
         analyse_encoder(encoder, extractor, [sounds / "noise-1.wav"], with_connector=True)
     with pytest.raises(ValueError, match="tau: got 2"):
         analyse_encoder(encoder, extractor, [sounds / "noise-1.wav"], tau=2)
+    with pytest.raises(ValueError, match="batch_size: got -1"):
+        analyse_encoder(encoder, extractor, [sounds / "noise-1.wav"], batch_size=-1)
     encoder.pre_norm.weight.data[0] = float("nan")
     with pytest.raises(ValueError, match=r"none of 1 could be measured.*not finite"):
         analyse_encoder(encoder, extractor, [sounds / "noise-1.wav"])
@@ -296,7 +320,7 @@ def checkpoint(tmp_path_factory):
 
 
 def test_a_checkpoint_and_its_encoder_alone_are_the_same(sounds, checkpoint, tmp_path):
-    clips = choose_clips(sounds / "clips.txt")
+    clips = choose_clips(sounds / "clips.csv")
     whole = analyse_checkpoint(checkpoint, clips, with_connector=True)
     part = analyse_checkpoint(checkpoint, clips)
     encoder = SamAudioModel.from_pretrained(checkpoint, dtype=torch.float32)
@@ -356,7 +380,7 @@ def runs(checkpoint, sounds, tmp_path_factory):
 
 
 def test_a_curve_begins_at_the_untouched_encoder(runs, checkpoint, sounds):
-    clips = choose_clips(sounds / "clips.txt")
+    clips = choose_clips(sounds / "clips.csv")
     start = analyse_checkpoint(checkpoint, clips)
     curve = analyse_run(runs / "whole", start, clips)
     assert [point["stage"] for point in curve["points"]] == ["start", 1, 2, 3, 4] and curve["unfinished"] == []
@@ -489,9 +513,9 @@ def test_one_command_draws_figure_2_and_prints_table_3(run, runs, checkpoint, so
     monkeypatch.setattr(analyze, "draw_stages", lambda *args: figures.append(figures_sam.draw_stages(*args)))
     names = ["first=" + str(runs / "whole"), "second=" + str(runs / "half")]
     options = ["--start", checkpoint, "--clips", sounds, "--limit", 6, "--seed", 3, "--tau", 0.9, "--device", "cpu"]
-    run(analyze, "stages", *names, *options, "--figure", tmp_path / "f.png", "--output", tmp_path / "f.json")
+    run(analyze, "stages", *names, *options, "--figure", tmp_path / "new" / "f.png", "--output", tmp_path / "f.json")
     text = capsys.readouterr().out
-    assert len(figures[0].axes[0].containers) == 2 and (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
+    assert len(figures[0].axes[0].containers) == 2 and (tmp_path / "new" / "f.png").read_bytes().startswith(b"\x89PNG")
     written = json.loads((tmp_path / "f.json").read_text())
     assert (written["analysis"], written["tau"], written["dtype"]) == ("stages", 0.9, "float32")
     assert {"torch", "transformers", "sam-alm"} <= written["versions"].keys()
@@ -507,6 +531,6 @@ def test_one_command_draws_figure_2_and_prints_table_3(run, runs, checkpoint, so
     assert "first  " in text.split("cosine similarity")[1] and "second " in text.split("cosine similarity")[1]
     if "broken.wav" in expected.names:
         assert "broken.wav is left out" in text
-    with pytest.raises(ValueError, match=r"runs: two are .*name curves"):
+    with pytest.raises(SystemExit, match=r"error: runs: two are .*name curves"):
         run(analyze, "stages", runs / "half", runs / "half", *options, "--output", tmp_path / "g.json")
     assert not (tmp_path / "g.json").exists()

@@ -230,6 +230,21 @@ def test_going_on_after_a_kill(model, processor, folder, tmp_path, monkeypatch, 
     assert sum(each["windows"] for each in describe(model, processor, folder, tmp_path / "out", shares=2)) == 0
 
 
+def test_a_shard_ends_between_clips_wherever_a_batch_ends(model, processor, tmp_path, long_clip):
+    (tmp_path / "clips").mkdir()
+    soundfile.write(tmp_path / "clips" / "a.wav", long_clip[:16000], 16000)
+    soundfile.write(tmp_path / "clips" / "b.wav", long_clip, 16000)  # the first batch ends in its first window
+    for name in ("c.wav", "d.wav", "f.wav"):
+        (tmp_path / "clips" / name).touch()
+    soundfile.write(tmp_path / "clips" / "e.wav", long_clip[:16000], 16000)
+    soundfile.write(tmp_path / "clips" / "g.wav", long_clip[:16000], 16000)
+    describe(model, processor, tmp_path / "clips", tmp_path / "out", batch_size=2, shard_size=1)
+    shards = [
+        pyarrow.parquet.read_table(tmp_path / "out" / name)["clip"].to_pylist() for name in parts(tmp_path / "out")
+    ]
+    assert shards == [["a.wav"], ["b.wav"] * 3, ["e.wav", "g.wav"]]
+
+
 def test_new_files_are_described_too(model, processor, folder, tmp_path):
     describe(model, processor, folder, tmp_path / "out", shares=2)
     shutil.copy(AUDIO[5], folder / "another.ogg")
@@ -344,6 +359,19 @@ def test_a_name_that_is_no_text_does_not_end_the_job(model, processor, tmp_path)
     assert done_clips(tmp_path / "out") == {AUDIO[0].name, "caf\\xe9.ogg"}
 
 
+def test_names_with_line_ends_go_through_lines_of_json(model, processor, tmp_path):
+    """U+2028 and U+0085 end a line for `str.splitlines`, and JSON does not escape them."""
+    names = ["a\u2028b.wav", "c\u0085d.wav", "e\nf.wav"]
+    (tmp_path / "clips").mkdir()
+    for name in names:
+        soundfile.write(tmp_path / "clips" / name, np.full(8000, 0.1), 16000)
+    (tmp_path / "clips" / "g\u2029h.wav").touch()
+    describe(model, processor, tmp_path / "clips", tmp_path / "out", file_format="jsonl")
+    assert done_clips(tmp_path / "out") == {*names, "g\u2029h.wav"}
+    summary = finish_output(tmp_path / "out")
+    assert (summary["files"], summary["failures"]) == (3, 1)
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Datasets
 # ---------------------------------------------------------------------------------------------------------------
@@ -426,6 +454,16 @@ def test_sources_that_do_not_fit(table, folder, tmp_path):
     table.remove_columns("sound").to_parquet(str(tmp_path / "soundless.parquet"))
     with pytest.raises(ValueError, match=r"has no Audio column and none of audio, .*: number, word"):
         open_clips(str(tmp_path / "soundless.parquet"))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    "name, content", [("bad.json", "x"), ("none.csv", ""), ("none.json", "[]"), ("p.parquet", "x")]
+)
+def test_a_table_that_cannot_be_read_is_named(name, content, streaming, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"source: '.*{name}'.* (cannot be read|has no rows|has no Audio column)"):
+        open_clips(str(tmp_path / name), streaming=streaming)
 
 
 # ---------------------------------------------------------------------------------------------------------------
