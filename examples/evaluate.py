@@ -92,8 +92,14 @@ def arguments() -> argparse.Namespace:
 
 def data_of(given: list[str], benchmarks: list[str], parser: argparse.ArgumentParser) -> dict[str, str]:
     """Where each benchmark's data are: its own PATH, else the one that is given without a name."""
-    named = dict(each.split("=", 1) for each in given if each.split("=", 1)[0] in (*BENCHMARKS, "questions"))
-    general = [each for each in given if each.split("=", 1)[0] not in (*BENCHMARKS, "questions")]
+    named: dict[str, str] = {}
+    general = []
+    for each in given:
+        name, equals, path = each.partition("=")
+        if not equals or name not in (*BENCHMARKS, "questions"):
+            general.append(each)
+        elif named.setdefault(name, path) != path:
+            parser.error(f"--data: got {name} twice, {named[name]!r} and {path!r}")
     unused = [name for name in named if name not in benchmarks] + general[1:]
     if unused:
         parser.error(f"--data: got {unused[0]!r}, which is for none of {', '.join(benchmarks)}")

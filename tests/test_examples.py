@@ -309,6 +309,11 @@ def test_evaluate_says_what_is_wrong(run, base, tmp_path, capsys):
         run(evaluate, "esc50", *options, "--data", f"clotho={tmp_path}")
     assert "--data: got 'clotho', which is for none of esc50" in capsys.readouterr().err
     with pytest.raises(SystemExit):
+        run(evaluate, "clotho", *options[:2], *options[4:], "--data", "clotho=a", "--data", "clotho=b")
+    assert "--data: got clotho twice, 'a' and 'b'" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match="data: there is no 'clotho', expected Clotho"):  # a folder of that name
+        run(evaluate, "clotho", *options[:2], *options[4:], "--data", "clotho")
+    with pytest.raises(SystemExit):
         run(evaluate, "clotho", *options, "--fold", 4)
     assert "--fold: got 4, but only esc50 has folds" in capsys.readouterr().err
     (tmp_path / "opera").mkdir()
