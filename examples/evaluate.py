@@ -155,10 +155,12 @@ def place(name: str, args: argparse.Namespace) -> Path:
 def score_humans(args: argparse.Namespace) -> None:
     """The row of the people who captioned the clips."""
     for name in args.benchmarks:
+        output = place(name, args)
+        output.parent.mkdir(parents=True, exist_ok=True)
         result = evaluate_humans(
             items_of(name, args), BENCHMARKS.get(name, QUESTIONS), args.spice_jars, args.require_spice
         )
-        write_json({**result, "limit": args.limit, "versions": versions()}, place(name, args))
+        write_json({**result, "limit": args.limit, "versions": versions()}, output)
         report(result)
         for metric, value in result["scores"].items():
             print(f"  {metric}: {value:.4f}")

@@ -232,8 +232,8 @@ def test_evaluate_scores_the_people_who_captioned(run, tmp_path, monkeypatch, ca
     rows = [("a.wav", *captions), ("b.wav", *captions[::-1])]
     with open(tmp_path / "clotho_captions_evaluation.csv", "w", newline="") as handle:
         csv.writer(handle).writerows([("file_name", *(f"caption_{n}" for n in range(1, 6))), *rows])
-    run(evaluate, "clotho", "--human", "--data", tmp_path, "--output", tmp_path / "human.json")
-    result = json.loads((tmp_path / "human.json").read_text())
+    run(evaluate, "clotho", "--human", "--data", tmp_path, "--output", tmp_path / "new" / "human.json")
+    result = json.loads((tmp_path / "new" / "human.json").read_text())
     rounds = [
         caption_scores([a, b], [captions[:k] + captions[k + 1 :], captions[::-1][:k] + captions[::-1][k + 1 :]])
         for k, (a, b) in enumerate(zip(captions, captions[::-1]))
