@@ -13,8 +13,8 @@ text encoder by whether the description names the clip's class and no other of t
 `evaluation_sam.evaluate`. `questions` takes a table of your own, with the columns audio, prompt, answer and kind (such
 as `binary` and `multiple_choice`).
 
-The answers are kept beside the output, in `FILE.json.answers`, until the result is written: the same command goes on
-with a run that was broken off, with any number of processes.
+The answers are kept beside the output, in `FILE.json.answers`, until the results of all benchmarks are written: the
+same command goes on with a run that was broken off, with any number of processes.
 """
 
 import argparse
@@ -82,6 +82,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", help="by default each process's GPU where there is one")
     parser.add_argument("--dtype", default="float32", help="float32 (the default) or bfloat16")
     args = parser.parse_args()
+    args.benchmarks = list(dict.fromkeys(args.benchmarks))
     if len(args.benchmarks) > 1 and args.output.suffix == ".json":
         parser.error(f"--output: got {args.output} for {len(args.benchmarks)} benchmarks, expected a folder")
     if args.fold is not None and "esc50" not in args.benchmarks:
@@ -152,6 +153,12 @@ def place(name: str, args: argparse.Namespace) -> Path:
     return args.output / f"{name}.json" if len(args.benchmarks) > 1 or args.output.is_dir() else args.output
 
 
+def work_folder(name: str, args: argparse.Namespace) -> Path:
+    """Where its answers are kept meanwhile."""
+    output = place(name, args)
+    return output.with_name(f"{output.name}.answers")
+
+
 def score_humans(args: argparse.Namespace) -> None:
     """The row of the people who captioned the clips."""
     for name in args.benchmarks:
@@ -194,9 +201,8 @@ def main() -> None:
     for benchmark, items, protocols in plan:
         name = benchmark.name
         output = place(name, args)
-        work = output.with_name(f"{output.name}.answers")
         result = evaluate(
-            *(model, processor, items, benchmark, work, protocols, encoder),
+            *(model, processor, items, benchmark, work_folder(name, args), protocols, encoder),
             max_new_tokens=args.max_new_tokens,
             batch_size=args.batch_size,
             min_coverage=args.min_coverage,
@@ -223,10 +229,12 @@ def main() -> None:
             source = source / FILES[MMAU_SPLITS[name].removeprefix("test-")] if source.is_dir() else source
             submission = output.with_name(f"{output.stem}-submission.json")
             write_mmau_submission(items, [said.get(item.id) for item in items], source, submission)
-        shutil.rmtree(work)
         report(result)
         if benchmark.paper_column is not None:
             written.append(str(output))
+    if state.is_main_process:  # only now: a run that is broken off before asks nothing twice
+        for benchmark, _, _ in plan:
+            shutil.rmtree(work_folder(benchmark.name, args))
     if written:
         print("\n" + markdown(table1(load_results(written), only_ours=True)))
 

@@ -30,6 +30,7 @@ from transformers import (
 )
 
 import caption_metrics_sam
+import predictions_sam
 from audio_sam import load_audio
 from caption_metrics_sam import caption_scores
 from configuration_sam import AUTO_MAP, SamConfig
@@ -272,7 +273,19 @@ def test_evaluate_runs_several_benchmarks(run, base, tmp_path, monkeypatch, caps
     data = ("--data", f"esc50={esc50}", "--data", f"beijing_opera={tmp_path / 'beijing_opera.json'}")
     options = (*data, "--model", base, "--device", "cpu", "--max-new-tokens", 4)
     options += ("--audio-root", f"/published={opera}", "--text-encoder", "letters", "--output", tmp_path / "out")
-    run(evaluate, "esc50", "beijing_opera", *options)
+    asked, answer_batch = [], predictions_sam.answer_batch
+
+    def dying(model, processor, items, *rest):
+        asked.append([item.id for item in items])
+        if asked.count(["gong.wav"]) == 1:
+            raise RuntimeError("killed")
+        return answer_batch(model, processor, items, *rest)
+
+    monkeypatch.setattr(predictions_sam, "answer_batch", dying)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(evaluate, "esc50", "beijing_opera", *options)
+    run(evaluate, "esc50", "beijing_opera", "esc50", *options)
+    assert asked == [["dog.wav", "rain.wav"], ["gong.wav"], ["gong.wav"]]  # what was done is not done again
     results = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out").iterdir()}
     assert sorted(results) == ["beijing_opera", "esc50"]
     assert list(results["esc50"]["protocols"]) == ["text_encoder", "likelihood", "names_label"]
