@@ -179,9 +179,9 @@ def read_parts(folder: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def check_run(folder: Path, settings: dict[str, Any]) -> None:
-    """Raises `ValueError` where the work folder belongs to a run with other settings."""
+    """Raises `ValueError` where the work folder holds answers of a run with other settings."""
     path = folder / RUN_FILE
-    if not path.is_file():
+    if not path.is_file() or not read_parts(folder):
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     names = sorted(key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key))
@@ -245,8 +245,8 @@ def predict(
         raise ValueError(
             f"items: got {len(items)} with {len({item.id for item in items})} ids, expected distinct ones."
         )
-    check_run(folder, settings)
     if state.is_main_process:
+        check_run(folder, settings)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(settings, folder / RUN_FILE)
         gather_parts(folder)

@@ -140,7 +140,12 @@ def test_a_killed_run_goes_on(tiny, items, expected, tmp_path, monkeypatch, coun
     assert answered(tiny, items, tmp_path)[0] == expected and calls == []  # nothing is left to do
 
 
-def test_runs_are_not_mixed(tiny, items, tmp_path):
+def test_runs_are_not_mixed(tiny, items, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(predictions_sam, "answer_batch", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            predict(*tiny, items[:1], tmp_path, {"model": "that does not fit"}, state=process(0, 1))
+    # A run that was broken off before it had an answer stands in nobody's way.
     answered(tiny, items[:1], tmp_path)
     with pytest.raises(ValueError, match=r"with other settings \(model tiny -> other\); delete the folder"):
         predict(*tiny, items[:1], tmp_path, {"model": "other"}, state=process(0, 1))
