@@ -80,13 +80,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=400, help="longest answer (default: %(default)s, LTU's)")
     parser.add_argument("--batch-size", type=int, default=32, help="default: %(default)s")
     parser.add_argument("--device", help="by default each process's GPU where there is one")
-    parser.add_argument("--dtype", default="float32", help="float32 (the default) or bfloat16")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     args = parser.parse_args()
     args.benchmarks = list(dict.fromkeys(args.benchmarks))
     if len(args.benchmarks) > 1 and args.output.suffix == ".json":
         parser.error(f"--output: got {args.output} for {len(args.benchmarks)} benchmarks, expected a folder")
     if args.fold is not None and "esc50" not in args.benchmarks:
         parser.error(f"--fold: got {args.fold}, but only esc50 has folds")
+    for option in ("limit", "batch_size", "max_new_tokens"):
+        if (value := getattr(args, option)) is not None and value < 1:
+            parser.error(f"--{option.replace('_', '-')}: got {value}, expected at least 1")
     args.data = data_of(args.data, args.benchmarks, parser)
     return args
 

@@ -329,6 +329,10 @@ def test_evaluate_says_what_is_wrong(run, base, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(evaluate, "clotho", *options, "--fold", 4)
     assert "--fold: got 4, but only esc50 has folds" in capsys.readouterr().err
+    for option in ("--limit", "--batch-size", "--max-new-tokens"):
+        with pytest.raises(SystemExit):
+            run(evaluate, "esc50", *options, option, 0)
+        assert f"{option}: got 0, expected at least 1" in capsys.readouterr().err
     (tmp_path / "opera").mkdir()
     shutil.copy(CLIPS / "dog.ogg", tmp_path / "opera" / "small gong 1.ogg")
     options = ("--model", base, "--data", tmp_path / "opera", "--device", "cpu", "--output", tmp_path / "out.json")
