@@ -210,9 +210,18 @@ def evaluate(
 
 
 def candidate_texts(item: Item, benchmark: Benchmark, answer_form: str = ANSWER_FORM) -> list[str]:
-    """The answers whose likelihood is compared: the labels' texts, or a question's choices in the prompt's form."""
+    """The answers whose likelihood is compared: the labels' texts, or a question's choices in the prompt's form.
+
+    Raises:
+        ValueError: An answer form without the label.
+    """
     if benchmark.labels:
-        return [answer_form.format(label=text, Label=text[:1].upper() + text[1:]) for text in benchmark.label_texts]
+        if "{label}" not in answer_form and "{Label}" not in answer_form:
+            raise ValueError(f"answer_form: got {answer_form!r}, expected a text with {{label}} or {{Label}} in it.")
+        return [
+            answer_form.replace("{label}", text).replace("{Label}", text[:1].upper() + text[1:])
+            for text in benchmark.label_texts
+        ]
     texts = [" ".join(choice.split()) for choice in item.choices]
     small = [f"{letter}) {text.lower()}" for letter, text in zip(string.ascii_lowercase, texts)]
     large = [f"({letter}) {text}" for letter, text in zip(string.ascii_uppercase, texts)]

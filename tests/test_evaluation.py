@@ -301,6 +301,14 @@ def test_esc50_by_names_and_by_encoder(monkeypatch, tmp_path, clip):
     assert result["protocol"] == "names_label" and list(result["protocols"]) == names
 
 
+def test_labels_are_written_in_the_answers_form():
+    item = Item("a.wav", None, "?", ("rain",))
+    assert candidate_texts(item, benchmark()) == ["Dog bark", "Rain", "Sea waves"]
+    assert candidate_texts(item, benchmark(), "{It} is {label}.")[0] == "{It} is dog bark."
+    with pytest.raises(ValueError, match=r"answer_form: got 'dog', expected a text with \{label\} or"):
+        candidate_texts(item, benchmark(), "dog")  # all labels would be equally likely
+
+
 def test_choices(monkeypatch, tmp_path, clip):
     rows = items(clip, ["A dog"], ["rain"], ["rain"], choices=("A dog", "rain"))
     rows = [replace(item, prompt="what? a) a dog b) rain", groups={"task": "sound"}) for item in rows]
