@@ -30,6 +30,7 @@ from accelerate import PartialState
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks_sam import BENCHMARKS, MMAU_SPLITS, read_benchmark
 from caption_metrics_sam import caption_preflight
+from configuration_sam import SamConfig
 from evaluation_sam import (
     ANSWER_FORM,
     QUESTIONS,
@@ -113,6 +114,15 @@ def data_of(given: list[str], benchmarks: list[str], parser: argparse.ArgumentPa
     return {name: named.get(name, *general) if general else named[name] for name in benchmarks}
 
 
+def check_model(model: str) -> None:
+    """Asks for the configuration alone: without a network the processor's files are each tried for half a minute."""
+    try:
+        SamConfig.from_pretrained(model)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(f"--model: got {model!r}, expected a SAM checkpoint: {reason}") from None
+
+
 def items_of(name: str, args: argparse.Namespace) -> list:
     if name == "questions":
         with open(args.data[name], newline="", encoding="utf-8") as handle:
@@ -184,6 +194,7 @@ def main() -> None:
     on_cpu = not torch.cuda.is_available() or (args.device or "").startswith("cpu")
     state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))  # processes wait while the main one scores
     device = args.device or ("cpu" if on_cpu else state.device)
+    check_model(args.model)
     plan, written = [], []
     for name in args.benchmarks:  # all that can be wrong is found before anything is generated
         benchmark, items = BENCHMARKS.get(name, QUESTIONS), items_of(name, args)

@@ -315,6 +315,8 @@ def test_evaluate_says_what_is_wrong(run, base, tmp_path, capsys):
     assert re.search(r"invalid choice: '?esc51'? \(choose from .*esc50.*vocalsound", capsys.readouterr().err)
     with pytest.raises(FileNotFoundError, match=r"esc50\.csv.*expected ESC-50 as it is published"):
         run(evaluate, "esc50", *options)
+    with pytest.raises(FileNotFoundError, match=r"--model: got '.*nowhere', expected a SAM checkpoint"):
+        run(evaluate, "esc50", "--model", tmp_path / "nowhere", *options[2:])
     with pytest.raises(SystemExit):
         run(evaluate, "esc50", "vocalsound", *options)
     assert "for 2 benchmarks, expected a folder" in capsys.readouterr().err
@@ -324,7 +326,9 @@ def test_evaluate_says_what_is_wrong(run, base, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(evaluate, "clotho", *options[:2], *options[4:], "--data", "clotho=a", "--data", "clotho=b")
     assert "--data: got clotho twice, 'a' and 'b'" in capsys.readouterr().err
-    with pytest.raises(FileNotFoundError, match="data: there is no 'clotho', expected Clotho"):  # a folder of that name
+    with pytest.raises(
+        FileNotFoundError, match="data: there is no 'clotho', expected Clotho"
+    ):  # a folder of that name
         run(evaluate, "clotho", *options[:2], *options[4:], "--data", "clotho")
     with pytest.raises(SystemExit):
         run(evaluate, "clotho", *options, "--fold", 4)
