@@ -37,7 +37,8 @@ def check_whole(path: str | Path) -> None:
     """Raises `ValueError` if a WAV or Ogg file breaks off before its end: a decoder would give its beginning.
 
     A WAV file that is shorter than its header says, and an Ogg file whose last page does not say that it is the last.
-    FLAC and most others cannot be decoded then, which [`load_audio`] reports.
+    FLAC and most others cannot be decoded then, which [`load_audio`] reports. An MP3 file has no end that could be
+    missed: it is taken for a shorter one.
     """
     size = os.path.getsize(path)
     with open(path, "rb") as handle:
