@@ -443,7 +443,7 @@ def question_items(rows: Sequence[dict[str, Any]], folder: str | Path = ".") -> 
         folder (`str` or `Path`, *optional*): Where the paths begin.
 
     Raises:
-        ValueError: No rows, or a row without one of the keys.
+        ValueError: No rows, a row without one of the keys, or a binary question whose answer is not yes or no.
     """
     keys = ("audio", "prompt", "answer", "kind")
     number, absent = next(((n, key) for n, row in enumerate(rows) for key in keys if not row.get(key)), (0, "audio"))
@@ -451,6 +451,8 @@ def question_items(rows: Sequence[dict[str, Any]], folder: str | Path = ".") -> 
         raise ValueError(f"rows: got {len(rows)}, number {number} with no {absent!r}, expected {', '.join(keys)}.")
     items = []
     for number, row in enumerate(rows):
+        if row["kind"] == "binary" and not re.match(r"\W*(yes|no)\b", row["answer"], re.IGNORECASE):
+            raise ValueError(f"rows: number {number} is binary and has the answer {row['answer']!r}, expected yes or no.")
         path = Path(folder) / row["audio"]
         audio = str(path) if path.is_file() else None
         items.append(

@@ -226,6 +226,8 @@ def test_questions_are_scored_by_kind(monkeypatch, tmp_path, clip):
         evaluate_questions(None, None, [])
     with pytest.raises(ValueError, match="rows: got 3, number 1 with no 'answer'"):
         evaluate_questions(None, None, [rows[0], {**rows[1], "answer": ""}, rows[2]])
+    with pytest.raises(ValueError, match="rows: number 1 is binary and has the answer 'nothing', expected yes or no"):
+        question_items([rows[0], {**rows[1], "answer": "nothing"}])
 
 
 # ------------------------------------------------------------------------------------------------------ protocols
