@@ -430,7 +430,7 @@ def answers_question(prediction: str, answer: str, kind: str) -> bool:
         words, true_words = re.findall("[a-z]+", said), re.findall("[a-z]+", truth)
         return bool(words) and words[0] in ("yes", "no") and words[0] == true_words[0]
     if kind == "multiple_choice" and re.fullmatch(r"\(?[a-h]\)?", said):
-        return said.strip("()") == truth.lstrip("(")[:1]
+        return said.strip("()") == truth.lstrip("(")[:1] and strip_option_letter(truth) != truth
     return strip_option_letter(said) == strip_option_letter(truth)
 
 

@@ -167,6 +167,7 @@ def test_an_options_letter_is_taken_off(text, bare):
         ("dog barking", "b) dog barking", "multiple_choice", True),
         ("(b)", "b) dog barking", "multiple_choice", True),
         ("c", "b) dog barking", "multiple_choice", False),
+        ("d", "dog barking", "multiple_choice", False),  # no option's letter
         ("Two.", "two", "number", True),
         ("Two sounds.", "Two.", "number", False),
     ],
