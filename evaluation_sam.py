@@ -153,9 +153,9 @@ def evaluate(
     Returns:
         `dict`, or `None` but on the main process: `benchmark`, `protocol`, `metric`, `value` (a fraction), `interval`
         (95 %), `count` (clips found), `expected` (items), `published`, `missing` (ids), `failed` (`id` and `reason`),
-        `unanswered` (empty answers), `long` (clips over 10.24 s, heard to there), `text_encoder`, `answer_form`, `protocols` (the
-        scores by each), `seconds`, `clips_per_second`, `resumed`, `predictions` (a dict an item, with what each
-        protocol made of it in `by_protocol`).
+        `unanswered` (empty answers), `long` (clips over 10.24 s, heard to there), `text_encoder`, `texts_cut` (texts of
+        which it read the beginning), `answer_form`, `protocols` (the scores by each), `seconds`, `clips_per_second`,
+        `resumed`, `predictions` (a dict an item, with what each protocol made of it in `by_protocol`).
 
     Raises:
         ValueError: See [`choose_protocols`], [`check_coverage`] and [`predict`].
@@ -181,6 +181,8 @@ def evaluate(
     records, speed = predict(model, processor, found, work, settings, *options)
     if records is None:
         return None
+    if text_encoder is not None:
+        text_encoder.cut_texts.clear()  # of another benchmark
     scores = {
         name: _score(name, benchmark, found, records, text_encoder, spice_jars, require_spice) for name in protocols
     }
@@ -200,6 +202,7 @@ def evaluate(
         "long": sum(each.get("long", False) for each in records),
         "answer_form": answer_form if "likelihood" in protocols and benchmark.labels else None,
         "text_encoder": None if text_encoder is None else text_encoder.name,
+        "texts_cut": 0 if text_encoder is None else len(text_encoder.cut_texts),
         "protocols": scores,
         **speed,
         "predictions": [
@@ -452,7 +455,9 @@ def question_items(rows: Sequence[dict[str, Any]], folder: str | Path = ".") -> 
     items = []
     for number, row in enumerate(rows):
         if row["kind"] == "binary" and not re.match(r"\W*(yes|no)\b", row["answer"], re.IGNORECASE):
-            raise ValueError(f"rows: number {number} is binary and has the answer {row['answer']!r}, expected yes or no.")
+            raise ValueError(
+                f"rows: number {number} is binary and has the answer {row['answer']!r}, expected yes or no."
+            )
         path = Path(folder) / row["audio"]
         audio = str(path) if path.is_file() else None
         items.append(

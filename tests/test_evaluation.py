@@ -249,7 +249,11 @@ class Words:
     name = "words"
     words = ("dog", "bark", "rain", "sea", "waves")
 
+    def __init__(self):
+        self.cut_texts = {"of another benchmark"}
+
     def embed(self, texts, batch_size=64):
+        self.cut_texts |= {text for text in texts if len(text.split()) > 5}
         found = torch.tensor([[1.0, *(float(word in text.split()) for word in self.words)] for text in texts])
         return torch.nn.functional.normalize(found, dim=1)
 
@@ -262,7 +266,7 @@ def run(monkeypatch, tmp_path, chosen, rows, predict, **options):
 def test_one_generation_serves_all_protocols(monkeypatch, tmp_path, clip):
     rows = [*items(clip, ["dog_bark"], ["rain"], ["rain"], ["sea_waves"]), Item("4.wav", None, "?", ("rain",))]
     sums = [[-1.0, -2, -3], [-8, -9, -10], [-3, -1, -2], [-9, -9, -9]]
-    predict = fake_predict("Audio caption: A dog, bark", "sea waves", "rain", None, sums=sums)
+    predict = fake_predict("Audio caption: A dog bark endlessly", "sea waves", "rain", None, sums=sums)
     options = {"text_encoder": Words(), "min_coverage": 0.8}
     result = run(monkeypatch, tmp_path, benchmark(), rows, predict, **options)
     assert (result["protocol"], result["metric"], result["text_encoder"]) == ("text_encoder", "accuracy", "words")
@@ -270,6 +274,7 @@ def test_one_generation_serves_all_protocols(monkeypatch, tmp_path, clip):
     # The clip that cannot be read counts as wrong, the one that is not there does not count.
     assert result["value"] == 2 / 4 and result["protocols"]["likelihood"]["value"] == 2 / 4
     assert (result["count"], result["expected"], result["published"]) == (4, 5, 4)
+    assert result["texts_cut"] == 1  # sound of a dog bark endlessly
     assert result["missing"] == ["4.wav"] and result["failed"] == [{"id": "3.wav", "reason": "it is noise"}]
     labels = [[each["label"] for each in row["by_protocol"].values()] for row in result["predictions"]]
     assert labels == [["dog_bark", "dog_bark"], ["sea_waves", "dog_bark"], ["rain", "rain"], [None, None]]

@@ -253,6 +253,9 @@ class LetterCounts:
 
     name = "letters"
 
+    def __init__(self):
+        self.cut_texts = set()
+
     def embed(self, texts, batch_size=64):
         counts = torch.tensor([[text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in texts])
         return torch.nn.functional.normalize(counts.float() + 0.1, dim=1)
