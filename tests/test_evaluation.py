@@ -183,6 +183,7 @@ def fake_predict(*texts, sums=None):
         records = [{"id": item.id, "text": text, "failed": None} for item, text in zip(items, texts, strict=True)]
         for record, row in zip(records, sums or []):
             record |= {"sums": row, "tokens": [2 if value > -9 else 9 for value in row]}
+        records[0]["long"] = True
         for record in records:
             if record["text"] is None:
                 record.update(failed="it is noise")
@@ -274,6 +275,8 @@ def test_one_generation_serves_all_protocols(monkeypatch, tmp_path, clip):
     # The clip that cannot be read counts as wrong, the one that is not there does not count.
     assert result["value"] == 2 / 4 and result["protocols"]["likelihood"]["value"] == 2 / 4
     assert (result["count"], result["expected"], result["published"]) == (4, 5, 4)
+    assert result["protocols"]["text_encoder"]["labels_without_clips"] == 0 and result["long"] == 1
+    assert result["heard_in_training"] is False
     assert result["texts_cut"] == 1  # sound of a dog bark endlessly
     assert result["missing"] == ["4.wav"] and result["failed"] == [{"id": "3.wav", "reason": "it is noise"}]
     labels = [[each["label"] for each in row["by_protocol"].values()] for row in result["predictions"]]
@@ -282,6 +285,36 @@ def test_one_generation_serves_all_protocols(monkeypatch, tmp_path, clip):
     assert result["protocols"]["likelihood"]["by_mean"]["value"] == 3 / 4  # -9 of 9 tokens beats -8 of 2
     assert result["interval"][0] < 0.5 < result["interval"][1]
     json.dumps(result)
+
+
+def test_a_run_is_told_from_any_other(monkeypatch, tmp_path, clip):
+    """What the answers and likelihoods depend on is in the settings that guard the work folder."""
+
+    (row,) = items(clip, ["rain"])
+
+    def settings(*rows, name="toy", dtype=torch.float32, **options):
+        rows, seen, model = rows or [row], {}, Silent()
+        model.dtype = dtype
+
+        def predict(*args):
+            seen.update(args[4])
+            return fake_predict(*["rain"] * len(rows), sums=[[-1.0, -2.0, -3.0]] * len(rows))(*args)
+
+        monkeypatch.setattr(evaluation_sam, "predict", predict)
+        options = {"protocols": ["likelihood"], "checkpoint_hash": "a", **options}
+        evaluate(model, None, rows, benchmark(name=name), tmp_path, **options)
+        return seen
+
+    others = [
+        settings(name="other"),
+        settings(dtype=torch.bfloat16),
+        settings(checkpoint_hash="b"),
+        settings(max_new_tokens=5),
+        settings(answer_form="{label}"),
+        settings(replace(row, prompt="Why?")),
+        settings(row, replace(row, id="another")),
+    ]
+    assert all(other != settings() for other in others) and settings() == settings()
 
 
 def test_several_labels_and_map(monkeypatch, tmp_path, clip):
@@ -293,6 +326,10 @@ def test_several_labels_and_map(monkeypatch, tmp_path, clip):
     targets = [[1, 1, 0], [0, 1, 0], [0, 0, 1], [0, 1, 0]]
     assert result["value"] == pytest.approx(average_precision_score(targets, scores, average="macro"))
     assert result["labels_without_clips"] == 0 and result["predictions"][0]["reference"] == ["dog_bark", "rain"]
+    few = run(monkeypatch, tmp_path, benchmark("map"), rows[:2], fake_predict("dog bark", "rain"), **options)
+    assert few["labels_without_clips"] == 1
+    heard = replace(benchmark("map"), heard_in_training=True)
+    assert run(monkeypatch, tmp_path, heard, rows, predict, **options)["heard_in_training"] is True
     result = run(monkeypatch, tmp_path, benchmark("micro_f1"), rows, predict, **options)
     assert result["value"] == pytest.approx(2 * 3 / (4 + 5)) and result["scores"]["accuracy"] == 0.75
 
