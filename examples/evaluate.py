@@ -140,7 +140,10 @@ def items_of(name: str, args: argparse.Namespace) -> list:
 
 def report(result: dict) -> None:
     """What a reader of the terminal wants to know."""
-    rows = [(f"{result['benchmark']}, {name}", each, result["count"]) for name, each in result["protocols"].items()]
+    rows = [
+        (f"{result['benchmark']}, {name}, {each['metric']}", each, result["count"])
+        for name, each in result["protocols"].items()
+    ]
     rows += [(name, each, each["count"]) for name, each in result.get("by_kind", {}).items()]
     for name, score, count in rows:
         if score["value"] is None:

@@ -242,7 +242,7 @@ def test_evaluate_scores_the_people_who_captioned(run, tmp_path, monkeypatch, ca
     assert result["scores"]["BLEU_1"] == pytest.approx(sum(each["BLEU_1"] for each in rounds) / 5)
     assert (result["model"], result["metric"], result["rounds"], result["count"]) == ("human", "CIDEr", 5, 2)
     assert result["value"] == result["scores"]["CIDEr"] and "SPICE" in result["lacking"]
-    assert "clotho, captions: " in capsys.readouterr().out
+    assert "clotho, captions, CIDEr: " in capsys.readouterr().out
     with pytest.raises(ValueError, match="human: got questions, expected a benchmark with captions"):
         (tmp_path / "q.csv").write_text("audio,prompt,answer,kind\na.wav,Is it?,Yes.,binary\n")
         run(evaluate, "questions", "--human", "--data", tmp_path / "q.csv", "--output", tmp_path / "q.json")

@@ -245,7 +245,7 @@ def test_two_processes_end_what_one_began(run, esc50, tmp_path, monkeypatch, cap
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "1 of 9 clips cannot be read, and count as wrong" in done.stdout
-    assert done.stdout.count("esc50, likelihood:") == 1
+    assert done.stdout.count("esc50, likelihood, accuracy:") == 1
     two, one = result_of(tmp_path / "two.json"), result_of(tmp_path / "one.json")
     assert two == one
     assert [row["id"] for row in two["predictions"]] == [f"{label}.wav" for label in LABELS]
