@@ -568,6 +568,11 @@ def test_a_label_that_is_none(tmp_path):
         read_benchmark("audioset", tmp_path)
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    put(tmp_path, {"meta/esc50.csv": "\ufefffilename,fold,category\na.wav,1,dog\n", "meta.txt": "\ufeffa.wav\tbus\n"})
+    assert [item.id for name in ("esc50", "tut2017") for item in read_benchmark(name, tmp_path)] == ["a.wav"] * 2
+
+
 def test_a_line_that_is_cut_off(tmp_path):
     put(tmp_path, {"meta.txt": "audio/1.wav\tbus\naudio/2.w"})
     with pytest.raises(ValueError, match=r"meta\.txt: line 2 has 1 columns, expected 2"):
