@@ -181,8 +181,9 @@ def _label_key(label: str) -> str:
 
 def _references(benchmark: Benchmark, row: Row, spellings: dict[str, str]) -> list[str]:
     if not benchmark.labels:
-        if not all(row.truths):
-            raise ValueError(f"{row.where} has an empty caption, expected text.")
+        wordless = next((caption for caption in row.truths if not re.search(r"\w", caption)), None)
+        if wordless is not None:  # no metric can be computed against it
+            raise ValueError(f"{row.where} has {wordless!r} for a caption, expected one with at least one word.")
         return list(row.truths)
     for label in row.truths:
         if _label_key(label) not in spellings:

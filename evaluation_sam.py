@@ -153,9 +153,9 @@ def evaluate(
     Returns:
         `dict`, or `None` but on the main process: `benchmark`, `protocol`, `metric`, `value` (a fraction), `interval`
         (95 %), `count` (clips found), `expected` (items), `published`, `missing` (ids), `failed` (`id` and `reason`),
-        `unanswered` (empty answers), `long` (clips over 10.24 s, heard to there), `text_encoder`, `answer_form`, `protocols` (the
-        scores by each), `seconds`, `clips_per_second`, `resumed`, `predictions` (a dict an item, with what each
-        protocol made of it in `by_protocol`).
+        `unanswered` (empty answers), `long` (clips over 10.24 s, heard to there), `text_encoder`, `texts_cut` (texts of
+        which it read the beginning), `answer_form`, `protocols` (the scores by each), `seconds`, `clips_per_second`,
+        `resumed`, `predictions` (a dict an item, with what each protocol made of it in `by_protocol`).
 
     Raises:
         ValueError: See [`choose_protocols`], [`check_coverage`] and [`predict`].
@@ -181,6 +181,8 @@ def evaluate(
     records, speed = predict(model, processor, found, work, settings, *options)
     if records is None:
         return None
+    if text_encoder is not None:
+        text_encoder.cut_texts.clear()  # of another benchmark
     scores = {
         name: _score(name, benchmark, found, records, text_encoder, spice_jars, require_spice) for name in protocols
     }
@@ -200,6 +202,7 @@ def evaluate(
         "long": sum(each.get("long", False) for each in records),
         "answer_form": answer_form if "likelihood" in protocols and benchmark.labels else None,
         "text_encoder": None if text_encoder is None else text_encoder.name,
+        "texts_cut": 0 if text_encoder is None else len(text_encoder.cut_texts),
         "protocols": scores,
         **speed,
         "predictions": [
@@ -210,9 +213,18 @@ def evaluate(
 
 
 def candidate_texts(item: Item, benchmark: Benchmark, answer_form: str = ANSWER_FORM) -> list[str]:
-    """The answers whose likelihood is compared: the labels' texts, or a question's choices in the prompt's form."""
+    """The answers whose likelihood is compared: the labels' texts, or a question's choices in the prompt's form.
+
+    Raises:
+        ValueError: An answer form without the label.
+    """
     if benchmark.labels:
-        return [answer_form.format(label=text, Label=text[:1].upper() + text[1:]) for text in benchmark.label_texts]
+        if "{label}" not in answer_form and "{Label}" not in answer_form:
+            raise ValueError(f"answer_form: got {answer_form!r}, expected a text with {{label}} or {{Label}} in it.")
+        return [
+            answer_form.replace("{label}", text).replace("{Label}", text[:1].upper() + text[1:])
+            for text in benchmark.label_texts
+        ]
     texts = [" ".join(choice.split()) for choice in item.choices]
     small = [f"{letter}) {text.lower()}" for letter, text in zip(string.ascii_lowercase, texts)]
     large = [f"({letter}) {text}" for letter, text in zip(string.ascii_uppercase, texts)]
@@ -421,7 +433,7 @@ def answers_question(prediction: str, answer: str, kind: str) -> bool:
         words, true_words = re.findall("[a-z]+", said), re.findall("[a-z]+", truth)
         return bool(words) and words[0] in ("yes", "no") and words[0] == true_words[0]
     if kind == "multiple_choice" and re.fullmatch(r"\(?[a-h]\)?", said):
-        return said.strip("()") == truth.lstrip("(")[:1]
+        return said.strip("()") == truth.lstrip("(")[:1] and strip_option_letter(truth) != truth
     return strip_option_letter(said) == strip_option_letter(truth)
 
 
@@ -434,7 +446,7 @@ def question_items(rows: Sequence[dict[str, Any]], folder: str | Path = ".") -> 
         folder (`str` or `Path`, *optional*): Where the paths begin.
 
     Raises:
-        ValueError: No rows, or a row without one of the keys.
+        ValueError: No rows, a row without one of the keys, or a binary question whose answer is not yes or no.
     """
     keys = ("audio", "prompt", "answer", "kind")
     number, absent = next(((n, key) for n, row in enumerate(rows) for key in keys if not row.get(key)), (0, "audio"))
@@ -442,6 +454,10 @@ def question_items(rows: Sequence[dict[str, Any]], folder: str | Path = ".") -> 
         raise ValueError(f"rows: got {len(rows)}, number {number} with no {absent!r}, expected {', '.join(keys)}.")
     items = []
     for number, row in enumerate(rows):
+        if row["kind"] == "binary" and not re.match(r"\W*(yes|no)\b", row["answer"], re.IGNORECASE):
+            raise ValueError(
+                f"rows: number {number} is binary and has the answer {row['answer']!r}, expected yes or no."
+            )
         path = Path(folder) / row["audio"]
         audio = str(path) if path.is_file() else None
         items.append(

@@ -37,7 +37,8 @@ def check_whole(path: str | Path) -> None:
     """Raises `ValueError` if a WAV or Ogg file breaks off before its end: a decoder would give its beginning.
 
     A WAV file that is shorter than its header says, and an Ogg file whose last page does not say that it is the last.
-    FLAC and most others cannot be decoded then, which [`load_audio`] reports.
+    FLAC and most others cannot be decoded then, which [`load_audio`] reports. An MP3 file has no end that could be
+    missed: it is taken for a shorter one.
     """
     size = os.path.getsize(path)
     with open(path, "rb") as handle:
@@ -179,9 +180,9 @@ def read_parts(folder: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def check_run(folder: Path, settings: dict[str, Any]) -> None:
-    """Raises `ValueError` where the work folder belongs to a run with other settings."""
+    """Raises `ValueError` where the work folder holds answers of a run with other settings."""
     path = folder / RUN_FILE
-    if not path.is_file():
+    if not path.is_file() or not read_parts(folder):
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     names = sorted(key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key))
@@ -245,8 +246,8 @@ def predict(
         raise ValueError(
             f"items: got {len(items)} with {len({item.id for item in items})} ids, expected distinct ones."
         )
-    check_run(folder, settings)
     if state.is_main_process:
+        check_run(folder, settings)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(settings, folder / RUN_FILE)
         gather_parts(folder)

@@ -13,8 +13,8 @@ text encoder by whether the description names the clip's class and no other of t
 `evaluation_sam.evaluate`. `questions` takes a table of your own, with the columns audio, prompt, answer and kind (such
 as `binary` and `multiple_choice`).
 
-The answers are kept beside the output, in `FILE.json.answers`, until the result is written: the same command goes on
-with a run that was broken off, with any number of processes.
+The answers are kept beside the output, in `FILE.json.answers`, until the results of all benchmarks are written: the
+same command goes on with a run that was broken off, with any number of processes.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from accelerate import PartialState
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks_sam import BENCHMARKS, MMAU_SPLITS, read_benchmark
 from caption_metrics_sam import caption_preflight
+from configuration_sam import SamConfig
 from evaluation_sam import (
     ANSWER_FORM,
     QUESTIONS,
@@ -80,20 +81,30 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=400, help="longest answer (default: %(default)s, LTU's)")
     parser.add_argument("--batch-size", type=int, default=32, help="default: %(default)s")
     parser.add_argument("--device", help="by default each process's GPU where there is one")
-    parser.add_argument("--dtype", default="float32", help="float32 (the default) or bfloat16")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     args = parser.parse_args()
+    args.benchmarks = list(dict.fromkeys(args.benchmarks))
     if len(args.benchmarks) > 1 and args.output.suffix == ".json":
         parser.error(f"--output: got {args.output} for {len(args.benchmarks)} benchmarks, expected a folder")
     if args.fold is not None and "esc50" not in args.benchmarks:
         parser.error(f"--fold: got {args.fold}, but only esc50 has folds")
+    for option in ("limit", "batch_size", "max_new_tokens"):
+        if (value := getattr(args, option)) is not None and value < 1:
+            parser.error(f"--{option.replace('_', '-')}: got {value}, expected at least 1")
     args.data = data_of(args.data, args.benchmarks, parser)
     return args
 
 
 def data_of(given: list[str], benchmarks: list[str], parser: argparse.ArgumentParser) -> dict[str, str]:
     """Where each benchmark's data are: its own PATH, else the one that is given without a name."""
-    named = dict(each.split("=", 1) for each in given if each.split("=", 1)[0] in (*BENCHMARKS, "questions"))
-    general = [each for each in given if each.split("=", 1)[0] not in (*BENCHMARKS, "questions")]
+    named: dict[str, str] = {}
+    general = []
+    for each in given:
+        name, equals, path = each.partition("=")
+        if not equals or name not in (*BENCHMARKS, "questions"):
+            general.append(each)
+        elif named.setdefault(name, path) != path:
+            parser.error(f"--data: got {name} twice, {named[name]!r} and {path!r}")
     unused = [name for name in named if name not in benchmarks] + general[1:]
     if unused:
         parser.error(f"--data: got {unused[0]!r}, which is for none of {', '.join(benchmarks)}")
@@ -101,6 +112,15 @@ def data_of(given: list[str], benchmarks: list[str], parser: argparse.ArgumentPa
     if without:
         parser.error(f"--data: got none for {without[0]}, expected --data {without[0]}=PATH")
     return {name: named.get(name, *general) if general else named[name] for name in benchmarks}
+
+
+def check_model(model: str) -> None:
+    """Asks for the configuration alone: without a network the processor's files are each tried for half a minute."""
+    try:
+        SamConfig.from_pretrained(model)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(f"--model: got {model!r}, expected a SAM checkpoint: {reason}") from None
 
 
 def items_of(name: str, args: argparse.Namespace) -> list:
@@ -120,7 +140,10 @@ def items_of(name: str, args: argparse.Namespace) -> list:
 
 def report(result: dict) -> None:
     """What a reader of the terminal wants to know."""
-    rows = [(f"{result['benchmark']}, {name}", each, result["count"]) for name, each in result["protocols"].items()]
+    rows = [
+        (f"{result['benchmark']}, {name}, {each['metric']}", each, result["count"])
+        for name, each in result["protocols"].items()
+    ]
     rows += [(name, each, each["count"]) for name, each in result.get("by_kind", {}).items()]
     for name, score, count in rows:
         if score["value"] is None:
@@ -146,13 +169,21 @@ def place(name: str, args: argparse.Namespace) -> Path:
     return args.output / f"{name}.json" if len(args.benchmarks) > 1 or args.output.is_dir() else args.output
 
 
+def work_folder(name: str, args: argparse.Namespace) -> Path:
+    """Where its answers are kept meanwhile."""
+    output = place(name, args)
+    return output.with_name(f"{output.name}.answers")
+
+
 def score_humans(args: argparse.Namespace) -> None:
     """The row of the people who captioned the clips."""
     for name in args.benchmarks:
+        output = place(name, args)
+        output.parent.mkdir(parents=True, exist_ok=True)
         result = evaluate_humans(
             items_of(name, args), BENCHMARKS.get(name, QUESTIONS), args.spice_jars, args.require_spice
         )
-        write_json({**result, "limit": args.limit, "versions": versions()}, place(name, args))
+        write_json({**result, "limit": args.limit, "versions": versions()}, output)
         report(result)
         for metric, value in result["scores"].items():
             print(f"  {metric}: {value:.4f}")
@@ -166,6 +197,7 @@ def main() -> None:
     on_cpu = not torch.cuda.is_available() or (args.device or "").startswith("cpu")
     state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))  # processes wait while the main one scores
     device = args.device or ("cpu" if on_cpu else state.device)
+    check_model(args.model)
     plan, written = [], []
     for name in args.benchmarks:  # all that can be wrong is found before anything is generated
         benchmark, items = BENCHMARKS.get(name, QUESTIONS), items_of(name, args)
@@ -186,9 +218,8 @@ def main() -> None:
     for benchmark, items, protocols in plan:
         name = benchmark.name
         output = place(name, args)
-        work = output.with_name(f"{output.name}.answers")
         result = evaluate(
-            *(model, processor, items, benchmark, work, protocols, encoder),
+            *(model, processor, items, benchmark, work_folder(name, args), protocols, encoder),
             max_new_tokens=args.max_new_tokens,
             batch_size=args.batch_size,
             min_coverage=args.min_coverage,
@@ -215,10 +246,12 @@ def main() -> None:
             source = source / FILES[MMAU_SPLITS[name].removeprefix("test-")] if source.is_dir() else source
             submission = output.with_name(f"{output.stem}-submission.json")
             write_mmau_submission(items, [said.get(item.id) for item in items], source, submission)
-        shutil.rmtree(work)
         report(result)
         if benchmark.paper_column is not None:
             written.append(str(output))
+    if state.is_main_process:  # only now: a run that is broken off before asks nothing twice
+        for benchmark, _, _ in plan:
+            shutil.rmtree(work_folder(benchmark.name, args))
     if written:
         print("\n" + markdown(table1(load_results(written), only_ours=True)))
 

@@ -167,6 +167,7 @@ def test_an_options_letter_is_taken_off(text, bare):
         ("dog barking", "b) dog barking", "multiple_choice", True),
         ("(b)", "b) dog barking", "multiple_choice", True),
         ("c", "b) dog barking", "multiple_choice", False),
+        ("d", "dog barking", "multiple_choice", False),  # no option's letter
         ("Two.", "two", "number", True),
         ("Two sounds.", "Two.", "number", False),
     ],
@@ -182,6 +183,7 @@ def fake_predict(*texts, sums=None):
         records = [{"id": item.id, "text": text, "failed": None} for item, text in zip(items, texts, strict=True)]
         for record, row in zip(records, sums or []):
             record |= {"sums": row, "tokens": [2 if value > -9 else 9 for value in row]}
+        records[0]["long"] = True
         for record in records:
             if record["text"] is None:
                 record.update(failed="it is noise")
@@ -226,6 +228,8 @@ def test_questions_are_scored_by_kind(monkeypatch, tmp_path, clip):
         evaluate_questions(None, None, [])
     with pytest.raises(ValueError, match="rows: got 3, number 1 with no 'answer'"):
         evaluate_questions(None, None, [rows[0], {**rows[1], "answer": ""}, rows[2]])
+    with pytest.raises(ValueError, match="rows: number 1 is binary and has the answer 'nothing', expected yes or no"):
+        question_items([rows[0], {**rows[1], "answer": "nothing"}])
 
 
 # ------------------------------------------------------------------------------------------------------ protocols
@@ -246,7 +250,11 @@ class Words:
     name = "words"
     words = ("dog", "bark", "rain", "sea", "waves")
 
+    def __init__(self):
+        self.cut_texts = {"of another benchmark"}
+
     def embed(self, texts, batch_size=64):
+        self.cut_texts |= {text for text in texts if len(text.split()) > 5}
         found = torch.tensor([[1.0, *(float(word in text.split()) for word in self.words)] for text in texts])
         return torch.nn.functional.normalize(found, dim=1)
 
@@ -259,7 +267,7 @@ def run(monkeypatch, tmp_path, chosen, rows, predict, **options):
 def test_one_generation_serves_all_protocols(monkeypatch, tmp_path, clip):
     rows = [*items(clip, ["dog_bark"], ["rain"], ["rain"], ["sea_waves"]), Item("4.wav", None, "?", ("rain",))]
     sums = [[-1.0, -2, -3], [-8, -9, -10], [-3, -1, -2], [-9, -9, -9]]
-    predict = fake_predict("Audio caption: A dog, bark", "sea waves", "rain", None, sums=sums)
+    predict = fake_predict("Audio caption: A dog bark endlessly", "sea waves", "rain", None, sums=sums)
     options = {"text_encoder": Words(), "min_coverage": 0.8}
     result = run(monkeypatch, tmp_path, benchmark(), rows, predict, **options)
     assert (result["protocol"], result["metric"], result["text_encoder"]) == ("text_encoder", "accuracy", "words")
@@ -267,6 +275,9 @@ def test_one_generation_serves_all_protocols(monkeypatch, tmp_path, clip):
     # The clip that cannot be read counts as wrong, the one that is not there does not count.
     assert result["value"] == 2 / 4 and result["protocols"]["likelihood"]["value"] == 2 / 4
     assert (result["count"], result["expected"], result["published"]) == (4, 5, 4)
+    assert result["protocols"]["text_encoder"]["labels_without_clips"] == 0 and result["long"] == 1
+    assert result["heard_in_training"] is False
+    assert result["texts_cut"] == 1  # sound of a dog bark endlessly
     assert result["missing"] == ["4.wav"] and result["failed"] == [{"id": "3.wav", "reason": "it is noise"}]
     labels = [[each["label"] for each in row["by_protocol"].values()] for row in result["predictions"]]
     assert labels == [["dog_bark", "dog_bark"], ["sea_waves", "dog_bark"], ["rain", "rain"], [None, None]]
@@ -274,6 +285,36 @@ def test_one_generation_serves_all_protocols(monkeypatch, tmp_path, clip):
     assert result["protocols"]["likelihood"]["by_mean"]["value"] == 3 / 4  # -9 of 9 tokens beats -8 of 2
     assert result["interval"][0] < 0.5 < result["interval"][1]
     json.dumps(result)
+
+
+def test_a_run_is_told_from_any_other(monkeypatch, tmp_path, clip):
+    """What the answers and likelihoods depend on is in the settings that guard the work folder."""
+
+    (row,) = items(clip, ["rain"])
+
+    def settings(*rows, name="toy", dtype=torch.float32, **options):
+        rows, seen, model = rows or [row], {}, Silent()
+        model.dtype = dtype
+
+        def predict(*args):
+            seen.update(args[4])
+            return fake_predict(*["rain"] * len(rows), sums=[[-1.0, -2.0, -3.0]] * len(rows))(*args)
+
+        monkeypatch.setattr(evaluation_sam, "predict", predict)
+        options = {"protocols": ["likelihood"], "checkpoint_hash": "a", **options}
+        evaluate(model, None, rows, benchmark(name=name), tmp_path, **options)
+        return seen
+
+    others = [
+        settings(name="other"),
+        settings(dtype=torch.bfloat16),
+        settings(checkpoint_hash="b"),
+        settings(max_new_tokens=5),
+        settings(answer_form="{label}"),
+        settings(replace(row, prompt="Why?")),
+        settings(row, replace(row, id="another")),
+    ]
+    assert all(other != settings() for other in others) and settings() == settings()
 
 
 def test_several_labels_and_map(monkeypatch, tmp_path, clip):
@@ -285,6 +326,10 @@ def test_several_labels_and_map(monkeypatch, tmp_path, clip):
     targets = [[1, 1, 0], [0, 1, 0], [0, 0, 1], [0, 1, 0]]
     assert result["value"] == pytest.approx(average_precision_score(targets, scores, average="macro"))
     assert result["labels_without_clips"] == 0 and result["predictions"][0]["reference"] == ["dog_bark", "rain"]
+    few = run(monkeypatch, tmp_path, benchmark("map"), rows[:2], fake_predict("dog bark", "rain"), **options)
+    assert few["labels_without_clips"] == 1
+    heard = replace(benchmark("map"), heard_in_training=True)
+    assert run(monkeypatch, tmp_path, heard, rows, predict, **options)["heard_in_training"] is True
     result = run(monkeypatch, tmp_path, benchmark("micro_f1"), rows, predict, **options)
     assert result["value"] == pytest.approx(2 * 3 / (4 + 5)) and result["scores"]["accuracy"] == 0.75
 
@@ -299,6 +344,14 @@ def test_esc50_by_names_and_by_encoder(monkeypatch, tmp_path, clip):
     names = ["names_label", "text_encoder"]
     result = run(monkeypatch, tmp_path, esc50, rows, predict, text_encoder=Words(), protocols=names)
     assert result["protocol"] == "names_label" and list(result["protocols"]) == names
+
+
+def test_labels_are_written_in_the_answers_form():
+    item = Item("a.wav", None, "?", ("rain",))
+    assert candidate_texts(item, benchmark()) == ["Dog bark", "Rain", "Sea waves"]
+    assert candidate_texts(item, benchmark(), "{It} is {label}.")[0] == "{It} is dog bark."
+    with pytest.raises(ValueError, match=r"answer_form: got 'dog', expected a text with \{label\} or"):
+        candidate_texts(item, benchmark(), "dog")  # all labels would be equally likely
 
 
 def test_choices(monkeypatch, tmp_path, clip):

@@ -30,6 +30,7 @@ from transformers import (
 )
 
 import caption_metrics_sam
+import predictions_sam
 from audio_sam import load_audio
 from caption_metrics_sam import caption_scores
 from configuration_sam import AUTO_MAP, SamConfig
@@ -232,8 +233,8 @@ def test_evaluate_scores_the_people_who_captioned(run, tmp_path, monkeypatch, ca
     rows = [("a.wav", *captions), ("b.wav", *captions[::-1])]
     with open(tmp_path / "clotho_captions_evaluation.csv", "w", newline="") as handle:
         csv.writer(handle).writerows([("file_name", *(f"caption_{n}" for n in range(1, 6))), *rows])
-    run(evaluate, "clotho", "--human", "--data", tmp_path, "--output", tmp_path / "human.json")
-    result = json.loads((tmp_path / "human.json").read_text())
+    run(evaluate, "clotho", "--human", "--data", tmp_path, "--output", tmp_path / "new" / "human.json")
+    result = json.loads((tmp_path / "new" / "human.json").read_text())
     rounds = [
         caption_scores([a, b], [captions[:k] + captions[k + 1 :], captions[::-1][:k] + captions[::-1][k + 1 :]])
         for k, (a, b) in enumerate(zip(captions, captions[::-1]))
@@ -241,7 +242,7 @@ def test_evaluate_scores_the_people_who_captioned(run, tmp_path, monkeypatch, ca
     assert result["scores"]["BLEU_1"] == pytest.approx(sum(each["BLEU_1"] for each in rounds) / 5)
     assert (result["model"], result["metric"], result["rounds"], result["count"]) == ("human", "CIDEr", 5, 2)
     assert result["value"] == result["scores"]["CIDEr"] and "SPICE" in result["lacking"]
-    assert "clotho, captions: " in capsys.readouterr().out
+    assert "clotho, captions, CIDEr: " in capsys.readouterr().out
     with pytest.raises(ValueError, match="human: got questions, expected a benchmark with captions"):
         (tmp_path / "q.csv").write_text("audio,prompt,answer,kind\na.wav,Is it?,Yes.,binary\n")
         run(evaluate, "questions", "--human", "--data", tmp_path / "q.csv", "--output", tmp_path / "q.json")
@@ -251,6 +252,9 @@ class LetterCounts:
     """A text encoder without a model."""
 
     name = "letters"
+
+    def __init__(self):
+        self.cut_texts = set()
 
     def embed(self, texts, batch_size=64):
         counts = torch.tensor([[text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in texts])
@@ -272,7 +276,19 @@ def test_evaluate_runs_several_benchmarks(run, base, tmp_path, monkeypatch, caps
     data = ("--data", f"esc50={esc50}", "--data", f"beijing_opera={tmp_path / 'beijing_opera.json'}")
     options = (*data, "--model", base, "--device", "cpu", "--max-new-tokens", 4)
     options += ("--audio-root", f"/published={opera}", "--text-encoder", "letters", "--output", tmp_path / "out")
-    run(evaluate, "esc50", "beijing_opera", *options)
+    asked, answer_batch = [], predictions_sam.answer_batch
+
+    def dying(model, processor, items, *rest):
+        asked.append([item.id for item in items])
+        if asked.count(["gong.wav"]) == 1:
+            raise RuntimeError("killed")
+        return answer_batch(model, processor, items, *rest)
+
+    monkeypatch.setattr(predictions_sam, "answer_batch", dying)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(evaluate, "esc50", "beijing_opera", *options)
+    run(evaluate, "esc50", "beijing_opera", "esc50", *options)
+    assert asked == [["dog.wav", "rain.wav"], ["gong.wav"], ["gong.wav"]]  # what was done is not done again
     results = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out").iterdir()}
     assert sorted(results) == ["beijing_opera", "esc50"]
     assert list(results["esc50"]["protocols"]) == ["text_encoder", "likelihood", "names_label"]
@@ -302,6 +318,8 @@ def test_evaluate_says_what_is_wrong(run, base, tmp_path, capsys):
     assert re.search(r"invalid choice: '?esc51'? \(choose from .*esc50.*vocalsound", capsys.readouterr().err)
     with pytest.raises(FileNotFoundError, match=r"esc50\.csv.*expected ESC-50 as it is published"):
         run(evaluate, "esc50", *options)
+    with pytest.raises(FileNotFoundError, match=r"--model: got '.*nowhere', expected a SAM checkpoint"):
+        run(evaluate, "esc50", "--model", tmp_path / "nowhere", *options[2:])
     with pytest.raises(SystemExit):
         run(evaluate, "esc50", "vocalsound", *options)
     assert "for 2 benchmarks, expected a folder" in capsys.readouterr().err
@@ -309,8 +327,19 @@ def test_evaluate_says_what_is_wrong(run, base, tmp_path, capsys):
         run(evaluate, "esc50", *options, "--data", f"clotho={tmp_path}")
     assert "--data: got 'clotho', which is for none of esc50" in capsys.readouterr().err
     with pytest.raises(SystemExit):
+        run(evaluate, "clotho", *options[:2], *options[4:], "--data", "clotho=a", "--data", "clotho=b")
+    assert "--data: got clotho twice, 'a' and 'b'" in capsys.readouterr().err
+    with pytest.raises(
+        FileNotFoundError, match="data: there is no 'clotho', expected Clotho"
+    ):  # a folder of that name
+        run(evaluate, "clotho", *options[:2], *options[4:], "--data", "clotho")
+    with pytest.raises(SystemExit):
         run(evaluate, "clotho", *options, "--fold", 4)
     assert "--fold: got 4, but only esc50 has folds" in capsys.readouterr().err
+    for option in ("--limit", "--batch-size", "--max-new-tokens"):
+        with pytest.raises(SystemExit):
+            run(evaluate, "esc50", *options, option, 0)
+        assert f"{option}: got 0, expected at least 1" in capsys.readouterr().err
     (tmp_path / "opera").mkdir()
     shutil.copy(CLIPS / "dog.ogg", tmp_path / "opera" / "small gong 1.ogg")
     options = ("--model", base, "--data", tmp_path / "opera", "--device", "cpu", "--output", tmp_path / "out.json")

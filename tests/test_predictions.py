@@ -140,7 +140,12 @@ def test_a_killed_run_goes_on(tiny, items, expected, tmp_path, monkeypatch, coun
     assert answered(tiny, items, tmp_path)[0] == expected and calls == []  # nothing is left to do
 
 
-def test_runs_are_not_mixed(tiny, items, tmp_path):
+def test_runs_are_not_mixed(tiny, items, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(predictions_sam, "answer_batch", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            predict(*tiny, items[:1], tmp_path, {"model": "that does not fit"}, state=process(0, 1))
+    # A run that was broken off before it had an answer stands in nobody's way.
     answered(tiny, items[:1], tmp_path)
     with pytest.raises(ValueError, match=r"with other settings \(model tiny -> other\); delete the folder"):
         predict(*tiny, items[:1], tmp_path, {"model": "other"}, state=process(0, 1))
@@ -240,7 +245,7 @@ def test_two_processes_end_what_one_began(run, esc50, tmp_path, monkeypatch, cap
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "1 of 9 clips cannot be read, and count as wrong" in done.stdout
-    assert done.stdout.count("esc50, likelihood:") == 1
+    assert done.stdout.count("esc50, likelihood, accuracy:") == 1
     two, one = result_of(tmp_path / "two.json"), result_of(tmp_path / "one.json")
     assert two == one
     assert [row["id"] for row in two["predictions"]] == [f"{label}.wav" for label in LABELS]

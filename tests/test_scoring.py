@@ -127,6 +127,7 @@ def test_weights_are_scikit_learns(ties):
 
 def test_a_clip_without_a_prediction_is_wrong():
     scores, targets = table(3)
+    targets[0, -1] = True  # the last label, which an index of -1 would find
     silent = scores.copy()
     silent[:10] = -np.inf
     assert (top_labels(silent)[:10] == -1).all() and not top_is_true(silent, targets)[:10].any()
