@@ -10,7 +10,7 @@ TORCH ?= torch
 FLOOR_VENV ?= .venv-floor
 FLOOR_TRANSFORMERS ?= transformers==5.13.*
 # The suites that depend on transformers' inside: names, cache, generation, Trainer.
-FLOOR_TESTS ?= $(foreach suite,auto_classes batches configuration conversion curriculum generation hub mamba modeling processing training,tests/test_$(suite).py)
+FLOOR_TESTS ?= $(foreach suite,auto_classes batches configuration conversion curriculum generation hub mamba modeling processing score_candidates training,tests/test_$(suite).py)
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 PY := $(VENV)/bin/python
