@@ -4,6 +4,7 @@ A *clip* has a key that stays the same from run to run and whatever the number o
 or the number of its row. By the key it is known what was done already, and which process does the rest.
 """
 
+import hashlib
 import os
 import zlib
 from collections import Counter
@@ -47,12 +48,14 @@ class FolderClips:
     Attributes:
         left_out (`Counter`): How many files have which other ending.
         schema (`pyarrow.Schema`): Columns that are carried along: none.
+        fingerprint (`str`, *optional*): Of what the keys stand for. A folder needs none: its keys are the files' names.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.left_out: Counter[str] = Counter()
         self.schema = pyarrow.schema([])
+        self.fingerprint = None
         names = []
         for place, _, files in os.walk(folder):
             for name in files:
@@ -84,6 +87,9 @@ class FolderClips:
 class TableClips:
     """The rows of a `datasets.Dataset`; process `p` of `n` has the rows `p`, `p + n`, `p + 2 n` …
 
+    A key is a row's number, so `fingerprint` is of the number of rows and of their paths: of another table, what is
+    done already would be other clips.
+
     Args:
         table (`datasets.Dataset`): The rows; the audio is not decoded by `datasets`.
         column (`str`): Where the audio is.
@@ -95,6 +101,13 @@ class TableClips:
         self.table, self.column, self.keep, self.base = table, column, list(keep), base
         self.left_out: Counter[str] = Counter()
         self.schema = pyarrow.schema([table.features.arrow_schema.field(name) for name in keep])
+        digest = hashlib.sha256()
+        for part in table.select_columns([column]).with_format("arrow").iter(10_000):
+            paths = part[column].combine_chunks()
+            if pyarrow.types.is_struct(paths.type):  # bytes and path
+                paths = paths.field("path")
+            digest.update("".join(f"{path}\n" for path in paths.to_pylist()).encode("utf-8", "backslashreplace"))
+        self.fingerprint = f"{len(table)} rows, {digest.hexdigest()[:16]}"
 
     def clips(self, process_index: int, num_processes: int, done: Collection[str] = ()) -> Iterator[Clip]:
         """This process's share of what is not done."""
@@ -113,7 +126,7 @@ class StreamClips:
     """The rows of a `datasets.IterableDataset`, by file and row of the file.
 
     Processes have whole files where there are at least as many as processes. Else every process reads all files and
-    has every n-th row. Going on after a kill reads past what is done.
+    has every n-th row. Going on after a kill reads past what is done, and trusts that the files are the same.
 
     Args:
         table (`datasets.IterableDataset`): The rows; the audio is not decoded by `datasets`.
@@ -126,6 +139,7 @@ class StreamClips:
         self.table, self.column, self.keep, self.base = table, column, list(keep), base
         self.left_out: Counter[str] = Counter()
         self.schema = pyarrow.schema([table.features.arrow_schema.field(name) for name in keep])
+        self.fingerprint = None
 
     def clips(self, process_index: int, num_processes: int, done: Collection[str] = ()) -> Iterator[Clip]:
         """This process's share of what is not done."""

@@ -83,6 +83,7 @@ def caption_dataset(args: argparse.Namespace) -> dict | None:
     processor = SamProcessor.from_pretrained(args.model)
     settings = {
         "source": args.source,
+        "fingerprint": source.fingerprint,
         **{name: getattr(args, name) for name in ("split", "audio_column", "keep", "streaming", "max_new_tokens")},
         "model_hash": weights_hash(model),
         "dtype": str(model.dtype).removeprefix("torch."),

@@ -86,8 +86,16 @@ def arguments() -> argparse.Namespace:
     args.benchmarks = list(dict.fromkeys(args.benchmarks))
     if len(args.benchmarks) > 1 and args.output.suffix == ".json":
         parser.error(f"--output: got {args.output} for {len(args.benchmarks)} benchmarks, expected a folder")
-    if args.fold is not None and "esc50" not in args.benchmarks:
-        parser.error(f"--fold: got {args.fold}, but only esc50 has folds")
+    kinds = {BENCHMARKS.get(name, QUESTIONS).metric for name in args.benchmarks}
+    for option, is_given, is_used, meaning in (
+        ("fold", args.fold is not None, "esc50" in args.benchmarks, "only esc50 has folds"),
+        ("shuffle-choices", args.shuffle_choices is not None, "mmau" in kinds, "only MMAU has choices"),
+        ("prompt-style", args.prompt_style != "reasonaqa", "mmau" in kinds, "only MMAU's prompts have styles"),
+        ("require-spice", args.require_spice, "caption" in kinds, "no captions are scored"),
+        ("text-tokenizer", args.text_tokenizer is not None, args.text_encoder is not None, "there is no text encoder"),
+    ):
+        if is_given and not is_used:
+            parser.error(f"--{option}: given, but {meaning}")
     for option in ("limit", "batch_size", "max_new_tokens"):
         if (value := getattr(args, option)) is not None and value < 1:
             parser.error(f"--{option.replace('_', '-')}: got {value}, expected at least 1")

@@ -432,6 +432,22 @@ def test_a_table_of_paths(model, processor, tmp_path):
         assert counts["failures"] == 1
 
 
+def test_another_table_of_the_same_name_is_told(table, tmp_path):
+    """What is done is told by the rows' numbers, which are other clips in another table."""
+    lines = ["file", "a.wav", "b.wav", "c.wav"]
+    found = []
+    for rows in (lines, [*lines, "d.wav"], ["file", "b.wav", "a.wav", "c.wav"], lines):
+        (tmp_path / "clips.csv").write_text("\n".join(rows) + "\n")
+        found.append(open_clips(str(tmp_path / "clips.csv")).fingerprint)
+    assert found[0] == found[3] and len(set(found)) == 3 and found[1].startswith("4 rows, ")
+    table.to_parquet(str(tmp_path / "embedded.parquet"))
+    assert len(open_clips(str(tmp_path / "embedded.parquet")).fingerprint.split(", ")[1]) == 16
+    output = tmp_path / "out"
+    open_output(output, {"fingerprint": found[0]})
+    with pytest.raises(ValueError, match="fingerprint"):
+        open_output(output, {"fingerprint": found[1]})
+
+
 def test_sources_that_do_not_fit(table, folder, tmp_path):
     table.to_parquet(str(tmp_path / "one.parquet"))
     datasets.DatasetDict({"test": table}).save_to_disk(str(tmp_path / "splits"))

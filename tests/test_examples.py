@@ -333,9 +333,15 @@ def test_evaluate_says_what_is_wrong(run, base, tmp_path, capsys):
         FileNotFoundError, match="data: there is no 'clotho', expected Clotho"
     ):  # a folder of that name
         run(evaluate, "clotho", *options[:2], *options[4:], "--data", "clotho")
-    with pytest.raises(SystemExit):
-        run(evaluate, "clotho", *options, "--fold", 4)
-    assert "--fold: got 4, but only esc50 has folds" in capsys.readouterr().err
+    for option, reason in {
+        ("--fold", 4): "only esc50 has folds",
+        ("--shuffle-choices", 0): "only MMAU has choices",
+        ("--prompt-style", "plain"): "only MMAU's prompts have styles",
+        ("--text-tokenizer", "gpt2"): "there is no text encoder",
+    }.items():
+        with pytest.raises(SystemExit):
+            run(evaluate, "clotho", *options, *option)
+        assert f"{option[0]}: given, but {reason}" in capsys.readouterr().err
     for option in ("--limit", "--batch-size", "--max-new-tokens"):
         with pytest.raises(SystemExit):
             run(evaluate, "esc50", *options, option, 0)
