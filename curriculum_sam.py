@@ -32,7 +32,6 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.utils import is_flash_attn_2_available
 
 from batches_sam import RecordBatches
-from evaluation_sam import generate_answers
 from modeling_sam import SamAudioModel, SamForConditionalGeneration
 from parts_sam import (
     choose_trainable,
@@ -47,6 +46,7 @@ from parts_sam import (
     planned_steps,
     with_adapters,
 )
+from predictions_sam import generate_answers
 from processing_sam import SamDataCollator, SamProcessor
 from recipe_sam import Recipe, Stage, claim, load_recipe
 from records_sam import write_json

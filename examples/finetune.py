@@ -25,8 +25,8 @@ from peft import get_peft_model
 from transformers import AutoProcessor, HfArgumentParser, TrainingArguments
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout works without installing it
-from evaluation_sam import generate_answers
 from modeling_sam import SamForConditionalGeneration
+from predictions_sam import generate_answers
 from processing_sam import SamDataCollator
 from records_sam import DEFAULT_PROMPT, read_table
 from training_sam import (
