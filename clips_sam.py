@@ -84,30 +84,36 @@ class FolderClips:
         )
 
 
-class TableClips:
-    """The rows of a `datasets.Dataset`; process `p` of `n` has the rows `p`, `p + n`, `p + 2 n` …
-
-    A key is a row's number, so `fingerprint` is of the number of rows and of their paths: of another table, what is
-    done already would be other clips.
+class _RowClips:
+    """What clips in rows have in common.
 
     Args:
-        table (`datasets.Dataset`): The rows; the audio is not decoded by `datasets`.
+        table (`datasets.Dataset` or `datasets.IterableDataset`): The rows; the audio is not decoded by `datasets`.
         column (`str`): Where the audio is.
         keep (list of `str`): Columns that are carried along.
         base (`Path`): Where relative paths begin.
     """
 
-    def __init__(self, table: datasets.Dataset, column: str, keep: Sequence[str], base: Path):
+    def __init__(self, table: Any, column: str, keep: Sequence[str], base: Path):
         self.table, self.column, self.keep, self.base = table, column, list(keep), base
         self.left_out: Counter[str] = Counter()
         self.schema = pyarrow.schema([table.features.arrow_schema.field(name) for name in keep])
+
+
+class TableClips(_RowClips):
+    """The rows of a `datasets.Dataset`; process `p` of `n` has the rows `p`, `p + n`, `p + 2 n` …"""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the number of rows and of their paths: a key is a row's number, so that of another table what is done
+        already would be other clips."""
         digest = hashlib.sha256()
-        for part in table.select_columns([column]).with_format("arrow").iter(10_000):
-            paths = part[column].combine_chunks()
+        for part in self.table.select_columns([self.column]).with_format("arrow").iter(10_000):
+            paths = part[self.column].combine_chunks()
             if pyarrow.types.is_struct(paths.type):  # bytes and path
                 paths = paths.field("path")
             digest.update("".join(f"{path}\n" for path in paths.to_pylist()).encode("utf-8", "backslashreplace"))
-        self.fingerprint = f"{len(table)} rows, {digest.hexdigest()[:16]}"
+        return f"{len(self.table)} rows, {digest.hexdigest()[:16]}"
 
     def clips(self, process_index: int, num_processes: int, done: Collection[str] = ()) -> Iterator[Clip]:
         """This process's share of what is not done."""
@@ -122,24 +128,14 @@ class TableClips:
         return (row for row in range(process_index, len(self.table), num_processes) if f"{row:010d}" not in done)
 
 
-class StreamClips:
+class StreamClips(_RowClips):
     """The rows of a `datasets.IterableDataset`, by file and row of the file.
 
     Processes have whole files where there are at least as many as processes. Else every process reads all files and
     has every n-th row. Going on after a kill reads past what is done, and trusts that the files are the same.
-
-    Args:
-        table (`datasets.IterableDataset`): The rows; the audio is not decoded by `datasets`.
-        column (`str`): Where the audio is.
-        keep (list of `str`): Columns that are carried along.
-        base (`Path`): Where relative paths begin.
     """
 
-    def __init__(self, table: datasets.IterableDataset, column: str, keep: Sequence[str], base: Path):
-        self.table, self.column, self.keep, self.base = table, column, list(keep), base
-        self.left_out: Counter[str] = Counter()
-        self.schema = pyarrow.schema([table.features.arrow_schema.field(name) for name in keep])
-        self.fingerprint = None
+    fingerprint = None
 
     def clips(self, process_index: int, num_processes: int, done: Collection[str] = ()) -> Iterator[Clip]:
         """This process's share of what is not done."""

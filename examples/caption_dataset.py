@@ -81,18 +81,19 @@ def caption_dataset(args: argparse.Namespace) -> dict | None:
     dtype = args.dtype or ("float32" if state.device.type == "cpu" else "auto")
     model = SamForConditionalGeneration.from_pretrained(args.model, dtype=dtype).to(state.device).eval()
     processor = SamProcessor.from_pretrained(args.model)
-    settings = {
-        "source": args.source,
-        "fingerprint": source.fingerprint,
-        **{name: getattr(args, name) for name in ("split", "audio_column", "keep", "streaming", "max_new_tokens")},
-        "model_hash": weights_hash(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "prompts": prompts,
-        "labels": labels,
-        "label_prompt": args.label_prompt if labels else None,
-        "format": args.format,
-    }
+    settings: dict = {}
     if state.is_main_process:
+        settings = {
+            "source": args.source,
+            "fingerprint": source.fingerprint,
+            **{name: getattr(args, name) for name in ("split", "audio_column", "keep", "streaming", "max_new_tokens")},
+            "model_hash": weights_hash(model),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "prompts": prompts,
+            "labels": labels,
+            "label_prompt": args.label_prompt if labels else None,
+            "format": args.format,
+        }
         open_output(args.output, settings, args.retry_failures)
         if source.left_out:
             found = ", ".join(f"{number} {suffix or 'without'}" for suffix, number in source.left_out.most_common(8))

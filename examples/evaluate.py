@@ -221,7 +221,7 @@ def main() -> None:
         encoder = load_text_encoder(args.text_encoder, device, tokenizer=args.text_tokenizer)
     processor = SamProcessor.from_pretrained(args.model)
     model = SamForConditionalGeneration.from_pretrained(args.model, dtype=args.dtype).to(device).eval()
-    checkpoint = checkpoint_hash(args.model)
+    checkpoint = checkpoint_hash(args.model) if state.is_main_process else None  # which alone writes it
 
     for benchmark, items, protocols in plan:
         name = benchmark.name
