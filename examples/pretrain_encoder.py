@@ -1,6 +1,6 @@
 """Starts the audio encoder of a SAM checkpoint by masked patches, without labels.
 
-    python examples/pretrain_encoder.py --model runs/sam-tiny/initial --train runs/sam-tiny/train.csv \
+    python examples/pretrain_encoder.py --model runs/sam-tiny/initial --train runs/sam-tiny/classification.csv \
         --output runs/sam-tiny/pretrained --steps 6000
 
 The idea is EAT's and the masked autoencoder's: three quarters of the patches of five seconds are hidden, the encoder

@@ -47,7 +47,7 @@ PROMPTS = ("Classify the sound events in the audio clip.", "What do you hear?", 
 
 
 def write_model(folder: Path, size: str) -> None:
-    """Random weights of one of the paper's sizes, with sam-tiny's tokenizer."""
+    """Random weights of one of the paper's sizes in bf16, with sam-tiny's tokenizer."""
     if (folder / "config.json").is_file():
         return
     processor = SamProcessor.from_pretrained(ROOT / "examples/sam-tiny")
@@ -57,7 +57,7 @@ def write_model(folder: Path, size: str) -> None:
     )
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = SamForConditionalGeneration(config)
+        model = SamForConditionalGeneration(config).to(torch.bfloat16)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     del model

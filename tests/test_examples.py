@@ -490,42 +490,6 @@ def test_wordings_by_hand():
     assert captions.label_list("dog", "rain") == "Labels: dog barking; rain falling"
 
 
-def test_questions_have_true_answers():
-    kinds = set()
-    for seed in range(60):
-        rows = recipe.question_rows("x.ogg", "dog", LABELS, random.Random(seed))
-        assert [row["answer"] for row in rows[:2]] == ["Dog barking."] * 2
-        assert rows[:2] == [{"audio": "x.ogg", "prompt": captions.CAPTION_PROMPT, "answer": "Dog barking."}] * 2
-        assert names_label(rows[2]["answer"], "dog") and rows[2]["prompt"] in captions.SENTENCE_PROMPTS
-        prompt, answer = rows[3]["prompt"], rows[3]["answer"]
-        if prompt.endswith("Answer yes or no."):
-            assert answer == ("Yes." if "a dog barking" in prompt else "No.")
-        elif "Which of these" in prompt:
-            choices = prompt.split(": ", 2)[2].rstrip("?").split(", ")
-            assert len(set(choices)) == 4 and choices.count("dog barking") == 1 and answer == "Dog barking."
-        else:
-            assert (prompt, answer) == (captions.LABEL_PROMPT, "Labels: dog barking")
-        kinds.add((prompt.split(":")[0], answer))
-    assert len(kinds) >= 4  # labels, choice, yes and no all came
-
-
-def test_a_mixture_has_both_sounds(tmp_path):
-    times = np.arange(24000) / 16000
-    for name, frequency in (("a", 500), ("b", 2000)):
-        tone = np.concatenate([np.zeros(8000), 0.3 * np.sin(2 * np.pi * frequency * times)])
-        soundfile.write(tmp_path / f"{name}.wav", tone, 16000)
-    for seed in range(8):
-        output = tmp_path / "mixture.flac"
-        recipe.write_mixture((str(tmp_path / "a.wav"), str(tmp_path / "b.wav"), str(output), seed))
-        mixture, rate = soundfile.read(output)
-        assert rate == 16000 and 1.5 <= len(mixture) / rate <= 3.5 and 0.05 < np.abs(mixture).max() < 0.95
-        power = np.abs(np.fft.rfft(mixture)) ** 2
-        places = np.fft.rfftfreq(len(mixture), 1 / rate)
-        first, second = (power[np.abs(places - frequency) < 50].sum() for frequency in (500, 2000))
-        assert 10 ** (-0.85) < second / first < 10**0.05  # 0 to 8 dB weaker
-        assert first + second > 0.98 * power.sum()
-
-
 # ---------------------------------------------------------------------------------------------------------------
 # The recipe, and the checkpoint that it makes
 # ---------------------------------------------------------------------------------------------------------------
@@ -576,14 +540,18 @@ def work(collection, tmp_path_factory):
     argv = sys.argv
     try:
         for command in ("prepare", "finish", "card"):
-            more = ["--mixtures", "3", "--workers", "1"] if command == "prepare" else []
+            more = ["--scenes", "8", "--workers", "1"] if command == "prepare" else []
             sys.argv = ["make_sam_tiny", command, "--data", str(collection), "--work", str(work), *more]
             recipe.main()
             if command == "prepare":
-                shutil.copytree(work / "initial", work / "tuned")
+                shutil.copytree(work / "initial", work / "stages" / "stage-4" / "last")
                 (work / "command.txt").write_text("SEED=7 sh examples/sam_tiny.sh\n")
                 score = {"value": 0.5, "interval": [0.4, 0.6], "count": 2, "predictions": [{"correct": True}] * 1}
-                (work / "esc50-fold4.json").write_text(json.dumps(score))
+                (work / "esc50.json").write_text(json.dumps(score))
+                kinds = {"binary": {**score, "value": 0.9}, "multiple_choice": {**score, "value": 0.7}}
+                (work / "questions.json").write_text(json.dumps({"by_kind": kinds}))
+                (work / "pretrained").mkdir()
+                (work / "pretrained" / "classifier.json").write_text(json.dumps({**score, "value": 0.6}))
     finally:
         sys.argv = argv
     return work
@@ -595,12 +563,20 @@ def rows_of(path) -> list[dict]:
 
 
 def test_prepare_writes_the_tables(work, collection):
-    train = rows_of(work / "train.csv")
-    clips = [row for row in train if not row["audio"].startswith("mixtures/")]
-    names = {str(Path(row["audio"]).relative_to(collection / "sounds" / "audio")) for row in clips}
-    assert names == TRAINED
-    assert len(clips) == 4 * len(TRAINED) and len(train) == len(clips) + 3
-    assert all((work / row["audio"]).is_file() for row in train)
+    for name in ("classification", "closed", "open"):
+        rows = rows_of(work / f"{name}.csv")
+        assert all((work / row["audio"]).is_file() for row in rows)
+        clips = {row["audio"] for row in rows if not row["audio"].startswith("scenes/")}
+        assert {str(Path(clip).relative_to(collection / "sounds" / "audio")) for clip in clips} == TRAINED
+        assert len({row["audio"] for row in rows} - clips) == 8
+    single = rows_of(work / "single.csv")
+    assert [
+        row for row in rows_of(work / "classification.csv") if row["audio"] in {r["audio"] for r in single}
+    ] == single
+    assert len(single) == 2 * len(TRAINED)
+    assert {row["audio"] for row in rows_of(work / "text.csv")} == {""}
+    asked = {Path(row["audio"]).name for row in rows_of(work / "questions.csv")}
+    assert asked == {"rooster_one.ogg", "rooster_two.ogg"}  # none that was trained on
     validation = rows_of(work / "validation.csv")
     assert [(Path(row["audio"]).parts[-2:], row["answer"]) for row in validation] == [
         (("rooster", "rooster_two.ogg"), "Rooster crowing.")
@@ -678,6 +654,7 @@ def test_finish_attributes_and_card_tells(work):
     assert files == {f"audio/{name}" for name in TRAINED}
     card = (work / "sam-tiny" / "README.md").read_text()
     assert "**50.0 %** (1 clips; 95 % interval 40.0 to 60.0 %" in card
+    assert all(f"{value} %" in card for value in ("60.0", "90.0", "70.0"))
     assert "SEED=7 sh examples/sam_tiny.sh" in card
     assert "non-commercial" in (work / "sam-tiny" / "LICENSE").read_text()
 
