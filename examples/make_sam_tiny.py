@@ -140,13 +140,14 @@ def write_stage_tables(
     text += [(prompt, sentence(prompt, label), "sentence") for label in labels for prompt in SENTENCE_PROMPTS]
     tables["text"] = [table_row("", question) for question in text]
     heard = sorted({row["label"] for row in validation})
+    rng_asked = random.Random(args.seed + 2)  # of its own, so that the questions are the same for any number of scenes
     tables["questions"] = [
         table_row(str(data / "sounds" / row["file"]), question)
         for row in validation
         for sound in [scenes.Sound(row["label"], 0.0, 5.0)]
         for question in [
-            *scenes.yes_or_no([sound], heard, rng),
-            *scenes.multiple_choice([sound], heard, rng),
+            *scenes.yes_or_no([sound], heard, rng_asked),
+            *scenes.multiple_choice([sound], heard, rng_asked),
         ]
     ]
     for name, rows in tables.items():

@@ -1,8 +1,8 @@
 """Trains the same recipe with one process and with two, and compares losses and speed (after `pip install .`).
 
     python examples/two_gpu_check.py --size 130m --work runs/two --json two_gpu.json --plot two_gpu.png
-    python examples/two_gpu_check.py --size tiny --batch 2 --bf16-steps 4 --work runs/two --json two_cpu.json
-    python examples/two_gpu_check.py --size 2.7b --fsdp --bf16-steps 6 --batch 8 --work runs/two --json fsdp.json
+    python examples/two_gpu_check.py --size tiny --batch 2 --bf16-batch 2 --bf16-steps 4 --work runs/two --json two_cpu.json
+    python examples/two_gpu_check.py --size 2.7b --fsdp --bf16-steps 6 --bf16-batch 8 --work runs/two --json fsdp.json
 
 The global batch is the same, so the losses should be: in float32 (dropout 0, a few steps, the largest relative
 difference is to be 1e-3 at most) and, more loosely, in bf16. Two processes run on two GPUs under `accelerate launch
@@ -13,10 +13,12 @@ language model too, divided over two GPUs by examples/accelerate_fsdp_bf16.yaml.
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -90,6 +92,11 @@ def write_data(folder: Path, rows: int, clips: int = 64) -> Path:
     return table
 
 
+def batch_of(precision: str, args: argparse.Namespace) -> int:
+    """Pairs of a micro-batch, half of the global batch."""
+    return args.batch if precision == "fp32" else args.bf16_batch
+
+
 def write_recipe(path: Path, args: argparse.Namespace, model: Path, precision: str, steps: int) -> Path:
     """A recipe of one stage, without dropout, that trains what the curriculum does; all weights with `--fsdp`."""
     on_gpu = torch.cuda.is_available()
@@ -102,15 +109,18 @@ def write_recipe(path: Path, args: argparse.Namespace, model: Path, precision: s
         "base_dtype": "float32" if precision == "fp32" else "bfloat16",
         "precision": precision,
         "text_cutoff": None,
-        "global_batch_size": 2 * args.batch,
-        "micro_batch_size": args.batch,
+        "global_batch_size": 2 * batch_of(precision, args),
+        "micro_batch_size": batch_of(precision, args),
         "warmup_steps": 0,
         "features": "device" if on_gpu else "workers",
         "num_workers": args.workers,
         "logging_steps": 1,
         "save_steps": 100_000,
         "data": {
-            "rows": {"path": str(write_data(path.parent / path.stem, steps * 2 * args.batch)), "format": "table"}
+            "rows": {
+                "path": str(write_data(path.parent / path.stem, steps * 2 * batch_of(precision, args))),
+                "format": "table",
+            }
         },
         "stages": {
             1: {
@@ -181,8 +191,8 @@ def run(number: int, precision: str, recipe: Path, args: argparse.Namespace) -> 
         "work": "train all weights, divided by FSDP" if args.fsdp else "train, one and two processes",
         "implementation": f"{number} process{'es' if number > 1 else ''}",
         "size": args.size,
-        "batch": args.batch,
-        "global_batch": 2 * args.batch,
+        "batch": batch_of(precision, args),
+        "global_batch": 2 * batch_of(precision, args),
         "dtype": {"fp32": "float32", "bf16": "bfloat16"}[precision],
         "state_dtype": "float32",
         "floor_ms": None,
@@ -209,9 +219,10 @@ def run(number: int, precision: str, recipe: Path, args: argparse.Namespace) -> 
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
     measured = json.loads(times.read_text())
     ends = measured["ends"]
-    first = min(len(ends) // 2, 6)  # kernels are compiled and tuned in the first steps
-    rate = 2 * args.batch * (len(ends) - 1 - first) / (ends[-1] - ends[first])
-    return {**row, "per_second": rate, "steps_timed": len(ends) - 1 - first, "losses": losses, **measured}
+    # Of the first steps, and of those where a kernel is tuned for a row of another shape, the median knows nothing.
+    steps = [after - before for before, after in itertools.pairwise(ends)][min(len(ends) // 2, 6) :]
+    rate = row["global_batch"] / statistics.median(steps)
+    return {**row, "per_second": rate, "steps_timed": len(steps), "losses": losses, **measured}
 
 
 def compare(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
@@ -257,10 +268,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="the file of the result")
     parser.add_argument("--plot", type=Path, help="a PNG file for the losses")
     parser.add_argument("--plot-only", action="store_true", help="draw the --json file that is there")
-    parser.add_argument("--batch", type=int, default=32, help="pairs of a micro-batch, half the global batch")
+    parser.add_argument("--batch", type=int, default=32, help="pairs of a float32 micro-batch, half the global batch")
+    parser.add_argument("--bf16-batch", type=int, default=128, help="in bf16: of LTU's global batch of 256, half")
     parser.add_argument("--rank", type=int, default=8, help="of LoRA")
     parser.add_argument("--steps", type=int, default=20, help="in float32")
-    parser.add_argument("--bf16-steps", type=int, default=60, help="in bf16, where the speed counts")
+    parser.add_argument("--bf16-steps", type=int, default=40, help="in bf16, where the speed counts")
     parser.add_argument("--fsdp", action="store_true", help="train all weights, in bf16, divided over two GPUs")
     parser.add_argument("--workers", type=int, default=4 if torch.cuda.is_available() else 0, help="of each loader")
     parser.add_argument("--seconds", type=float, default=300, help="after which a run is ended")

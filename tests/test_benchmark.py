@@ -251,7 +251,7 @@ def test_two_processes_are_compared():
 
 def test_both_runs_have_the_same_recipe_and_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["two_gpu_check.py"])
-    args = type("Arguments", (), {"batch": 3, "rank": 2, "workers": 0, "fsdp": False})
+    args = type("Arguments", (), {"batch": 3, "bf16_batch": 8, "rank": 2, "workers": 0, "fsdp": False})
     path = two_gpu_check.write_recipe(tmp_path / "fp32.yaml", args, EXAMPLES / "sam-tiny", "fp32", 5)
     recipe = load_recipe(path)
     assert recipe.lora_dropout == 0.0 and recipe.base_dtype == "float32"
@@ -263,7 +263,8 @@ def test_both_runs_have_the_same_recipe_and_rows(tmp_path, monkeypatch):
 
 
 def test_a_run_that_fails_or_hangs_is_told(tmp_path, monkeypatch):
-    args = type("Arguments", (), {"batch": 1, "work": tmp_path, "size": "tiny", "seconds": 20.0, "fsdp": False})
+    values = {"batch": 1, "bf16_batch": 1, "work": tmp_path, "size": "tiny", "seconds": 20.0, "fsdp": False}
+    args = type("Arguments", (), values)
     monkeypatch.setattr(two_gpu_check, "command", lambda *_: [sys.executable, "-c", "raise SystemExit('went wrong')"])
     assert "went wrong" in two_gpu_check.run(1, "fp32", tmp_path / "none.yaml", args)["error"]
     args.seconds = 0.5
