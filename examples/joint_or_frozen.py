@@ -6,8 +6,9 @@
 From the same start (stage 0 of recipes/sam-tiny.yaml on an encoder that has only seen masked patches) it runs
 recipes/joint-or-frozen.yaml with the encoder frozen and trained, at a small and a large rank, with several seeds, some
 of the runs side by side, and scores each on a fold of ESC-50 that the data leave out (`make_sam_tiny.py prepare
---development`, and `--fold 3`). The clock ends the stages: runs side by side get fewer steps each, all of
-them alike. What is finished is not run again.
+--development`, and `--fold 3`). The clock ends the stages: runs side by side get fewer steps each, and
+a frozen encoder gets more of them than a trained one; `--set stages.2.max_seconds=null --set stages.2.epochs=20` gives
+all of them the same. What is finished is not run again.
 """
 
 import argparse
