@@ -1,6 +1,7 @@
 """Runs a recipe: its stages in order, each beginning with what the one before handed on, resumable at any point.
 
-An output folder holds `recipe.yaml`, `records/` (made of published files), and for each stage `stage-N/` with
+An output folder holds `recipe.yaml`, `inputs.json` (which weights and rows it is of), `records/` (made of published
+files), and for each stage `stage-N/` with
 
     checkpoint-K/     for resuming; gone when the stage is finished, unless the recipe keeps them
     adapter/          LoRA and the modules trained beside it, float32: what the next stage begins with
@@ -20,7 +21,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +52,22 @@ from predictions_sam import generate_answers
 from processing_sam import SamDataCollator, SamProcessor
 from recipe_sam import Recipe, Stage, claim, load_recipe
 from records_sam import write_json
-from sources_sam import PATIENCE, as_table, count_rows, prepare_data, processes, some_rows
+from sources_sam import (
+    PATIENCE,
+    as_table,
+    check_clips,
+    claim_inputs,
+    count_rows,
+    prepare_data,
+    processes,
+    some_rows,
+)
 from training_sam import AugmentLogMel, CachedRows, SamTrainer, check_float32
+
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
 
 COMPLETE = "complete"  # marks a checkpoint that all processes have written
 
@@ -383,10 +399,15 @@ def _keep(recipe, stage, folder, handed, sources, processor, summary) -> None:
             [{**row, "audio": str(row["audio"]), "prediction": text} for row, text in zip(rows, answers)],
             folder / "samples.json",
         )
+    write_json(summary, folder / "finished.json")
+    _tidy(recipe, folder)
+
+
+def _tidy(recipe: Recipe, folder: Path) -> None:
+    """Deletes a finished stage's checkpoints, last of all: what the stage keeps was made of them."""
     if not recipe.keep_checkpoints:
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
-    write_json(summary, folder / "finished.json")
 
 
 def _has_tensorboard() -> bool:
@@ -416,6 +437,11 @@ def check_machine(recipe: Recipe, num_processes: int) -> None:
             raise ValueError(
                 f"stages.{stage.number}.max_seconds: got it with {num_processes} processes, expected one."
             )
+    if recipe.cache_features and num_processes > 1:
+        raise ValueError(
+            f"cache_features: got true with {num_processes} processes, expected one: rows that do not divide among "
+            "them would come twice. Set it to false."
+        )
     if recipe.encoder_attention == "flash_attention_2" and not is_flash_attn_2_available():
         raise ValueError(
             "encoder_attention: 'flash_attention_2' needs a CUDA GPU and the package flash-attn, which cannot be used "
@@ -458,19 +484,40 @@ def run_recipe(
     Raises:
         FileNotFoundError, ValueError: Something is missing or does not fit; before anything is trained.
     """
-    numbers = [each.number for each in recipe.stages]
-    if stage is not None and stage not in numbers:
-        raise ValueError(f"stage: got {stage}, the recipe {recipe.name} has {', '.join(map(str, numbers))}.")
+    todo = recipe.chosen(stage)
     output = Path(output).expanduser().resolve()
     state = processes()
     check_machine(recipe, state.num_processes)
-    todo = [each for each in recipe.stages if stage in (None, each.number)]
     previous = recipe.previous(todo[0])
     if previous is not None and not is_finished(output, previous):
         raise ValueError(
             f"stage: {todo[0].number} begins with stage {previous.number}, which is not finished in {output}."
         )
     claim(recipe, output, write=False)
+    with _alone(output):
+        _run(recipe, output, todo, callbacks)
+    return stage_folder(output, todo[-1])
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Keeps a second run out of an output folder: each would take the other's unfinished files for its own."""
+    if fcntl is None or not processes().is_main_process:
+        yield
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    with open(output / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"output: another run is writing into {output}; wait for it or choose another."
+            ) from error
+        yield
+
+
+def _run(recipe: Recipe, output: Path, todo: Sequence[Stage], callbacks: Sequence[TrainerCallback]) -> None:
+    state = processes()
     left = [each for each in todo if not is_finished(output, each)]
     names = dict.fromkeys(name for each in left for name in each.data)
     if recipe.validation is not None and left:
@@ -479,7 +526,10 @@ def run_recipe(
     processor = SamProcessor.from_pretrained(recipe.model)
     for each in left:  # what is wrong with the last stage is not found out after the others
         stage_steps(recipe, each, sources, processor)
+    if recipe.validation is not None and left:
+        check_clips(recipe, sources[recipe.validation])
     if state.is_main_process:
+        claim_inputs(recipe, output, sources)
         claim(recipe, output)
     state.wait_for_everyone()
     if left and not _has_tensorboard():
@@ -487,10 +537,11 @@ def run_recipe(
     for each in todo:
         if each not in left:
             _say(f"stage {each.number}, {each.name}: finished")
+            if state.is_main_process:
+                _tidy(recipe, stage_folder(output, each))
             continue
         _say(f"stage {each.number}, {each.name}:")
         run_stage(recipe, each, output, sources, callbacks)
-    return stage_folder(output, todo[-1])
 
 
 __all__ = [

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from configuration_sam import SamConfig
 from modeling_sam import SamAudioModel, SamForConditionalGeneration
-from recipe_sam import PARTS, Recipe, Stage
+from recipe_sam import PARTS, Recipe, Stage, last_stage
 from sources_sam import planned_rows
 from training_sam import lora_config, upcast_trainable
 
@@ -65,23 +65,47 @@ def encoder_folder(recipe: Recipe) -> Path:
     folder = Path(recipe.encoder_from).expanduser()
     if (folder / "config.json").is_file():
         return folder
-    found = sorted(folder.glob("stage-*/encoder/config.json"), key=lambda file: int(file.parts[-3].split("-")[1]))
-    if not found:
+    if not (folder / "recipe.yaml").is_file():
         raise FileNotFoundError(
-            f"encoder_from: {recipe.encoder_from!r} holds neither an encoder's config.json nor a finished "
-            "stage-N/encoder; run that recipe first, or name its output with --set encoder_from=DIR."
+            f"encoder_from: {recipe.encoder_from!r} holds neither an encoder's config.json nor the recipe.yaml of a "
+            "run; run that recipe first, or name its output with --set encoder_from=DIR."
         )
-    return found[-1].parent
+    last = folder / f"stage-{last_stage(folder)}"
+    if not (last / "finished.json").is_file():
+        raise ValueError(
+            f"encoder_from: the run in {recipe.encoder_from!r} has not finished its last stage, {last.name}; run it to "
+            f"its end, or name the encoder of another stage with --set encoder_from={folder}/stage-N/encoder."
+        )
+    return last / "encoder"
 
 
 def load_base(recipe: Recipe, dtype: str | None = None) -> SamForConditionalGeneration:
-    """The model before any training, with the encoder of `encoder_from`, on the CPU, in the recipe's `base_dtype`."""
-    model = SamForConditionalGeneration.from_pretrained(
-        recipe.model, dtype=dtype or recipe.base_dtype, attn_implementation={"audio_config": recipe.encoder_attention}
-    )
+    """The model before any training, with the encoder of `encoder_from`, on the CPU, in the recipe's `base_dtype`.
+
+    Raises:
+        FileNotFoundError: A checkpoint has no weights.
+        ValueError: It does not have all of them, or of another shape: nothing is trained on random weights.
+    """
+    options = {"attn_implementation": {"audio_config": recipe.encoder_attention}}
+    model = _loaded("model", SamForConditionalGeneration, recipe.model, dtype=dtype or recipe.base_dtype, **options)
     if recipe.encoder_from is not None:
-        encoder = SamAudioModel.from_pretrained(encoder_folder(recipe), dtype=torch.float32)
+        encoder = _loaded("encoder_from", SamAudioModel, encoder_folder(recipe), dtype=torch.float32)
         model.model.audio_tower.load_state_dict(encoder.state_dict())
+    return model
+
+
+def _loaded(key: str, kind: Any, source: str | Path, **options: Any) -> Any:
+    try:
+        model, info = kind.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    except OSError as error:
+        raise FileNotFoundError(f"{key}: the weights of {str(source)!r} cannot be read: {error}") from error
+    other = [name for name, *_ in info["mismatched_keys"]]
+    wrong = sorted({*info["missing_keys"], *other})
+    if wrong:
+        raise ValueError(
+            f"{key}: in {str(source)!r} {len(wrong)} tensors are missing or of another shape than its config.json "
+            f"says, the first is {wrong[0]}; expected a whole checkpoint: make it again."
+        )
     return model
 
 
@@ -170,44 +194,60 @@ def planned_steps(stage: Stage, rows: Sequence[int]) -> int:
     return math.ceil(math.ceil(sum(rows) / stage.global_batch_size) * stage.epochs)
 
 
-def plan(recipe: Recipe, pairs_per_second: float | None = None) -> list[dict[str, Any]]:
+# Pairs a second of one NVIDIA H100 by size, with connector (a), LoRA of rank 256 and the encoder trained: BENCHMARKS.md.
+MEASURED = {"2.7b": 94.4}
+
+
+def plan(
+    recipe: Recipe, pairs_per_second: float | None = None, stage: int | None = None, output: Path | None = None
+) -> list[dict[str, Any]]:
     """What a recipe would do, a dict for each stage, from shapes and counts alone; loads neither weights nor audio.
 
     Args:
         recipe ([`Recipe`]): The recipe; its model and data may be missing, then `size` and published counts count.
-        pairs_per_second (`float`, *optional*): Speed to estimate hours from, as measured.
+        pairs_per_second (`float`, *optional*): Speed to estimate hours from; by default what was measured of this
+            size on one H100, if anything.
+        stage (`int`, *optional*): Plan this stage only.
+        output (`Path`, *optional*): The run's folder, where published files may have been read and counted already.
 
     Returns:
         For each stage: `stage`, `name`, `trained` (parameters by part), `parameters` (of all), `rows`, `steps`,
         `tokens` (audio slots and text, with the cutoff as its length where the data is not there) and `hours`; `None`
-        where it cannot be known. `rows_from` says where the count comes from.
+        where it cannot be known. `rows_from` says where the count comes from, `pairs_per_second` of what the hours are.
+
+    Raises:
+        ValueError: The recipe has no such stage.
     """
+    wanted = recipe.chosen(stage)
+    if pairs_per_second is None and recipe.connector in (None, "concatenation"):
+        pairs_per_second = MEASURED.get(recipe.size or "")
     config = model_config(recipe, plan=True)
     with torch.device("meta"):
         base = SamForConditionalGeneration(config)
         total = sum(parameter.numel() for parameter in base.parameters())
         model = with_adapters(base, recipe)
     stages = []
-    for stage in recipe.stages:
-        counts, origins = zip(*(planned_rows(recipe, name) for name in stage.data))
-        known = stage.epochs is not None and None not in counts
-        steps = planned_steps(stage, counts) if known else None
-        pairs = stage.epochs * sum(counts) if known else None
-        hours = None if stage.max_seconds is None else stage.max_seconds / 3600
+    for each in wanted:
+        counts, origins = zip(*(planned_rows(recipe, name, output) for name in each.data))
+        known = each.epochs is not None and None not in counts
+        steps = planned_steps(each, counts) if known else None
+        pairs = each.epochs * sum(counts) if known else None
+        hours = None if each.max_seconds is None else each.max_seconds / 3600
         if pairs is not None and pairs_per_second is not None:
             hours = pairs / pairs_per_second / 3600
-        length = None if stage.text_cutoff is None else config.num_audio_slots + stage.text_cutoff
+        length = None if each.text_cutoff is None else config.num_audio_slots + each.text_cutoff
         stages.append(
             {
-                "stage": stage.number,
-                "name": stage.name,
-                "trained": choose_trainable(model, [part for part in PARTS if part in stage.trains]),
+                "stage": each.number,
+                "name": each.name,
+                "trained": choose_trainable(model, [part for part in PARTS if part in each.trains]),
                 "parameters": total,
                 "rows": sum(counts) if None not in counts else None,
                 "rows_from": ", ".join(dict.fromkeys(origins)),
                 "steps": steps,
                 "tokens": None if pairs is None or length is None else int(pairs * length),
                 "hours": hours,
+                "pairs_per_second": None if pairs is None else pairs_per_second,
             }
         )
     return stages
@@ -225,6 +265,10 @@ def plan_text(stages: Sequence[dict[str, Any]]) -> str:
         lines.append(f"{stage['stage']:<6} {trained:<48} {count:>10} {steps:>10} {tokens:>9} {hours:>8}")
         lines.append(f"       {stage['name']}; rows {stage['rows_from']}")
     lines.append(f"of {stages[0]['parameters'] / 1e6:.2f} million parameters without the adapters")
+    speeds = {stage["pairs_per_second"] for stage in stages} - {None}
+    lines += [
+        f"hours of training at {speed:g} pairs/s; loading, saving and evaluation come on top" for speed in speeds
+    ]
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ Nothing here needs torch. A recipe may name another of the same folder as its `b
 """
 
 import dataclasses
+import math
 import os
 import re
 import types
@@ -45,7 +46,8 @@ POSITIVE = (
 )
 POSITIVE += ("hand_over_step", "logging_steps", "save_steps", "rows", "max_grad_norm")
 NOT_NEGATIVE = ("lora_rank", "warmup_steps", "weight_decay", "num_workers", "evaluation_rows", "generated_rows")
-SHARES = ("lora_dropout", "closed_prefix", "max_missing", "max_broken", "adam_beta2")
+SHARES = ("closed_prefix", "max_missing", "max_broken")
+BELOW_ONE = ("lora_dropout", "adam_beta2")
 # What may differ when a run goes on: it decides where and how fast the same steps are computed.
 FREE_KEYS = ("micro_batch_size", "num_workers", "recompute")
 
@@ -211,6 +213,18 @@ class Recipe:
         """The parts that any stage trains, in the order of [`PARTS`]."""
         return [part for part in PARTS if any(part in stage.trains for stage in self.stages)]
 
+    def chosen(self, number: int | None) -> list[Stage]:
+        """The stage of that number, all of them for `None`.
+
+        Raises:
+            ValueError: There is none.
+        """
+        stages = [stage for stage in self.stages if number in (None, stage.number)]
+        if not stages:
+            numbers = ", ".join(str(stage.number) for stage in self.stages)
+            raise ValueError(f"stage: got {number}, the recipe {self.name} has {numbers}.")
+        return stages
+
     def previous(self, stage: Stage) -> Stage | None:
         """The stage whose weights a stage begins with; `None` is the recipe's model."""
         place = self.stages.index(stage)
@@ -264,6 +278,8 @@ def claim(recipe: Recipe, output: Path, write: bool = True) -> None:
         ValueError: The folder holds another recipe; the message lists what differs.
     """
     path, values = output / "recipe.yaml", _flat(recipe_values(recipe))
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output: {output} is a file, expected a folder, or a path where one can be made.")
     if path.is_file():
         there = yaml.safe_load(path.read_text(encoding="utf-8"))
         differ = [key for key in {**there, **values} if there.get(key, "absent") != values.get(key, "absent")]
@@ -277,6 +293,12 @@ def claim(recipe: Recipe, output: Path, write: bool = True) -> None:
     partial = output / ".recipe.yaml.partial"
     partial.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
     os.replace(partial, path)
+
+
+def last_stage(output: Path) -> int:
+    """The number of the last stage of the recipe that an output folder was begun with."""
+    there = yaml.safe_load((output / "recipe.yaml").read_text(encoding="utf-8"))
+    return max(int(key.split(".")[1]) for key in there if key.startswith("stages."))
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -297,7 +319,8 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1 with what people expect of it: `1e-3` is a number, and a key that comes twice is an error."""
 
     def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [self.construct_object(key, deep=True) for key in own]
         twice = sorted({str(key) for key in keys if keys.count(key) > 1})
         if twice:
             raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]} comes twice", node.start_mark)
@@ -314,7 +337,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"recipe: there is no file {str(path)!r}.")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a YAML file: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: got {type(values).__name__}, expected a mapping of keys.")
@@ -353,7 +376,7 @@ def _parse_override(override: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"--set {override}: the value is no YAML: {error}") from error
     for name in reversed(key.strip().split(".")):
-        value = {int(name) if name.isdigit() else name: value}
+        value = {int(name) if name.isdecimal() else name: value}
     return value
 
 
@@ -411,6 +434,8 @@ def _said(kind: type) -> str:
 
 def _check_range(value: Any, file: str, key: str) -> None:
     name = key.rsplit(".", 1)[-1].split("[")[0]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{file}: {key}: got {value!r}, expected a finite number.")
     if name in CHOICES and value not in CHOICES[name]:
         raise ValueError(f"{file}: {key}: got {value!r}, expected one of {', '.join(CHOICES[name])}.")
     if name in POSITIVE and not value > 0:
@@ -419,6 +444,10 @@ def _check_range(value: Any, file: str, key: str) -> None:
         raise ValueError(f"{file}: {key}: got {value!r}, expected zero or more.")
     if name in SHARES and not 0 <= value <= 1:
         raise ValueError(f"{file}: {key}: got {value!r}, expected a number from 0 to 1.")
+    if name in BELOW_ONE and not 0 <= value < 1:
+        raise ValueError(f"{file}: {key}: got {value!r}, expected a number from 0 to less than 1.")
+    if name == "seed" and not 0 <= value < 2**31:
+        raise ValueError(f"{file}: {key}: got {value!r}, expected an integer from 0 to less than 2^31.")
 
 
 def _build(values: dict[str, Any], path: Path) -> Recipe:
@@ -452,6 +481,8 @@ def _problems(recipe: Recipe) -> Iterable[tuple[str, str]]:
     names = ", ".join(recipe.data)
     if recipe.validation is not None and recipe.validation not in recipe.data:
         yield "validation", f"got {recipe.validation!r}, expected one of the data sources {names}."
+    if recipe.validation is not None and not recipe.evaluation_rows:
+        yield "evaluation_rows", "got 0 with a validation, expected some, or validation: null."
     if recipe.save_steps % recipe.logging_steps:
         yield (
             "save_steps",
@@ -479,10 +510,15 @@ def _problems(recipe: Recipe) -> Iterable[tuple[str, str]]:
             yield f"{where}.weights", f"got {stage.weights}, expected a positive number for each of {stage.data}."
         if (stage.epochs is None) == (stage.max_seconds is None):
             yield f"{where}.epochs", "expected exactly one of epochs and max_seconds."
+        if stage.hand_over_step is not None and stage.max_seconds is not None:
+            yield (
+                f"{where}.hand_over_step",
+                "got it with max_seconds, which may end the stage before; expected epochs.",
+            )
         if recipe.cache_features and stage.weights is not None:
             yield f"{where}.weights", "expected none with cache_features; a source named twice comes twice an epoch."
     if recipe.cache_features and (recipe.pack_to is not None or recipe.train_on_prompt):
         yield "cache_features", "got true with pack_to or train_on_prompt, expected neither."
 
 
-__all__ = ["PARTS", "DataSource", "Recipe", "Stage", "claim", "load_recipe", "recipe_values"]
+__all__ = ["PARTS", "DataSource", "Recipe", "Stage", "claim", "last_stage", "load_recipe", "recipe_values"]

@@ -1,7 +1,10 @@
 """The data sources of a recipe: found, converted where they are published files, counted."""
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,8 @@ import datasets
 import torch
 from accelerate import PartialState
 
+from audio_sam import load_audio
+from provenance_sam import checkpoint_hash
 from published_sam import read_openaqa, read_reasonaqa
 from recipe_sam import Recipe
 from records_sam import (
@@ -19,6 +24,7 @@ from records_sam import (
     read_table,
     records_dataset,
     records_fingerprint,
+    write_json,
     write_records,
 )
 
@@ -48,6 +54,7 @@ def prepare_data(recipe: Recipe, output: Path, names: Sequence[str]) -> dict[str
             is_name = not path.exists() and not path.suffix  # of a dataset on the Hub
             try:
                 prepared[name] = read_table(source.path if is_name else str(path), source.split)
+                prepared[name] = _with_audio(prepared[name], name, source.max_missing)
             except ValueError as error:
                 raise ValueError(f"data.{name}: {str(path)!r}: {error}") from error
         elif source.format == "records":
@@ -57,19 +64,93 @@ def prepare_data(recipe: Recipe, output: Path, names: Sequence[str]) -> dict[str
                     f"data.{name}.path: there is no folder of records {str(path)!r}, or it is not whole; say where the "
                     "data is with --set data_root=DIR."
                 )
+            if processes().is_main_process:
+                print(f"{name}: {path}\n{coverage_table(read_summary(path))}", flush=True)
         else:
             if not path.is_file():
                 raise FileNotFoundError(
                     f"data.{name}.path: there is no file {str(path)!r}; say where the data is with --set data_root=DIR."
                 )
-            folder = Path(recipe.records).expanduser() if recipe.records else output / "records"
-            prepared[name] = folder / name
+            prepared[name] = records_folder(recipe, output) / name
             if processes().is_main_process:
-                _convert(recipe, name, folder / name)
+                _convert(recipe, name, records_folder(recipe, output) / name)
             processes().wait_for_everyone()
         if not count_rows(prepared[name]):
             raise ValueError(f"data.{name}: {str(path)!r} has no rows, expected some.")
     return prepared
+
+
+def _with_audio(table: datasets.Dataset, name: str, max_missing: float) -> datasets.Dataset:
+    """A table without the rows whose file is not there; says how many they are."""
+    clips = table["audio"][:]
+    paths = list({clip for clip in clips if isinstance(clip, str)})
+    with ThreadPoolExecutor(16) as pool:
+        missing = {path for path, there in zip(paths, pool.map(os.path.isfile, paths)) if not there}
+    kept = [index for index, clip in enumerate(clips) if not (isinstance(clip, str) and clip in missing)]
+    if processes().is_main_process and paths:
+        print(f"{name}: {len(kept):,} of {len(clips):,} rows have their audio", flush=True)
+    if len(clips) - len(kept) > max_missing * len(clips):
+        raise ValueError(
+            f"max_missing: the audio of {len(clips) - len(kept)} of {len(clips)} rows is not there, the first file is "
+            f"{min(missing)}; expected at most {max_missing:.2%}. Repair the paths, or raise data.{name}.max_missing."
+        )
+    return table.select(kept) if missing else table
+
+
+def check_clips(recipe: Recipe, source: Path | datasets.Dataset) -> None:
+    """Reads the clips that the recipe evaluates on: a training does not get to its first evaluation to fail there.
+
+    Raises:
+        ValueError: One cannot be read.
+    """
+    rows = some_rows(source, max(recipe.evaluation_rows, recipe.generated_rows), recipe.seed)
+
+    def problem(clip: Any) -> str | None:
+        try:
+            load_audio(clip)
+        except (OSError, ValueError, RuntimeError) as error:
+            return str(error)
+        return None
+
+    clips = [clip for clip in rows["audio"][:] if clip is not None]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        broken = [text for text in pool.map(problem, clips) if text is not None]
+    if broken:
+        raise ValueError(
+            f"validation: {len(broken)} of the {len(clips)} clips drawn of {recipe.validation!r} cannot be read; "
+            f"repair them or leave their rows out. The first: {broken[0]}"
+        )
+
+
+def claim_inputs(recipe: Recipe, output: Path, sources: dict[str, Path | datasets.Dataset]) -> None:
+    """Writes down which weights and rows a run is of (`inputs.json`), or finds the same ones there.
+
+    Raises:
+        ValueError: A run that goes on would go on with others; the message says with which.
+    """
+    found = {f"data.{name}": _rows_hash(source) for name, source in sources.items()}
+    if Path(recipe.model).expanduser().is_dir():  # a Hub's model is named by its id
+        found["model"] = checkpoint_hash(Path(recipe.model).expanduser())
+    path = output / "inputs.json"
+    there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    changed = sorted(key for key, value in found.items() if there.get(key, value) != value)
+    if changed:
+        raise ValueError(
+            f"output: {output} was begun with other contents of {', '.join(changed)}; put back what was there, or "
+            "choose another folder."
+        )
+    write_json({**there, **found}, path)
+
+
+def _rows_hash(source: Path | datasets.Dataset) -> str:
+    digest = hashlib.sha256()
+    if isinstance(source, Path):  # the summary counts every source and kind of what was written
+        summary = {key: value for key, value in read_summary(source).items() if key != "fingerprint"}
+        digest.update(json.dumps(summary, sort_keys=True).encode())
+    else:
+        for rows in source.select_columns(["prompt", "answer"]).iter(batch_size=10_000):
+            digest.update(json.dumps(rows, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def _convert(recipe: Recipe, name: str, folder: Path) -> None:
@@ -110,16 +191,35 @@ def some_rows(source: Path | datasets.Dataset, count: int, seed: int) -> dataset
     return table.shuffle(seed=seed).select(range(min(count, len(table))))
 
 
-def planned_rows(recipe: Recipe, name: str) -> tuple[int | None, str]:
+def records_folder(recipe: Recipe, output: Path) -> Path:
+    """Where what is made of published files is kept."""
+    return Path(recipe.records).expanduser() if recipe.records else output / "records"
+
+
+def planned_rows(recipe: Recipe, name: str, output: Path | None = None) -> tuple[int | None, str]:
     """How many rows a data source has, and where that comes from, without needing it."""
     source, path = recipe.data[name], recipe.path(name)
+    made = None if output is None else records_folder(recipe, output) / name
+    if source.format in ("openaqa", "reasonaqa") and made is not None and (made / "summary.json").is_file():
+        return count_rows(made), "counted"
     if source.format == "records" and (path / "summary.json").is_file():
         return count_rows(path), "counted"
     if source.format == "table" and path.exists():
         return len(read_table(str(path), source.split)), "counted"
     if source.rows is not None:
         return source.rows, "as the recipe says"
+    if path.exists():
+        return None, f"unknown: {path} is counted when it is read"
     return None, f"unknown: {path} is not there"
 
 
-__all__ = ["as_table", "count_rows", "planned_rows", "prepare_data", "processes", "some_rows"]
+__all__ = [
+    "as_table",
+    "check_clips",
+    "claim_inputs",
+    "count_rows",
+    "planned_rows",
+    "prepare_data",
+    "processes",
+    "some_rows",
+]

@@ -4,7 +4,8 @@
         --audio-root /data/sls/audioset/dave_version/audio=/mnt/audioset
 
 Killed at any point and started again with the same command, it goes on and computes the same losses. `--dry-run` says
-what the stages would train, for how many steps, tokens and hours, without model or data. The recipes are explained in
+what the stages would train, for how many steps, tokens and hours, without data, and without the model where the recipe
+says its `size`. The recipes are explained in
 `examples/recipes/ltu.yaml`, their keys in `recipe_sam.py`, what is written in `curriculum_sam.py`. Any key can be
 changed: `--set stages.2.learning_rate=5e-5`.
 
@@ -53,10 +54,11 @@ def main() -> None:
     try:
         recipe = load_recipe(args.recipe, overrides)
         if args.dry_run:
-            print(plan_text(plan(recipe, args.pairs_per_second)))
+            output = None if args.output is None else Path(args.output)
+            print(plan_text(plan(recipe, args.pairs_per_second, args.stage, output)))
         else:
             run_recipe(recipe, args.output, args.stage)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -16,7 +16,7 @@ import soundfile
 import torch
 import yaml
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import tiny_config, tiny_model, tiny_processor
 from transformers import TrainerCallback
 
@@ -159,9 +159,17 @@ def test_a_base_is_merged_key_by_key_and_lists_are_replaced(tmp_path):
         (SMALL + "seed: 1\nseed: 2\n", r"small\.yaml: not a YAML file: the key seed comes twice"),
         (SMALL + "save_steps: 30\nlogging_steps: 20\n", r"save_steps: got 30 with logging_steps 20"),
         (SMALL + "validation: v\n", r"validation: got 'v', expected one of the data sources d"),
-        (SMALL + "lora_dropout: 2\n", r"lora_dropout: got 2, expected a number from 0 to 1"),
+        (SMALL + "lora_dropout: 2\n", r"lora_dropout: got 2, expected a number from 0 to less than 1"),
         (SMALL + "base: ../other.yaml\n", r"base: got '\.\./other\.yaml', expected the name of a file of the same"),
         (SMALL + "base: small.yaml\n", r"base: the files .*small\.yaml name each other"),
+        (SMALL.replace("1e-3", ".inf"), r"stages\.1\.learning_rate: got inf, expected a finite number"),
+        (SMALL + "adam_beta2: 1\n", r"adam_beta2: got 1, expected a number from 0 to less than 1"),
+        (SMALL + "seed: 4294967296\n", r"seed: got 4294967296, expected an integer from 0"),
+        (SMALL + "validation: d\nevaluation_rows: 0\n", r"evaluation_rows: got 0 with a validation"),
+        (
+            SMALL.replace("epochs: 1", "max_seconds: 1, hand_over_step: 3"),
+            r"stages\.1\.hand_over_step: got it with max_seconds",
+        ),
         ("- 1\n", r"small\.yaml: got list, expected a mapping"),
         ("a: [\n", r"small\.yaml: not a YAML file"),
     ],
@@ -170,6 +178,15 @@ def test_what_is_wrong_in_a_recipe_is_named_with_its_file(tmp_path, text, messag
     load_recipe(small(tmp_path))
     with pytest.raises(ValueError, match=message):
         load_recipe(small(tmp_path, text))
+
+
+def test_a_file_in_another_encoding_is_named_and_merge_keys_are_yaml(tmp_path):
+    (tmp_path / "latin.yaml").write_bytes(f"# \xe9\n{SMALL}".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.yaml: not a YAML file"):
+        load_recipe(tmp_path / "latin.yaml")
+    first = STAGE.replace("{", "&first {", 1)
+    text = f"model: m\ndata: {{d: {{path: p}}}}\nstages:\n  1: {first}\n  2: {{<<: *first, learning_rate: 1e-4}}\n"
+    assert [stage.learning_rate for stage in load_recipe(small(tmp_path, text)).stages] == [1e-3, 1e-4]
 
 
 def test_an_error_names_the_file_that_has_it(tmp_path):
@@ -364,6 +381,10 @@ def test_a_plan_counts_what_the_papers_sizes_have():
     assert stages[3]["hours"] == pytest.approx(5_681_708 / 80 / 3600)
     text = plan_text(plan(load_recipe(RECIPES / "E10.yaml", ["model=nowhere/at-all"])))
     assert "unknown" in text and "lora 39.47" in text
+    (last,) = plan(recipe, stage=4)  # by what was measured of this size
+    assert last["hours"] == pytest.approx(5_681_708 / 94.4 / 3600) and "94.4 pairs/s" in plan_text([last])
+    with pytest.raises(ValueError, match="stage: got 77, the recipe E6 has 1, 2, 3, 4"):
+        plan(recipe, stage=77)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -428,15 +449,13 @@ def test_the_best_is_that_of_the_lowest_evaluation_loss(world, straight):
     assert same(tensors(folder / "best"), {n: p for n, p in expected.state_dict().items() if n != "lm_head.weight"})
 
 
-@pytest.mark.parametrize("kill", [(2, 3), (2, 1), (3, 2)], ids=["between checkpoints", "before any", "at the end"])
+@pytest.mark.parametrize(
+    "kill", [(1, 3), (2, 3), (2, 1), (3, 2)], ids=["of a part", "between checkpoints", "before any", "at the end"]
+)
 def test_a_killed_run_goes_on_to_the_same_losses(world, straight, tmp_path, kill):
     recipe, output = toy(world, "keep_checkpoints=true", "validation=closed"), tmp_path / "run"
     output.mkdir()
-    for item in (
-        "recipe.yaml",
-        "stage-1",
-        *(["stage-2"] if kill[0] == 3 else []),
-    ):  # what is finished is not the point
+    for item in ("recipe.yaml", *(f"stage-{number}" for number in range(1, kill[0]))):  # finished: not the point
         copy = shutil.copytree if (straight / item).is_dir() else shutil.copy
         copy(straight / item, output / item)
     folder = output / f"stage-{kill[0]}"
@@ -465,6 +484,49 @@ def test_a_run_killed_between_training_and_keeping_goes_on(world, straight, tmp_
         run_recipe(recipe, output, stage=1)
         run_recipe(recipe, output, stage=1)  # and now nothing is done
     assert same(tensors(output / "stage-1" / "last"), tensors(straight / "stage-1" / "last"))
+
+
+def test_a_run_killed_while_it_tidies_goes_on(world, tmp_path, monkeypatch):
+    recipe, rmtree = toy(world, "validation=closed"), shutil.rmtree
+
+    def kill(path, *args, **kwargs):
+        if Path(path).name == "checkpoint-4":
+            raise Killed
+        rmtree(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(curriculum_sam.shutil, "rmtree", kill)
+        with pytest.raises(Killed):
+            run_recipe(recipe, tmp_path, stage=1)
+    assert list((tmp_path / "stage-1").glob("checkpoint-*"))
+    run_recipe(recipe, tmp_path, stage=1)
+    assert not list((tmp_path / "stage-1").glob("checkpoint-*"))
+    SamForConditionalGeneration.from_pretrained(tmp_path / "stage-1" / "best")
+
+
+def test_two_runs_do_not_write_into_one_folder(world, tmp_path):
+    with curriculum_sam._alone(tmp_path), pytest.raises(ValueError, match="output: another run is writing into"):
+        run_recipe(toy(world), tmp_path, stage=1)
+
+
+def test_a_run_does_not_go_on_with_other_weights_or_rows(world, tmp_path):
+    model, rows = tmp_path / "model", tmp_path / "rows.csv"
+    shutil.copytree(world / "model", model)
+    text = (world / "rows.csv").read_text().replace("\r", "")
+    rows.write_text(text.replace("\n", f"\n{world}/").removesuffix(f"{world}/"))
+    table = ["data.classification={path: " + str(rows) + ", format: table}", f"model={model}"]
+    run_recipe(toy(world, *table), tmp_path / "run", stage=1)
+    (tmp_path / "run" / "stage-1" / "finished.json").unlink()
+    there = rows.read_text()
+    rows.write_text(there.replace("A noise!!", "Another!!"))
+    with pytest.raises(ValueError, match=r"was begun with other contents of data\.classification;"):
+        run_recipe(toy(world, *table), tmp_path / "run", stage=1)
+    rows.write_text(there)
+    other = tiny_model()
+    torch.nn.init.normal_(other.lm_head.weight)
+    other.save_pretrained(model)
+    with pytest.raises(ValueError, match="was begun with other contents of model;"):
+        run_recipe(toy(world, *table), tmp_path / "run", stage=1)
 
 
 def test_another_recipe_in_the_same_folder_is_an_error(world, straight, tmp_path):
@@ -511,6 +573,93 @@ def test_what_cannot_be_run_is_said_before_anything_is_loaded(world, tmp_path, m
         run_recipe(toy(world, *overrides), tmp_path / "run")
 
 
+def clips_table(folder, clips):
+    """A table of clips as a data source, an answer for each."""
+    (folder / "clips.csv").write_text("audio,answer\n" + "".join(f"{clip},noise\n" for clip in clips))
+    return ["data.clips={path: " + str(folder / "clips.csv") + ", format: table}"]
+
+
+def test_audio_that_is_not_there_is_said_before_anything_is_loaded(world, tmp_path, monkeypatch, capsys):
+    real = [world / f"{index}.wav" for index in range(8)]
+    recipe = toy(world, *clips_table(tmp_path, [*real, "gone.wav"]), "stages.1.data=[clips]")
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ValueError, match=r"data\.clips.*max_missing: .* 1 of 9 .*gone"),
+    ):
+        patch.setattr(curriculum_sam, "load_base", lambda *args: pytest.fail("the model was loaded"))
+        run_recipe(recipe, tmp_path / "run", stage=1)
+    recipe = toy(
+        world, *clips_table(tmp_path, [*real, "gone.wav"]), "stages.1.data=[clips]", "data.clips.max_missing=0.2"
+    )
+    run_recipe(recipe, tmp_path / "run", stage=1)
+    assert "clips: 8 of 9 rows have their audio" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "stage-1" / "finished.json").read_text())["steps"] == 4
+
+
+def test_a_broken_clip_to_evaluate_on_is_said_before_anything_is_loaded(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(curriculum_sam, "load_base", lambda *args: pytest.fail("the model was loaded"))
+    (tmp_path / "broken.wav").write_bytes(b"RIFF")
+    overrides = [*clips_table(tmp_path, [world / "0.wav", tmp_path / "broken.wav"]), "validation=clips"]
+    with pytest.raises(ValueError, match=r"validation: 1 of the 2 clips drawn of 'clips' cannot be read.*broken\.wav"):
+        run_recipe(toy(world, *overrides), tmp_path / "run")
+
+
+def test_nothing_is_trained_on_weights_that_are_not_there(world, straight, tmp_path):
+    weights = load_file(world / "model" / "model.safetensors")
+    for name, change in (("missing", lambda value: None), ("another shape", lambda value: value[..., :1].clone())):
+        model = tmp_path / name
+        shutil.copytree(world / "model", model)
+        key = next(key for key in weights if ".audio_tower." in key and key.endswith("proj.weight"))
+        changed = {**weights, key: change(weights[key])}
+        kept = {key: value for key, value in changed.items() if value is not None}
+        save_file(kept, model / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=r"^model: in .* 1 tensors are missing or of another shape.*audio_tower"):
+            run_recipe(toy(world, f"model={model}"), tmp_path / f"run {name}", stage=1)
+    (model / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="model"):
+        run_recipe(toy(world, f"model={model}"), tmp_path / "run", stage=1)
+    encoder = tmp_path / "encoder"
+    shutil.copytree(straight / "stage-4" / "encoder", encoder)
+    tensors_there = load_file(encoder / "model.safetensors")
+    tensors_there.popitem()
+    save_file(tensors_there, encoder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"^encoder_from: in .* 1 tensors are missing"):
+        run_recipe(toy(world, *FROZEN, f"encoder_from={encoder}"), tmp_path / "frozen", stage=1)
+
+
+class Watch(TrainerCallback):
+    """Keeps what the optimiser is given in each step."""
+
+    def __init__(self):
+        self.rates, self.arguments = [], None
+
+    def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+        self.rates.append(optimizer.param_groups[0]["lr"])
+        self.arguments = (args.max_grad_norm, args.seed, {group["weight_decay"] for group in optimizer.param_groups})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shares"), [("linear", [0, 1 / 2, 1, 2 / 3, 1 / 3]), ("cosine", [0, 1 / 2, 1, 0.75, 0.25])]
+)
+def test_the_rate_rises_and_falls_as_the_recipe_says(world, tmp_path, schedule, shares):
+    watch = Watch()
+    settings = ["weight_decay=0.25", "max_grad_norm=0.5", "seed=7", "stages.1.epochs=2.5", f"schedule={schedule}"]
+    run_recipe(toy(world, "warmup_steps=2", *settings), tmp_path, stage=1, callbacks=[watch])
+    assert watch.rates == pytest.approx([1e-3 * share for share in shares])
+    assert watch.arguments[:2] == (0.5, 8) and watch.arguments[2] == {0.25, 0.0}  # biases and norms are not decayed
+
+
+def test_the_encoder_is_kept_in_bf16_whatever_the_model(world, tmp_path):
+    run_recipe(toy(world, "base_dtype=float32"), tmp_path, stage=1)
+    assert {value.dtype for value in tensors(tmp_path / "stage-1" / "encoder").values()} == {torch.bfloat16}
+    assert torch.float32 in {value.dtype for value in tensors(tmp_path / "stage-1" / "last").values()}
+
+
+def test_features_in_memory_are_for_one_process(world):
+    with pytest.raises(ValueError, match="cache_features: got true with 2 processes, expected one"):
+        curriculum_sam.check_machine(toy(world, "cache_features=true", "stages.1.epochs=1"), 2)
+
+
 def test_data_without_rows_and_a_cutoff_without_answers(world, tmp_path, monkeypatch):
     monkeypatch.setattr(curriculum_sam, "load_base", lambda *args: pytest.fail("the model was loaded"))
     (tmp_path / "empty.csv").write_text("audio,prompt,answer\n")
@@ -548,6 +697,11 @@ def test_a_frozen_encoder_of_another_run(world, straight, tmp_path):
     assert same(tensors(tmp_path / "stage-1" / "encoder"), donor)
     last = tensors(tmp_path / "stage-1" / "last")
     assert all(torch.equal(last[f"model.audio_tower.{name}"], value) for name, value in donor.items())
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(straight, unfinished)
+    (unfinished / "stage-4" / "finished.json").unlink()
+    with pytest.raises(ValueError, match=r"encoder_from: the run in .* has not finished its last stage, stage-4"):
+        encoder_folder(toy(world, *FROZEN, f"encoder_from={unfinished}"))
     original = tensors(world / "model")
     assert not all(torch.equal(original[f"model.audio_tower.{name}"], value) for name, value in donor.items())
 
