@@ -55,12 +55,11 @@ from records_sam import write_json
 from sources_sam import (
     PATIENCE,
     as_table,
-    check_clips,
     claim_inputs,
     count_rows,
     prepare_data,
     processes,
-    some_rows,
+    validation_rows,
 )
 from training_sam import AugmentLogMel, CachedRows, SamTrainer, check_float32
 
@@ -69,6 +68,7 @@ try:
 except ImportError:  # Windows has none
     fcntl = None  # type: ignore[assignment]
 
+DRAWN = "rows drawn of the validation source"  # beside the names of the sources
 COMPLETE = "complete"  # marks a checkpoint that all processes have written
 
 
@@ -356,7 +356,8 @@ def stage_trainer(recipe: Recipe, stage: Stage, output: Path, sources: dict[str,
     extractor = processor.feature_extractor
     evaluation = None
     if recipe.validation is not None:
-        evaluation = some_rows(sources[recipe.validation], recipe.evaluation_rows, recipe.seed)
+        drawn = sources[DRAWN]
+        evaluation = drawn.select(range(min(recipe.evaluation_rows, len(drawn))))
     changes: dict[str, Any] = {"turn": False, "mix": 0.0} if stage.augment == "in_place" else {}
     trainer = StageTrainer(
         trains=stage.trains,
@@ -392,7 +393,7 @@ def _keep(recipe, stage, folder, handed, sources, processor, summary) -> None:
             model.save_pretrained(partial)
             processor.save_pretrained(partial)
     if recipe.validation is not None and recipe.generated_rows:
-        rows = some_rows(sources[recipe.validation], recipe.generated_rows, recipe.seed)
+        rows = sources[DRAWN].select(range(min(recipe.generated_rows, len(sources[DRAWN]))))
         model = SamForConditionalGeneration.from_pretrained(folder / final, dtype="auto").to(processes().device)
         answers = generate_answers(model, processor, rows["audio"][:], rows["prompt"][:])
         write_json(
@@ -526,12 +527,12 @@ def _run(recipe: Recipe, output: Path, todo: Sequence[Stage], callbacks: Sequenc
     processor = SamProcessor.from_pretrained(recipe.model)
     for each in left:  # what is wrong with the last stage is not found out after the others
         stage_steps(recipe, each, sources, processor)
-    if recipe.validation is not None and left:
-        check_clips(recipe, sources[recipe.validation])
+    drawn = validation_rows(recipe, sources[recipe.validation]) if recipe.validation is not None and left else None
     if state.is_main_process:
-        claim_inputs(recipe, output, sources)
         claim(recipe, output)
+        claim_inputs(recipe, output, sources)
     state.wait_for_everyone()
+    sources[DRAWN] = drawn
     if left and not _has_tensorboard():
         _say("no TensorBoard curves: the package tensorboard is not installed")
     for each in todo:
@@ -552,5 +553,4 @@ __all__ = [
     "plan",
     "plan_text",
     "run_recipe",
-    "run_stage",
 ]

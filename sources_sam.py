@@ -97,29 +97,37 @@ def _with_audio(table: datasets.Dataset, name: str, max_missing: float) -> datas
     return table.select(kept) if missing else table
 
 
-def check_clips(recipe: Recipe, source: Path | datasets.Dataset) -> None:
-    """Reads the clips that the recipe evaluates on: a training does not get to its first evaluation to fail there.
+def validation_rows(recipe: Recipe, source: Path | datasets.Dataset) -> datasets.Dataset:
+    """The rows that a recipe evaluates on, drawn at random, without those whose clip cannot be read.
+
+    All of them are read once, so that no training gets to its first evaluation to fail there.
 
     Raises:
-        ValueError: One cannot be read.
+        ValueError: More than `max_broken` of the clips cannot be read.
     """
     rows = some_rows(source, max(recipe.evaluation_rows, recipe.generated_rows), recipe.seed)
 
     def problem(clip: Any) -> str | None:
         try:
-            load_audio(clip)
+            if clip is not None:
+                load_audio(clip)
         except (OSError, ValueError, RuntimeError) as error:
             return str(error)
         return None
 
-    clips = [clip for clip in rows["audio"][:] if clip is not None]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        broken = [text for text in pool.map(problem, clips) if text is not None]
-    if broken:
+        problems = list(pool.map(problem, rows["audio"][:]))
+    broken = [text for text in problems if text is not None]
+    if len(broken) > recipe.max_broken * len(rows):
         raise ValueError(
-            f"validation: {len(broken)} of the {len(clips)} clips drawn of {recipe.validation!r} cannot be read; "
-            f"repair them or leave their rows out. The first: {broken[0]}"
+            f"validation: {len(broken)} of the {len(rows)} clips drawn of {recipe.validation!r} cannot be read, "
+            f"expected at most {recipe.max_broken:.2%}; repair them or leave their rows out. The first: {broken[0]}"
         )
+    if broken and processes().is_main_process:
+        print(
+            f"validation: {len(broken)} of {len(rows)} clips cannot be read and are left out: {broken[0]}", flush=True
+        )
+    return rows.select([index for index, text in enumerate(problems) if text is None])
 
 
 def claim_inputs(recipe: Recipe, output: Path, sources: dict[str, Path | datasets.Dataset]) -> None:
@@ -215,11 +223,11 @@ def planned_rows(recipe: Recipe, name: str, output: Path | None = None) -> tuple
 
 __all__ = [
     "as_table",
-    "check_clips",
     "claim_inputs",
     "count_rows",
     "planned_rows",
     "prepare_data",
     "processes",
     "some_rows",
+    "validation_rows",
 ]

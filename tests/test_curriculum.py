@@ -596,12 +596,17 @@ def test_audio_that_is_not_there_is_said_before_anything_is_loaded(world, tmp_pa
     assert json.loads((tmp_path / "run" / "stage-1" / "finished.json").read_text())["steps"] == 4
 
 
-def test_a_broken_clip_to_evaluate_on_is_said_before_anything_is_loaded(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(curriculum_sam, "load_base", lambda *args: pytest.fail("the model was loaded"))
+def test_broken_clips_to_evaluate_on_are_found_before_anything_is_loaded(world, tmp_path, monkeypatch, capsys):
     (tmp_path / "broken.wav").write_bytes(b"RIFF")
-    overrides = [*clips_table(tmp_path, [world / "0.wav", tmp_path / "broken.wav"]), "validation=clips"]
-    with pytest.raises(ValueError, match=r"validation: 1 of the 2 clips drawn of 'clips' cannot be read.*broken\.wav"):
+    clips = [world / "0.wav", world / "1.wav", world / "2.wav", tmp_path / "broken.wav"]
+    overrides = [*clips_table(tmp_path, clips), "validation=clips"]
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"validation: 1 of the 4 .*broken\.wav"):
+        patch.setattr(curriculum_sam, "load_base", lambda *args: pytest.fail("the model was loaded"))
         run_recipe(toy(world, *overrides), tmp_path / "run")
+    run_recipe(toy(world, *overrides, "max_broken=0.25", "generated_rows=9"), tmp_path / "run", stage=1)
+    assert "validation: 1 of 4 clips cannot be read and are left out" in capsys.readouterr().out
+    samples = json.loads((tmp_path / "run" / "stage-1" / "samples.json").read_text())
+    assert {Path(row["audio"]).name for row in samples} == {"0.wav", "1.wav", "2.wav"}
 
 
 def test_nothing_is_trained_on_weights_that_are_not_there(world, straight, tmp_path):
