@@ -1,9 +1,13 @@
 """From rows of (audio, prompt, answer) to training: LoRA, parameter types, features, augmentation."""
 
+import hashlib
 import math
+import os
+import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -115,9 +119,75 @@ def check_float32(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> N
                 assert value.dtype == torch.float32, f"the optimiser keeps {name} in {value.dtype}, expected float32"
 
 
+def save_checkpoint(model, processor, folder: str | Path) -> None:
+    """Saves model and processor so that a `config.json`, which comes last, means that all the rest is there.
+
+    Args:
+        model ([`SamForConditionalGeneration`]): The model.
+        processor ([`SamAudioLanguageProcessor`]): Its processor.
+        folder (`str`): Where they go; what else is there stays.
+    """
+    folder = Path(folder)
+    unfinished = folder / "unfinished" / folder.resolve().name  # the model card's title is the folder's name
+    shutil.rmtree(unfinished.parent, ignore_errors=True)
+    if (folder / "README.md").exists():
+        unfinished.mkdir(parents=True)
+        shutil.copy(folder / "README.md", unfinished)  # an owner's model card stays
+    model.save_pretrained(unfinished)
+    processor.save_pretrained(unfinished)
+    (folder / "config.json").unlink(missing_ok=True)
+    for file in sorted(unfinished.iterdir(), key=lambda file: file.name == "config.json"):
+        os.replace(file, folder / file.name)
+    shutil.rmtree(unfinished.parent)
+
+
 # ---------------------------------------------------------------------------------------------------------------
-# Features
+# Clips and their features
 # ---------------------------------------------------------------------------------------------------------------
+
+
+def clip_key(clip: str | dict[str, Any] | None) -> str | None:
+    """What is the same for rows of one clip and for no others; `None` for a row of text.
+
+    Args:
+        clip: The `audio` of [`read_table`]'s rows. Where its content is in the table, its path is a mere name, which
+            other clips may have too.
+    """
+    if clip is None or isinstance(clip, str):
+        return clip
+    if clip["path"] and not clip["bytes"]:
+        return clip["path"]
+    return hashlib.sha256(clip["bytes"] or b"").hexdigest()
+
+
+def rows_with_audio(table: datasets.Dataset, name: str, max_missing: float = 0.0) -> datasets.Dataset:
+    """The rows whose audio file is there, or that need none.
+
+    Args:
+        table (`datasets.Dataset`): Rows, as [`read_table`] gives them.
+        name (`str`): What an error calls the table.
+        max_missing (`float`, *optional*, defaults to 0): Largest share of the rows that may be left out.
+
+    Raises:
+        ValueError: No row, or too many without their file; the message names some of the files.
+    """
+    clips = (clip for batch in table.select_columns("audio").iter(1000) for clip in batch["audio"])
+    paths = [clip["path"] if isinstance(clip, dict) and not clip["bytes"] else clip for clip in clips]
+    files = list(dict.fromkeys(path for path in paths if isinstance(path, str)))
+    with ThreadPoolExecutor(16) as pool:
+        missing = [path for path, is_there in zip(files, pool.map(os.path.isfile, files)) if not is_there]
+    lost = set(missing)
+    kept = [row for row, path in enumerate(paths) if not isinstance(path, str) or path not in lost]
+    num_lost = len(paths) - len(kept)
+    if not paths:
+        raise ValueError(f"{name}: there are no rows, expected at least one.")
+    if not kept or num_lost > max_missing * len(paths):
+        more = ", ..." if len(missing) > 3 else ""
+        raise ValueError(
+            f"{name}: the audio of {num_lost:,} of {len(paths):,} rows is not there ({', '.join(missing[:3])}{more}), "
+            f"more than max_missing={max_missing:g} allows; correct the paths, fetch the files or raise max_missing."
+        )
+    return table.select(kept) if num_lost else table
 
 
 def extract_features(clips: Sequence[Any], processor, device="cpu", num_threads: int = 8) -> torch.Tensor:
@@ -164,10 +234,7 @@ class CachedRows(torch.utils.data.Dataset):
         self, table: datasets.Dataset, processor, device="cpu", num_threads: int = 8, text_cutoff: int | None = None
     ):
         clips = table["audio"][:] if len(table) else []
-        keys = [
-            clip if clip is None or isinstance(clip, str) else clip["path"] if clip["path"] else index
-            for index, clip in enumerate(clips)
-        ]
+        keys = [clip_key(clip) for clip in clips]
         first = {key: index for index, key in reversed(list(enumerate(keys))) if key is not None}
         place = {key: row for row, key in enumerate(first)}
         self.clip = [place.get(key) for key in keys]  # None: a row of text
@@ -518,9 +585,12 @@ __all__ = [
     "CachedRows",
     "SamTrainer",
     "check_float32",
+    "clip_key",
     "extract_features",
     "follow_autocast",
     "lora_config",
+    "rows_with_audio",
+    "save_checkpoint",
     "upcast_trainable",
     "warmup_cosine",
 ]

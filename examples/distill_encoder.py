@@ -33,7 +33,7 @@ from captions import caption
 from evaluation_sam import read_esc50, wilson_interval
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamProcessor, load_audio
-from training_sam import AugmentLogMel, extract_features, warmup_cosine
+from training_sam import AugmentLogMel, extract_features, save_checkpoint, warmup_cosine
 
 
 def clips_of(table: Path) -> dict[str, str | None]:
@@ -113,7 +113,10 @@ def scores(args: argparse.Namespace) -> None:
     with ProcessPoolExecutor(args.workers, context, start_teacher, (args.teacher,)) as pool:
         heard = pool.map(teach, [str(args.train.parent / clip) for clip in clips], chunksize=16)
         rows = list(tqdm(heard, total=len(clips), desc="teacher", unit="clip"))
-    np.savez_compressed(args.output, clips=np.array(clips), scores=np.array(rows, dtype=np.float32))
+    unfinished = args.output.with_name(f"{args.output.name}.unfinished")
+    with open(unfinished, "wb") as handle:  # given a name, NumPy might add its suffix
+        np.savez_compressed(handle, clips=np.array(clips), scores=np.array(rows, dtype=np.float32))
+    os.replace(unfinished, args.output)
 
 
 class Listener(nn.Module):
@@ -183,13 +186,13 @@ def train(args: argparse.Namespace) -> None:
             bar.write(f"step {step}, {seen} clips: scores {alike:.3f}, answers {named_loss:.3f}, right {hits:.3f}")
     bar.close()
     print(f"{step} steps of {args.batch_size} clips")
-    model.save_pretrained(args.output)
-    processor.save_pretrained(args.output)
     if args.validation is not None:
         score = validate(listener, names, processor, args.validation, args.fold)
+        args.output.mkdir(parents=True, exist_ok=True)
         (args.output / "classifier.json").write_text(json.dumps(score, indent=1) + "\n")
         low, high = score["interval"]
         print(f"the encoder's own answers: {score['value']:.1%} ({low:.1%} to {high:.1%}) of {score['count']} clips")
+    save_checkpoint(model, processor, args.output)  # last, since sam_tiny.sh takes a checkpoint for all of this
 
 
 @torch.inference_mode()

@@ -47,6 +47,7 @@ from captions import (  # noqa: E402
 from configuration_sam import SamAudioConfig, SamConfig  # noqa: E402
 from modeling_sam import SamForConditionalGeneration  # noqa: E402
 from processing_sam import PROMPT_TEMPLATE, SamFeatureExtractor, SamProcessor  # noqa: E402
+from training_sam import save_checkpoint  # noqa: E402
 
 EXCLUDED = ROOT / "examples" / "audio" / "excluded_from_training.txt"
 VOCABULARY = 2048
@@ -286,8 +287,7 @@ def prepare(args: argparse.Namespace) -> None:
     held_out += [] if args.development else validation
     texts += write_stage_tables(train, held_out, more, args, data)
     model, processor = initial_model(train_tokenizer(texts, more))
-    model.save_pretrained(args.work / "initial")
-    processor.save_pretrained(args.work / "initial")
+    save_checkpoint(model, processor, args.work / "initial")
     parts = {"audio encoder": model.model.audio_tower, "connector": model.model.connector, "all": model}
     for name, module in parts.items():
         print(f"{name}: {sum(p.numel() for p in module.parameters()) / 1e6:.2f} million parameters")
@@ -298,10 +298,7 @@ def finish(args: argparse.Namespace) -> None:
     output, trained = args.work / "sam-tiny", args.work / "stages" / "stage-4" / "last"
     processor = AutoProcessor.from_pretrained(trained)
     model = SamForConditionalGeneration.from_pretrained(trained, dtype=torch.bfloat16)
-    model.save_pretrained(output)
-    processor.save_pretrained(output)
-    for code in output.glob("*_sam.py"):
-        code.unlink()  # the checkout has them; push_to_hub and save_pretrained add them to any copy
+    output.mkdir(parents=True, exist_ok=True)
     train, _ = training_clips(read_metadata(args.data))
     columns = ["file", "label", "description", "author_or_url", "licence", "source", "original_label"]
     with open(output / "ATTRIBUTION.csv", "w", newline="", encoding="utf-8") as handle:
@@ -309,6 +306,9 @@ def finish(args: argparse.Namespace) -> None:
         writer.writeheader()
         writer.writerows(train)
     (output / "LICENSE").write_text(LICENSE, encoding="utf-8")
+    save_checkpoint(model, processor, output)  # last, so that no weights are without their licence
+    for code in output.glob("*_sam.py"):
+        code.unlink()  # the checkout has them; push_to_hub and save_pretrained add them to any copy
 
 
 def percent(result: dict) -> dict[str, str]:

@@ -26,7 +26,7 @@ from configuration_sam import SamAudioConfig
 from modeling_sam import SamAudioBlock, SamForConditionalGeneration, sine_cosine_positions
 from processing_sam import SamProcessor
 from records_sam import read_table
-from training_sam import AugmentLogMel, extract_features, warmup_cosine
+from training_sam import AugmentLogMel, clip_key, extract_features, save_checkpoint, warmup_cosine
 
 WINDOW = 512  # frames, 5.12 seconds
 
@@ -121,7 +121,9 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     processor = SamProcessor.from_pretrained(args.model)
     model = SamForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32).to(device)
-    clips = list(dict.fromkeys(read_table(args.train)["audio"][:]))
+    clips = list({clip_key(clip): clip for clip in read_table(args.train)["audio"][:] if clip is not None}.values())
+    if not clips:
+        raise ValueError(f"--train: no row of {args.train!r} has audio, expected at least one.")
     features = extract_features(clips, processor, device, os.cpu_count() or 1)
 
     learner = MaskedPatches(model.model.audio_tower, mask_ratio=args.mask_ratio).to(device).train()
@@ -156,7 +158,9 @@ def main() -> None:
 
     def save() -> None:
         state = {"learner": learner.state_dict(), "optimizer": optimizer.state_dict(), "spent": spent, "step": step}
-        torch.save(state, state_file)
+        unfinished = state_file.with_name(f"{state_file.name}.unfinished")  # a kill in between leaves the state before
+        torch.save(state, unfinished)
+        os.replace(unfinished, state_file)
 
     bar = tqdm(total=args.steps if args.seconds is None else None, initial=step, desc="masked patches", unit="step")
     before, begin, saved, losses = spent, time.monotonic(), spent, []
@@ -191,8 +195,7 @@ def main() -> None:
     bar.close()
     save()
     print(f"{step} steps of {args.batch_size} windows in {spent:.0f} s")
-    model.save_pretrained(args.output)
-    processor.save_pretrained(args.output)
+    save_checkpoint(model, processor, args.output)
 
 
 if __name__ == "__main__":

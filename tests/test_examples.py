@@ -17,6 +17,7 @@ import pytest
 import soundfile
 import soxr
 import torch
+from loopback_hub import LoopbackHub
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import script, tiny_model, tiny_processor
@@ -133,7 +134,7 @@ def part(names, word) -> set[str]:
 
 
 def test_finetune_is_short():
-    assert len((EXAMPLES / "finetune.py").read_text().splitlines()) <= 150
+    assert len((EXAMPLES / "finetune.py").read_text().splitlines()) <= 200
 
 
 def test_finetune_on_a_table(run, base, table, tmp_path, capsys):
@@ -188,9 +189,123 @@ def test_finetune_resumes(run, base, table, tmp_path):
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in straight.items())
 
 
-def test_finetune_refuses_contradictions(run, base, table, tmp_path):
-    with pytest.raises(ValueError, match="--lora_rank and --train_language_model"):
-        finetuned(run, base, table, tmp_path, "--lora_rank", 2, "--train_language_model", "True")
+def refused(message, *arguments):
+    """The script ends before training, with a message and exit code 1."""
+    with pytest.raises(SystemExit) as end:
+        finetuned(*arguments)
+    assert re.search("^error: " + message, str(end.value.code)), end.value.code
+
+
+def test_finetune_says_what_is_wrong(run, base, table, tmp_path):
+    rows = table.read_text().splitlines()
+    one, no_answer = table.with_name("one.csv"), table.with_name("no_answer.csv")
+    one.write_text("\n".join(rows[:2]) + "\n")
+    no_answer.write_text("audio,says\n" + "\n".join(rows[1:]) + "\n")
+    out = tmp_path / "out"
+    refused("--lora_rank and --train_", run, base, table, out, "--lora_rank", 2, "--train_language_model")
+    refused("--model: got '.*nowhere', expected a SAM checkpoint", run, tmp_path / "nowhere", table, out)
+    refused("source: there is no file '.*nowhere.csv'", run, base, tmp_path / "nowhere.csv", out)
+    refused("source: .* has the columns audio, says, expected one of answer", run, base, no_answer, out)
+    refused("--validation_share: 0.05 of 1 rows is 1, expected to keep rows to train on", run, base, one, out)
+    for share in (1, 1.5, -0.01):
+        refused(f"--validation_share: {share} of 6 rows", run, base, table, out, "--validation_share", share)
+    assert not out.exists()
+
+
+def test_finetune_without_validation(run, base, table, tmp_path):
+    one = table.with_name("one.csv")
+    one.write_text("\n".join(table.read_text().splitlines()[:2]) + "\n")
+    options = ("--validation_share", 0, "--cache_features", "--max_steps", 1)
+    assert changed(base, finetuned(run, base, one, tmp_path / "out", *options))
+    assert not (tmp_path / "out" / "eval_results.json").exists()
+
+
+def test_finetune_looks_for_the_audio_before_training(run, base, table, tmp_path, capsys):
+    lacking = table.with_name("lacking.csv")
+    lacking.write_text(table.read_text() + "nope.wav,Nothing.\n")
+    out, message = tmp_path / "out", r"the audio of 1 of 7 rows is not there \(.*nope\.wav\), more than max_missing=0"
+    refused(f"--train: {message}", run, base, lacking, out)
+    refused(f"--validation: {message}", run, base, table, out, "--validation", lacking)
+    capsys.readouterr()
+    options = ("--validation", lacking, "--max_missing", 0.2, "--num_train_epochs", 1)
+    assert changed(base, finetuned(run, base, lacking, out, *options))
+    said = capsys.readouterr().out
+    assert all(f"{option}: the audio of 6 of 7 rows is there\n" in said for option in ("--train", "--validation"))
+
+
+def test_finetune_saves_before_it_evaluates(run, base, table, tmp_path):
+    """A clip that cannot be decoded is found when it is read, and named; what was trained by then is kept."""
+    table.with_name("broken.wav").write_bytes(b"RIFF, but no more")
+    broken = table.with_name("broken.csv")
+    broken.write_text("audio,answer\nbroken.wav,Nothing.\n")
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match=r"broken\.wav"):
+        finetuned(run, base, table, out, "--validation", broken, "--lora_rank", 2, "--max_steps", 1)
+    assert part(changed(base, load_file(out / "model.safetensors")), "connector")
+    assert type(AutoModel.from_pretrained(out)) is SamForConditionalGeneration
+    assert AutoProcessor.from_pretrained(out)
+
+
+@pytest.mark.parametrize("options, dropout", [((), 0.05), (("--lora_dropout", 0.2), 0.2)])
+def test_finetune_drops_of_the_adapters_inputs(run, base, table, tmp_path, options, dropout):
+    finetuned(run, base, table, tmp_path, "--lora_rank", 2, "--max_steps", 1, *options)
+    assert json.loads((tmp_path / "checkpoint-1" / "adapter_config.json").read_text())["lora_dropout"] == dropout
+
+
+# In a process of its own, since the Hub's client reads its environment when it is imported. A folder and a repository
+# with an earlier run's adapter; then a finetuning; then what AutoModel makes of both, beside the weights alone.
+PUSH = """
+import json, sys, torch
+root, base, table, out, token = sys.argv[1:]
+sys.path[:0] = [root, root + "/tests"]
+import sam_alm
+from huggingface_hub import HfApi
+from peft import get_peft_model
+from safetensors.torch import load_file
+from tiny import script, tiny_inputs, tiny_model
+from training_sam import lora_config
+from transformers import AutoModel
+
+model = get_peft_model(tiny_model(), lora_config(4))
+for name, parameter in model.named_parameters():
+    if "lora_B" in name:
+        torch.nn.init.normal_(parameter)
+model.save_pretrained(out)
+api = HfApi(token=token)
+api.create_repo("acme/ft")
+api.upload_folder(repo_id="acme/ft", folder_path=out, commit_message="An earlier adapter")
+sys.argv = ["finetune", "--model", base, "--train", table, "--output_dir", out, "--use_cpu", "--report_to", "none"]
+sys.argv += ["--lora_rank", "4", "--learning_rate", "1e-2", "--max_steps", "2", "--save_steps", "1", "--num_examples", "0"]
+sys.argv += ["--push_to_hub", "--hub_model_id", "ft", "--hub_token", token]
+script("finetune").main()
+
+merged = tiny_model()
+merged.load_state_dict(load_file(out + "/model.safetensors"), strict=False)
+models = [tiny_model(), merged, AutoModel.from_pretrained(out), AutoModel.from_pretrained("acme/ft")]
+with torch.no_grad():
+    logits = [each.eval()(**tiny_inputs()).logits for each in models]
+print("\\n" + json.dumps([(each - logits[1]).abs().max().item() for each in logits]))
+"""
+
+
+def test_finetune_pushes_no_adapter_beside_the_merged_weights(base, table, tmp_path):
+    with LoopbackHub() as hub:
+        environment = hub.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
+        del environment["HF_TOKEN"]  # --hub_token is all there is
+        out = tmp_path / "out"
+        done = subprocess.run(
+            [sys.executable, "-c", PUSH, ROOT, base, table, out, hub.token],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        before, merged, by_folder, by_repository = json.loads(done.stdout.splitlines()[-1])
+        assert before > 1e-2 and merged == by_folder == by_repository == 0
+        assert not [name for name in (*hub.files("acme/ft"), *os.listdir(out)) if name.startswith("adapter_")]
+        titles = [commit.title for commit in hub.commits("acme/ft")][2:]
+        assert not [title for title in titles if "in progress" in title]
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -647,6 +762,15 @@ def test_what_the_recipe_makes(work, check):
 
 def test_a_copy_of_what_the_recipe_makes_has_its_code(work, tmp_path):
     a_copy_has_its_code(work / "sam-tiny", tmp_path)
+
+
+def test_finish_writes_no_weights_without_their_licence(run, work, collection, tmp_path, monkeypatch):
+    last = tmp_path / "stages" / "stage-4" / "last"
+    shutil.copytree(work / "stages" / "stage-4" / "last", last)
+    found = []
+    monkeypatch.setattr(recipe, "save_checkpoint", lambda model, processor, folder: found.extend(folder.iterdir()))
+    run(recipe, "finish", "--data", collection, "--work", tmp_path)
+    assert {path.name for path in found} == {"ATTRIBUTION.csv", "LICENSE"}
 
 
 def test_finish_attributes_and_card_tells(work):

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -74,6 +75,40 @@ def test_masked_patches_train_the_encoder_and_go_on(run, base, table, tmp_path):
     assert trained(tmp_path, base) == names
 
 
+def test_masked_patches_of_rows_of_text_and_of_clips_in_the_table(run, base, tmp_path, monkeypatch):
+    contents = [clip.read_bytes() for clip in CLIPS]
+    clips = [{"bytes": content, "path": "1.wav"} for content in contents] + [{"bytes": contents[0], "path": "2.wav"}]
+    table = datasets.Dataset.from_dict({"audio": [None, *clips, None]})
+    heard, extract = [], pretrain.extract_features
+    monkeypatch.setattr(pretrain, "read_table", lambda source: table)
+    monkeypatch.setattr(
+        pretrain, "extract_features", lambda clips, *rest: heard.extend(clips) or extract(clips, *rest)
+    )
+    options = ["--model", base, "--train", "x", "--output", tmp_path, "--batch-size", 2, "--steps", 1]
+    run(pretrain, *options)
+    assert sorted(clip["bytes"] for clip in heard) == sorted(contents)
+    table = datasets.Dataset.from_dict({"audio": [None]})
+    with pytest.raises(ValueError, match="--train: no row of 'x' has audio"):
+        run(pretrain, *options)
+
+
+def test_a_kill_while_saving_leaves_the_state_before(run, base, table, tmp_path, monkeypatch):
+    options = ["--model", base, "--train", table, "--output", tmp_path, "--batch-size", 4]
+    run(pretrain, *options, "--steps", 1)
+    before = (tmp_path / "pretraining.pt").read_bytes()
+
+    def die(state, target):
+        Path(target).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torch, "save", die)
+        run(pretrain, *options, "--steps", 2, "--resume")
+    assert (tmp_path / "pretraining.pt").read_bytes() == before
+    run(pretrain, *options, "--steps", 2, "--resume")
+    assert torch.load(tmp_path / "pretraining.pt", weights_only=True)["step"] == 2
+
+
 def test_what_is_hidden_cannot_be_seen(base):
     """What the encoder is given does not change with a hidden patch."""
     learner = pretrain.MaskedPatches(tiny_model().model.audio_tower).eval()
@@ -98,7 +133,11 @@ def test_a_scene_has_no_single_answer(table):
     assert answers["dog.ogg"] == "Dog barking." and answers["scenes/00000.flac"] is None and len(answers) == 5
 
 
-def test_the_encoder_learns_scores_and_answers(run, base, table, tmp_path, capsys):
+def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_the_encoder_learns_scores_and_answers(run, base, table, tmp_path, monkeypatch, capsys):
     clips = sorted(distill.clips_of(table))
     scores = np.random.default_rng(0).normal(size=(len(clips), 7)).astype(np.float32)
     np.savez(tmp_path / "scores.npz", clips=np.array(clips), scores=scores)
@@ -111,6 +150,10 @@ def test_the_encoder_learns_scores_and_answers(run, base, table, tmp_path, capsy
     output = tmp_path / "distilled"
     options = ("--train", table, "--scores", tmp_path / "scores.npz", "--output", output, "--batch-size", 5)
     options += ("--learning-rate", 3e-3, "--validation", esc50)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # a kill before all is written
+        patch.setattr(distill, "validate", interrupt)
+        run(distill, "train", "--model", base, *options, "--seconds", 0.01)
+    assert not (output / "config.json").exists()
     run(distill, "train", "--model", base, *options, "--seconds", 6)
     names = trained(output, base)
     assert names and all(".audio_tower." in name for name in names)

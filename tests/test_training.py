@@ -21,9 +21,12 @@ from training_sam import (
     CachedRows,
     SamTrainer,
     check_float32,
+    clip_key,
     extract_features,
     follow_autocast,
     lora_config,
+    rows_with_audio,
+    save_checkpoint,
     upcast_trainable,
     warmup_cosine,
 )
@@ -340,6 +343,30 @@ def test_our_trainer_computes_the_loss_alone(rows, processor, tmp_path):
     assert sum(shape.numel() for shape in seen[1]) < 0.5 * sum(shape.numel() for shape in seen[0])
 
 
+def summed_loss(outputs, labels, num_items_in_batch):
+    """A loss of one's own, as Trainer's documentation has it."""
+    logits, targets = outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="sum") / num_items_in_batch
+
+
+@pytest.mark.parametrize("loss", [None, summed_loss], ids=["the model's loss", "one's own"])
+def test_a_step_without_labels_changes_nothing(rows, processor, tmp_path, loss):
+    """Its loss is 0, not 0 / 0, which would make every weight NaN."""
+
+    def collate(batch):
+        batch = SamDataCollator(processor)(batch)
+        batch["labels"][:] = -100
+        return batch
+
+    model = tiny_model()
+    before = parameters(model)
+    options = {"max_steps": 2, "logging_steps": 1, "remove_unused_columns": False, "logging_nan_inf_filter": False}
+    trainer = SamTrainer(model, arguments(tmp_path, **options), collate, rows, compute_loss_func=loss)
+    trainer.train()
+    assert losses(trainer) == [0.0, 0.0]
+    assert not moved(before, model)
+
+
 def test_lora_is_saved_merged_and_loaded(rows, processor, tmp_path):
     base = tmp_path / "base"
     tiny_model().save_pretrained(base)
@@ -493,6 +520,67 @@ def test_cached_rows_are_the_collators(rows, processor):
     for key in ("input_ids", "labels", "attention_mask"):
         assert torch.equal(batch[key], expected[key]), key
     assert (batch["input_features"] - expected["input_features"]).abs().max() < 2e-3  # half precision
+
+
+def test_clips_in_the_table_are_told_apart_by_their_content(rows, processor):
+    """What `datasets` keeps as their path is a file's name, and many folders have a 1.wav."""
+    contents = [Path(row["audio"]).read_bytes() for row in rows]
+    embedded = [
+        {**row, "audio": {"bytes": content, "path": path}}
+        for row, content, path in zip(rows, contents, ("1.wav", "1.wav", None, "2.wav"))
+    ]
+    cached = CachedRows(datasets.Dataset.from_list(embedded), processor)
+    assert len(cached.features) == 3  # the dog is in two rows
+    expected = CachedRows(datasets.Dataset.from_list(rows), processor)
+    for index in range(4):
+        assert torch.equal(cached[index]["input_features"], expected[index]["input_features"]), index
+    paths = [clip_key({"bytes": None, "path": "a/1.wav"}), clip_key("a/1.wav"), clip_key("b/1.wav"), clip_key(None)]
+    assert paths == ["a/1.wav", "a/1.wav", "b/1.wav", None]
+
+
+def test_rows_whose_audio_is_not_there(rows):
+    content = {"bytes": b"RIFF", "path": "nowhere.wav"}  # in the table itself
+    clips = [rows[0]["audio"], "nope.wav", None, "nope.wav", "a.wav", "b.wav", "c.wav"]
+    table = datasets.Dataset.from_dict({"audio": clips, "answer": list("0123456")})
+    assert rows_with_audio(table, "--train", 0.75)["answer"][:] == ["0", "2"]
+    message = r"--train: the audio of 5 of 7 rows is not there \(nope\.wav, a\.wav, b\.wav, \.\.\.\), more than max_missing=0.7 "
+    with pytest.raises(ValueError, match=message):
+        rows_with_audio(table, "--train", 0.7)
+    with pytest.raises(ValueError, match=r"--train: the audio of 2 of 2 rows is not there \(nope\.wav\), more"):
+        rows_with_audio(table.select([1, 3]), "--train", 1.0)
+    with pytest.raises(ValueError, match=r"--train: there are no rows"):
+        rows_with_audio(table.select([]), "--train")
+    embedded = datasets.Dataset.from_dict({"audio": [content, {"bytes": None, "path": "nope.wav"}]})
+    assert rows_with_audio(embedded, "--train", 0.5)["audio"][:] == [content]
+
+
+def test_a_checkpoint_has_its_configuration_last(processor, tmp_path, monkeypatch):
+    """So `config.json` means that the checkpoint is whole, however the writing ended."""
+    folder, written, replace = tmp_path / "mine", [], os.replace
+
+    def stop_at_config(source, target):
+        written.append(Path(target).name)
+        if len(written) == last:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    model = tiny_model()
+    save_checkpoint(model, processor, folder)
+    whole = {path.name for path in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json"} <= whole
+    assert "# mine\n" in (folder / "README.md").read_text() and "unfinished" not in whole
+    monkeypatch.setattr("os.replace", stop_at_config)
+    last = len(whole)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(model, processor, folder)
+    assert written[-1] == "config.json" and not (folder / "config.json").exists()
+    last = 0
+    save_checkpoint(model, processor, folder)
+    assert {path.name for path in folder.iterdir()} == whole
+    (folder / "README.md").write_text("# By its owner\n")
+    save_checkpoint(model, processor, folder)
+    assert (folder / "README.md").read_text() == "# By its owner\n"
+    assert torch.equal(AutoModel.from_pretrained(folder).lm_head.weight, model.lm_head.weight)
 
 
 def test_cached_rows_are_cut_as_ltu_cuts_with_and_without_a_clip(rows, processor, monkeypatch):
