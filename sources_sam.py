@@ -27,6 +27,7 @@ from records_sam import (
     write_json,
     write_records,
 )
+from training_sam import rows_with_audio
 
 PATIENCE = timedelta(hours=4)  # of processes that wait for the first: it converts data, merges and generates
 
@@ -54,9 +55,12 @@ def prepare_data(recipe: Recipe, output: Path, names: Sequence[str]) -> dict[str
             is_name = not path.exists() and not path.suffix  # of a dataset on the Hub
             try:
                 prepared[name] = read_table(source.path if is_name else str(path), source.split)
-                prepared[name] = _with_audio(prepared[name], name, source.max_missing)
             except ValueError as error:
                 raise ValueError(f"data.{name}: {str(path)!r}: {error}") from error
+            rows = len(prepared[name])
+            prepared[name] = rows_with_audio(prepared[name], f"data.{name}: {str(path)!r}", source.max_missing)
+            if processes().is_main_process:
+                print(f"{name}: the audio of {len(prepared[name]):,} of {rows:,} rows is there", flush=True)
         elif source.format == "records":
             prepared[name] = path
             if not (path / "summary.json").is_file():
@@ -78,23 +82,6 @@ def prepare_data(recipe: Recipe, output: Path, names: Sequence[str]) -> dict[str
         if not count_rows(prepared[name]):
             raise ValueError(f"data.{name}: {str(path)!r} has no rows, expected some.")
     return prepared
-
-
-def _with_audio(table: datasets.Dataset, name: str, max_missing: float) -> datasets.Dataset:
-    """A table without the rows whose file is not there; says how many they are."""
-    clips = table["audio"][:]
-    paths = list({clip for clip in clips if isinstance(clip, str)})
-    with ThreadPoolExecutor(16) as pool:
-        missing = {path for path, there in zip(paths, pool.map(os.path.isfile, paths)) if not there}
-    kept = [index for index, clip in enumerate(clips) if not (isinstance(clip, str) and clip in missing)]
-    if processes().is_main_process and paths:
-        print(f"{name}: {len(kept):,} of {len(clips):,} rows have their audio", flush=True)
-    if len(clips) - len(kept) > max_missing * len(clips):
-        raise ValueError(
-            f"max_missing: the audio of {len(clips) - len(kept)} of {len(clips)} rows is not there, the first file is "
-            f"{min(missing)}; expected at most {max_missing:.2%}. Repair the paths, or raise data.{name}.max_missing."
-        )
-    return table.select(kept) if missing else table
 
 
 def validation_rows(recipe: Recipe, source: Path | datasets.Dataset) -> datasets.Dataset:

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi
 from peft import get_peft_model
-from transformers import AutoProcessor, HfArgumentParser, TrainingArguments
+from transformers import AutoProcessor, HfArgumentParser, TrainingArguments, set_seed
 from transformers.trainer_utils import HubStrategy
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout works without installing it
@@ -127,6 +127,7 @@ def set_up(args: Arguments, training: TrainingArguments):
         raise FileNotFoundError(f"--model: got {args.model!r}, expected a SAM checkpoint: {reason}") from None
     table, truths = read_rows(args, training)
     processor = AutoProcessor.from_pretrained(args.model)
+    set_seed(training.seed)  # the adapters begin at random
     model = prepare(SamForConditionalGeneration.from_pretrained(args.model, dtype="auto"), args)
     rows, validation_rows = table, truths
     if args.cache_features:

@@ -584,7 +584,7 @@ def test_audio_that_is_not_there_is_said_before_anything_is_loaded(world, tmp_pa
     recipe = toy(world, *clips_table(tmp_path, [*real, "gone.wav"]), "stages.1.data=[clips]")
     with (
         monkeypatch.context() as patch,
-        pytest.raises(ValueError, match=r"data\.clips.*max_missing: .* 1 of 9 .*gone"),
+        pytest.raises(ValueError, match=r"data\.clips: .* 1 of 9 rows is not there .*gone"),
     ):
         patch.setattr(curriculum_sam, "load_base", lambda *args: pytest.fail("the model was loaded"))
         run_recipe(recipe, tmp_path / "run", stage=1)
@@ -592,7 +592,7 @@ def test_audio_that_is_not_there_is_said_before_anything_is_loaded(world, tmp_pa
         world, *clips_table(tmp_path, [*real, "gone.wav"]), "stages.1.data=[clips]", "data.clips.max_missing=0.2"
     )
     run_recipe(recipe, tmp_path / "run", stage=1)
-    assert "clips: 8 of 9 rows have their audio" in capsys.readouterr().out
+    assert "clips: the audio of 8 of 9 rows is there" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "stage-1" / "finished.json").read_text())["steps"] == 4
 
 
