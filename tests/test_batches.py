@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import datasets
@@ -392,6 +392,33 @@ def test_rows_of_a_similar_length_meet(processor):
     assert len(means) == 32 and abs(np.corrcoef(means, range(32))[0, 1]) < 0.6  # whole global batches are shuffled
 
 
+def test_processes_work_on_rows_of_the_same_length(processor, records):
+    two = [
+        RecordBatches(
+            datasets.Dataset.from_list(records), processor, 4, num_processes=2, process_index=index, accumulation=2
+        )
+        for index in range(2)
+    ]
+    for step in two[0].global_batches(0):
+        for parts in zip(*(batches.micro_batches(step) for batches in two)):
+            zeroth, first = ([two[0]._length(record) for record in part] for part in parts)
+            assert all(a <= b for a, b in zip(zeroth, first))
+            assert all(b <= a for b, a in zip(first, zeroth[1:]))
+
+
+def test_the_order_by_length_has_noise(processor):
+    table = datasets.Dataset.from_list([{"audio": None, "prompt": "", "answer": "x" * n} for n in range(200, 456)])
+    epochs = []
+    for epoch in range(2):
+        steps = list(RecordBatches(table, processor, 16, group_buffer=16).global_batches(epoch))
+        lengths = sorted([len(record["answer"]) for record in step] for step in steps)
+        assert all(step == sorted(step) for step in lengths)
+        ahead = max(max(one) / min(two) for one, two in pairwise(sorted(lengths, key=np.mean)))
+        assert 1 < ahead < 1.5  # records of neighbouring batches are mixed, and no others
+        epochs.append(lengths)
+    assert epochs[0] != epochs[1]  # other records meet
+
+
 def test_a_fraction_of_an_epoch(processor, folder):
     batches = RecordBatches(folder, processor, 2, accumulation=2, epochs=1.5)
     assert (batches.steps_per_epoch, batches.num_steps, len(batches)) == (6, 9, 12)
@@ -428,7 +455,7 @@ def test_the_cutoff_is_ltus(processor, clips, audio, train_on_prompt):
             datasets.Dataset.from_list([record]), processor, 1, text_cutoff=cutoff, train_on_prompt=True
         )
         batches.train_on_prompt = train_on_prompt
-        (batch,) = load(batches)
+        batch = batches.collate([record])
         ids = processor.tokenizer(text)["input_ids"][:cutoff]  # as finetune.py of LTU does
         if len(ids) < cutoff:
             ids = ids + [processor.tokenizer.eos_token_id]
@@ -568,7 +595,7 @@ def broken(records, tmp_path):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_broken_audio_is_left_out_and_counted(processor, broken, num_workers, caplog):
-    batches = RecordBatches(datasets.Dataset.from_list(broken), processor, 4)
+    batches = RecordBatches(datasets.Dataset.from_list(broken), processor, 4, max_broken=4 / NUM_RECORDS)
     with caplog.at_level("WARNING"):
         loaded = load(batches, num_workers)
     assert sum(len(batch["input_ids"]) for batch in loaded) == NUM_RECORDS - 4
@@ -584,22 +611,75 @@ def test_broken_audio_is_left_out_and_counted(processor, broken, num_workers, ca
         assert str(Path(broken[0]["audio"]).parent) in warning.message
 
 
+def test_whatever_a_decoder_raises_is_broken_audio(processor, records, monkeypatch):
+    errors = [OSError("x"), ValueError("x"), soundfile.LibsndfileError(1)]  # the last is a RuntimeError
+
+    def fail(path):
+        raise errors.pop()
+
+    batches = RecordBatches(datasets.Dataset.from_list(records), processor, 4)
+    monkeypatch.setattr(batches_sam, "load_audio", fail)
+    batches.collate(records[:3])
+    assert not errors and batches.num_broken == 3
+
+
+def some_broken(records) -> list[dict]:
+    """Six of the 23 records are broken."""
+    return [{**record, "audio": "/nowhere.wav"} if index % 4 == 0 else record for index, record in enumerate(records)]
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_too_many_broken_records_are_an_error(processor, records, num_workers):
-    bad = [{**record, "audio": "/nowhere.wav"} if index % 4 == 0 else record for index, record in enumerate(records)]
-    batches = RecordBatches(datasets.Dataset.from_list(bad), processor, 4, max_broken=0.25, epochs=5)
-    for epoch in range(4):  # 24 of 92, but too few were seen to say
-        batches.set_epoch(epoch)
-        load(batches, num_workers)
-    batches.set_epoch(4)
+def test_too_many_broken_records_are_an_error_within_a_pass(processor, records, num_workers):
+    table = datasets.Dataset.from_list(some_broken(records) * 10)
+    batches = RecordBatches(table, processor, 4, max_broken=0.2)
     with pytest.raises(ValueError, match=r"max_broken: the audio of \d+ of 1\d\d records cannot be read \(a: .*/nowh"):
         load(batches, num_workers)
+    assert 100 <= batches.num_seen < 10 * NUM_RECORDS
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3, 8])
+def test_too_many_broken_records_are_an_error_at_the_end_of_a_pass(processor, records, num_workers):
+    table = datasets.Dataset.from_list(some_broken(records))
+    batches = RecordBatches(table, processor, 4, max_broken=0.25)
+    loader = iter(DataLoader(batches, batch_size=None, num_workers=num_workers))
+    with pytest.raises(
+        ValueError, match=r"max_broken: the audio of 6 of 23 records .*, expected at most 25\.00%\. Rep"
+    ):
+        for _ in range(6):  # as Trainer does, which never asks for one more than there are
+            next(loader)
+    assert batches.num_seen == NUM_RECORDS  # judged by the last worker
+    batches.seek(3)
+    assert len(load(batches, num_workers)) == 3  # of the rest of an epoch nothing can be said
+
+
+def test_as_many_broken_records_as_allowed_are_no_error(processor, records):
+    table = datasets.Dataset.from_list(some_broken(records))
+    for seed in range(4):  # where one of the workers alone may have read more of them
+        batches = RecordBatches(table, processor, 4, max_broken=6 / 23, seed=seed, epochs=2)
+        load(batches, 2)
+        batches.set_epoch(1)
+        load(batches, 2)
+        assert (batches.num_broken, batches.num_seen) == (12, 46)
+
+
+def test_a_pass_without_a_label_is_an_error(processor, broken):
+    table = datasets.Dataset.from_list([broken[4], broken[10]])
+    with pytest.raises(
+        ValueError, match=r"none of the 2 records that were read has a label, .* the audio of 2 cannot"
+    ):
+        load(RecordBatches(table, processor, 1, max_broken=1.0))
+
+
+def test_each_worker_counts_in_a_place_of_its_own(processor, folder):
+    batches = RecordBatches(folder, processor, 4)
+    load(batches, 2)
+    seen = batches.counts.values[:, :, SourceCounts.KINDS.index("seen")].sum(1).tolist()
+    assert seen[0] == 0 and min(seen[1:3]) > 0 and sum(seen) == sum(seen[1:3]) == NUM_RECORDS
 
 
 def test_a_micro_batch_without_rows_is_text_without_labels(processor, broken):
-    batches = RecordBatches(datasets.Dataset.from_list([broken[0], broken[0]]), processor, 1, accumulation=3)
-    loaded = load(batches)
-    assert len(loaded) == 3
+    batches = RecordBatches(datasets.Dataset.from_list(broken), processor, 1)
+    loaded = [batches.collate([broken[0]]), batches.collate([])]
     for batch in loaded:
         assert processor.batch_decode(batch["input_ids"]) == ["### Instruction:\n\n\n### Response:\n"]
         assert batch["labels"].eq(-100).all() and "input_features" not in batch
@@ -656,6 +736,12 @@ def test_sources_that_make_no_sense(processor, records, folder, tmp_path):
         RecordBatches(datasets.Dataset.from_list([{"audio": None, "prompt": "?", "text": "."}]), processor, 4)
     with pytest.raises(ValueError, match=r"has the prompt None and the answer '\.', expected text"):
         RecordBatches(datasets.Dataset.from_list([{"audio": None, "prompt": None, "answer": "."}]), processor, 4)
+    one, three = (datasets.Dataset.from_list(records[:number]) for number in (1, 3))
+    with pytest.raises(ValueError, match=r"number 2, the Dataset, has the weight 0\.1, which gives it none of the 4 "):
+        RecordBatches([(three, 3.0), (one, 0.1)], processor, 4)
+    ending = {"audio": None, "prompt": "?", "answer": "A dog.<|endoftext|>"}
+    with pytest.raises(ValueError, match=r"has the special token <\|endoftext\|> in the answer"):
+        RecordBatches(datasets.Dataset.from_list([ending]), processor, 4)
     other = write_shards(tmp_path / "other", records, [NUM_RECORDS])
     (other / "summary.json").write_text('{"rows": 99}')
     with pytest.raises(ValueError, match=r"hold 23 records, its summary\.json says 99"):
@@ -663,6 +749,20 @@ def test_sources_that_make_no_sense(processor, records, folder, tmp_path):
     (other / "part-00001.parquet").write_text("cut short")
     with pytest.raises(ValueError, match=r"part-00001\.parquet' cannot be read as Parquet"):
         RecordBatches(other, processor, 4)
+
+
+def test_audio_that_is_elsewhere_is_an_error_before_training(processor, records):
+    missing = [
+        {**record, "audio": record["audio"] and f"/data/sls/{index}.wav"} for index, record in enumerate(records)
+    ]
+    rows = missing * 3  # more than are looked at
+    message = (
+        r"none of the 50 audio files in the first 64 records of the Dataset is there, the first is '/data/sls/0\.wav'"
+    )
+    with pytest.raises(ValueError, match=f"{message}.*--audio-root"):
+        RecordBatches([(datasets.Dataset.from_list(part), 1.0) for part in (records, rows)], processor, 4)
+    RecordBatches(datasets.Dataset.from_list([*rows[:60], *records]), processor, 4)  # one of 64 is there
+    RecordBatches(datasets.Dataset.from_list([{**record, "audio": None} for record in records]), processor, 4)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -784,16 +884,31 @@ def test_training_on_waveforms_and_packed_rows_is_the_same(folder, processor, tm
 
 
 def test_a_step_without_labels_changes_nothing(processor, broken, tmp_path, caplog):
-    table = datasets.Dataset.from_list([broken[0]] * 2)
+    states = []
+
+    class Keep(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            states.append({name: parameter.detach().clone() for name, parameter in model.named_parameters()})
+
+    table = datasets.Dataset.from_list([broken[0], broken[1]])
+    options = {"optim": "sgd", "logging_nan_inf_filter": False}
     trainer = trainer_of(
-        tmp_path, table, processor, batch_size=2, arguments_too={"optim": "sgd", "logging_nan_inf_filter": False}
+        tmp_path, table, processor, batch_size=1, callbacks=[Keep()], arguments_too=options, max_broken=0.5
     )
-    before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
+    states.append({name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()})
     with caplog.at_level("WARNING"):
         trainer.train()
-    assert logged(trainer) == [0.0]
-    assert all(torch.equal(before[name], parameter) for name, parameter in trainer.model.named_parameters())
-    assert "a: 2 seen, 2 broken, 0 truncated" in caplog.text
+    losses = logged(trainer)
+    assert min(losses) == 0.0 < max(losses)
+    for loss, before, after in zip(losses, states, states[1:]):
+        assert all(torch.equal(before[name], after[name]) for name in before) == (loss == 0.0)
+    assert "a: 1 seen, 1 broken, 0 truncated" in caplog.text
+
+
+def test_a_training_on_broken_audio_fails(processor, broken, tmp_path):
+    table = datasets.Dataset.from_list([broken[0], *broken[4:6]])
+    with pytest.raises(ValueError, match="max_broken: the audio of 2 of 3 records cannot be read"):
+        trainer_of(tmp_path, table, processor, batch_size=1).train()
 
 
 def test_a_trainer_that_does_not_fit(folder, processor, records, tmp_path):
