@@ -143,27 +143,30 @@ class RecordSource:
                     yield from ((where, dict(zip(names, row))) for row in zip(*columns))
 
     def _check(self, record: dict[str, Any], where: str) -> None:
-        _check_columns(list(record), where)
-        audio, prompt, answer, source = *(record[name] for name in COLUMNS), record.get("source")
+        if not record.keys() >= set(COLUMNS):
+            _check_columns(list(record), where)
+        audio, prompt, answer, source = record["audio"], record["prompt"], record["answer"], record.get("source")
         if not isinstance(prompt, str) or not isinstance(answer, str):
             raise ValueError(
                 f"source: {where} has the prompt {prompt!r:.80} and the answer {answer!r:.80}, expected text; complete "
                 "the record or leave it out."
             )
-        text = f"source: {where}, in the record with the prompt {prompt[:80]!r} and the answer {answer[:80]!r}, has"
         if audio is not None and not isinstance(audio, (str, os.PathLike, bytes, dict)):
-            raise ValueError(
-                f"{text} {type(audio).__name__} as audio, expected a path, an undecoded row of an Audio column or None."
+            problem = f"{type(audio).__name__} as audio, expected a path, an undecoded row of an Audio column or None."
+        elif source is not None and not isinstance(source, str):
+            problem = f"the source {source!r:.80}, expected text or None."
+        elif prompt.count(AUDIO_TOKEN) > (audio is not None):
+            problem = (
+                f"{prompt.count(AUDIO_TOKEN)} {AUDIO_TOKEN} in the prompt and {int(audio is not None)} clip(s), expected "
+                "at most one for each; take them out, and the clip comes first."
             )
-        if source is not None and not isinstance(source, str):
-            raise ValueError(f"{text} the source {source!r:.80}, expected text or None.")
-        if (marks := prompt.count(AUDIO_TOKEN)) > (audio is not None):
-            raise ValueError(
-                f"{text} {marks} {AUDIO_TOKEN} in the prompt and {int(audio is not None)} clip(s), expected at most one "
-                "for each; take them out, and the clip comes first."
-            )
-        if token := next((token for token in self.special_tokens if token in answer), None):
-            raise ValueError(f"{text} the special token {token} in the answer, expected text only; take it out.")
+        elif found := [token for token in self.special_tokens if token in answer]:
+            problem = f"the special token {found[0]} in the answer, expected text only; take it out."
+        else:
+            return
+        raise ValueError(
+            f"source: {where}, in the record with the prompt {prompt[:80]!r} and the answer {answer[:80]!r}, has {problem}"
+        )
 
     def _counted(self, index: int) -> Iterator[dict[str, Any]]:
         """The records of a stream that can change. What it gains would otherwise be left out without a word."""
