@@ -5,6 +5,7 @@ text and decodes the audio of its own share only; `SamTrainer(train_batches=...)
 """
 
 import math
+import os
 import time
 from collections.abc import Iterator
 from itertools import islice, pairwise
@@ -21,7 +22,7 @@ from streams_sam import RecordSource, SourceCounts, mix, shares
 logger = logging.get_logger(__name__)
 
 BROKEN = (OSError, ValueError, RuntimeError)  # what load_audio and the decoders under it raise for bad audio
-MIN_SEEN = 100  # records before the share of broken ones is judged
+MIN_SEEN = 100  # records before the share of broken ones is judged within a pass
 PROBED = 64  # records of each source that are looked at before training
 CHARACTERS_PER_TOKEN = 4  # of English in GPT-NeoX's tokenizer, about; only for the order by length
 
@@ -149,8 +150,9 @@ class RecordBatches(torch.utils.data.IterableDataset):
             the right end is lost, and end of text with it; `num_cut` counts such rows. Audio slots do not count.
         features (`str`, *optional*, defaults to `"workers"`): Where log-mel is computed: `"workers"` or `"device"`,
             see [`collate_rows`].
-        max_broken (`float`, *optional*, defaults to 0.01): The largest share of broken records, judged once 100
-            were seen.
+        max_broken (`float`, *optional*, defaults to 0.01): The largest share of broken records, of those that this
+            process has read: judged once 100 were, and however few they are at the end of each pass that has begun
+            with an epoch.
         start_step (`int`, *optional*, defaults to 0): Optimizer step at which the first pass begins.
         num_rows (`int`, *optional*): Records of an epoch, if not all of them.
         train_on_prompt (`bool`, *optional*, defaults to `False`): Also learn the prompt's text, as LTU does.
@@ -158,8 +160,10 @@ class RecordBatches(torch.utils.data.IterableDataset):
 
     Raises:
         FileNotFoundError, ValueError, TypeError: As [`RecordSource`], and a number or a choice that makes no sense,
-            weights that are not positive, a `pack_to` that no clip fits in, a `text_cutoff` that leaves no answer.
-            In a pass: too many broken records, or an epoch of other records than counted.
+            weights that are not positive or give no record, a `pack_to` that no clip fits in, a `text_cutoff` that
+            leaves no answer, a source of whose first records no audio file is there.
+            In a pass: too many broken records, none with a label, one that cannot be learned, or an epoch of other
+            records than counted.
     """
 
     def __init__(
@@ -220,12 +224,22 @@ class RecordBatches(torch.utils.data.IterableDataset):
         for _, weight in parts:
             if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
                 raise ValueError(f"source: got the weight {weight!r}, expected positive numbers.")
-        self.sources = [RecordSource(part, shuffle_buffer) for part, _ in parts]
-        self._check_labels()
+        tokens = processor.tokenizer.all_special_tokens
+        self.sources = [RecordSource(part, shuffle_buffer, tokens) for part, _ in parts]
+        for part in self.sources:
+            self._check_first(part)
         self.num_rows = num_rows or sum(part.num_rows for part in self.sources)
         self._shares = shares([weight for _, weight in parts], self.num_rows)
+        for number, (part, (_, weight), share) in enumerate(zip(self.sources, parts, self._shares), 1):
+            if not share:
+                raise ValueError(
+                    f"source: number {number}, {part.name}, has the weight {weight!r}, which gives it none of the "
+                    f"{self.num_rows} records of an epoch, expected at least one; raise it, or leave the source out."
+                )
 
         self.counts = SourceCounts()
+        # For each worker, 1 + the epoch that it has read to its end.
+        self._finished = torch.zeros(SourceCounts.NUM_WORKERS, dtype=torch.int64).share_memory_()
         # What to read next, shared with workers that live through several epochs: the epoch, its first optimizer
         # step, whether what precedes that is given as empty batches, and the step at which all ends.
         self._position = torch.zeros(4, dtype=torch.int64).share_memory_()
@@ -311,6 +325,9 @@ class RecordBatches(torch.utils.data.IterableDataset):
                 f"{first}; set more epochs, or an epoch before."
             )
         number = 0
+        steps = min(stop - epoch * self.steps_per_epoch, self.steps_per_epoch)
+        total = self.accumulation * (steps if placeholders else steps - first)
+        self._finished[index] = 0
         for step, records in enumerate(self.global_batches(epoch)):
             if epoch * self.steps_per_epoch + step >= stop:
                 return
@@ -318,7 +335,14 @@ class RecordBatches(torch.utils.data.IterableDataset):
                 continue
             for part in self.micro_batches(records):
                 if number % workers == index:  # a DataLoader takes the workers' batches in turn
-                    yield self.collate(part) if step >= first else {}
+                    batch = self.collate(part) if step >= first else {}
+                    # Before the last batch is given: nobody may ask for another. Not of the rest of an epoch, which
+                    # may be a few records, of which a single one would end a run each time that it is resumed.
+                    if number + workers >= total and not first:
+                        self._finished[index] = epoch + 1
+                        if (self._finished[: min(workers, total)] == epoch + 1).all():
+                            self._check_pass()
+                    yield batch
                 number += 1
 
     # -- rows -----------------------------------------------------------------------------------------------------
@@ -404,15 +428,30 @@ class RecordBatches(torch.utils.data.IterableDataset):
 
     def _count_broken(self, source: str, error: Exception) -> None:
         self._count_lost("broken", source, f"records are left out, since their audio cannot be read: {error}")
+        if self.num_seen >= MIN_SEEN:
+            self._check_broken(error)
+
+    def _check_broken(self, error: Exception | None = None) -> None:
         seen, broken = self.num_seen, self.num_broken
-        if seen >= MIN_SEEN and broken > self.max_broken * seen:
+        if broken and broken / seen > self.max_broken:
             table = {name: f"{row['broken']} of {row['seen']}" for name, row in self.report().items() if row["broken"]}
+            last = "." if error is None else f"; the last one: {error}"
             raise ValueError(
                 f"max_broken: the audio of {broken} of {seen} records cannot be read ("
                 f"{', '.join(f'{name}: {text}' for name, text in table.items())}), expected at most "
-                f"{self.max_broken:.2%}; the last one: {error} Repair the files, leave the records out or raise "
-                "max_broken."
+                f"{self.max_broken:.2%}{last} Repair the files, leave the records out or raise max_broken."
             ) from error
+
+    def _check_pass(self) -> None:
+        """Judges a pass at its end, by the worker that is the last to get there: the others' counts are whole then."""
+        self._check_broken()
+        seen, broken, unanswered = self.num_seen, self.num_broken, self.counts.total("unanswered")
+        if seen and seen == broken + unanswered:
+            raise ValueError(
+                f"source: none of the {seen} records that were read has a label, expected some: the audio of {broken} "
+                f"cannot be read, and text_cutoff leaves nothing of the answer of {unanswered}. Repair the files, or "
+                "raise text_cutoff."
+            )
 
     def _count_lost(self, kind: str, source: str, what: str) -> None:
         if not self.counts.total(kind):
@@ -435,20 +474,20 @@ class RecordBatches(torch.utils.data.IterableDataset):
                 "no label; LTU's is 108."
             )
 
-    def _check_labels(self) -> None:
-        for source in self.sources:
-            records = source.first(PROBED)
-            for record in records:
-                if not isinstance(record["prompt"], str) or not isinstance(record["answer"], str):
-                    raise ValueError(
-                        f"source: {source.name} has the prompt {record['prompt']!r} and the answer "
-                        f"{record['answer']!r}, expected text."
-                    )
-            if not any(label != IGNORE_INDEX for row in self._text_rows(records) for label in row["labels"]):
-                raise ValueError(
-                    f"text_cutoff: {self.text_cutoff} leaves nothing of any answer in the first {len(records)} records "
-                    f"of {source.name}, so that there is nothing to learn; raise it."
-                )
+    def _check_first(self, source: RecordSource) -> None:
+        records = source.first(PROBED)
+        paths = [record["audio"] for record in records if isinstance(record["audio"], str)]
+        if paths and not any(map(os.path.isfile, paths)):
+            raise ValueError(
+                f"source: none of the {len(paths)} audio files in the first {len(records)} records of {source.name} is "
+                f"there, the first is {paths[0]!r}; map the paths with --audio-root FROM=TO when the records are "
+                "written, or leave out what has no audio."
+            )
+        if not any(label != IGNORE_INDEX for row in self._text_rows(records) for label in row["labels"]):
+            raise ValueError(
+                f"text_cutoff: {self.text_cutoff} leaves nothing of any answer in the first {len(records)} records "
+                f"of {source.name}, so that there is nothing to learn; raise it."
+            )
 
 
 def _check_integers(least: int, **values: Any) -> None:

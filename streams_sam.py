@@ -4,9 +4,11 @@ Shards of Parquet or JSON lines, or whatever `datasets` reads. A record is `{"au
 "source"}`, and nothing here decodes audio.
 """
 
-import glob
+import hashlib
 import json
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,14 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from pyarrow import ArrowInvalid, parquet
+from pyarrow import ArrowInvalid, Schema, parquet, types
 from tqdm.auto import tqdm
 
+from processing_sam import AUDIO_TOKEN
+
 COLUMNS = ("audio", "prompt", "answer")
+FORMATS = (".parquet", ".jsonl")
+SPLIT = re.compile(r"(train|validation|valid|val|dev|test|eval)[-._]")  # how a shard's name begins
 READ_ROWS = 1000  # records read at a time
 MAX_STREAMS = 16  # shards of a folder that are read side by side
 
@@ -31,30 +37,33 @@ class RecordSource:
 
     Args:
         source: A folder of `*.parquet` or `*.jsonl` shards, one such file, a `datasets.Dataset` or a
-            `datasets.IterableDataset`, with the columns `audio`, `prompt`, `answer` and perhaps `source`.
+            `datasets.IterableDataset`, with the columns `audio`, `prompt`, `answer` and perhaps `source`; others are
+            ignored.
         shuffle_buffer (`int`): Records that are held to be shuffled. A `Dataset` is shuffled as a whole; up to 16
             shards of a folder are read side by side, and share the buffer.
+        special_tokens (list of `str`, *optional*): What no answer may hold besides `<|audio|>`.
 
     Raises:
         FileNotFoundError: No such file or folder, or no shards in it.
-        ValueError: No records, missing columns, a shard that cannot be read, or not as many as its summary says.
+        ValueError: No records, missing columns, a folder that was not written to its end or holds several formats or
+            splits, a shard that cannot be read, or not as many records as its summary says. Also in a walk: a record
+            that cannot be learned, or not as many as there were.
         TypeError: Something else.
     """
 
-    def __init__(self, source: Any, shuffle_buffer: int):
+    def __init__(self, source: Any, shuffle_buffer: int, special_tokens: Sequence[str] = ()):
         self.shuffle_buffer = shuffle_buffer
+        self.special_tokens = (AUDIO_TOKEN, *special_tokens)
         self.name = repr(str(source)) if isinstance(source, (str, Path)) else f"the {type(source).__name__}"
         if isinstance(source, (str, Path)):
-            files, counts = _shards(Path(source))
-            self.streams: list[Any] = files
-            if not counts:
-                paths = [glob.escape(str(file)) for file in files]
-                table = datasets.load_dataset("json", data_files=paths, split="train", streaming=True)
-                self.streams = [table.shard(num_shards=len(files), index=index) for index in range(len(files))]
+            self.streams: list[Any]
+            self.streams, counts = _shards(Path(source))
         elif isinstance(source, (datasets.Dataset, datasets.IterableDataset)):
             for name, feature in (source.features or {}).items():
                 if isinstance(feature, datasets.Audio):  # decoded only after sharding, and by load_audio
                     source = source.cast_column(name, datasets.Audio(decode=False))
+            if not isinstance(source, datasets.Dataset) or source.format["type"] != "custom":
+                source = source.with_format(None)  # plain rows, not tables; a transform stays
             counts = [len(source)] if isinstance(source, datasets.Dataset) else []
             self.streams = [source]  # whole: a shard of `source.take(n)`, for one, holds other records
         else:
@@ -71,12 +80,7 @@ class RecordSource:
         self.num_rows = sum(self.counts)
         if not self.num_rows:
             raise ValueError(f"source: {self.name} has no records, expected at least one.")
-        first = next(self._records(self.streams[next(i for i, count in enumerate(self.counts) if count)]))
-        missing = [name for name in COLUMNS if name not in first]
-        if missing:
-            raise ValueError(
-                f"source: {self.name} has the columns {', '.join(first)}, expected also {', '.join(missing)}."
-            )
+        self.first(1)
 
     def first(self, number: int) -> list[dict[str, Any]]:
         """The first records, as they are stored."""
@@ -97,7 +101,7 @@ class RecordSource:
                     yield from self._records(stream.shuffle(seed=int(seeds[index]), keep_in_memory=True))
                 else:
                     size = max(self.shuffle_buffer // width, 1)
-                    yield from _shuffled(self._records(stream), size, np.random.default_rng(seeds[index]))
+                    yield from _shuffled(self._counted(index), size, np.random.default_rng(seeds[index]))
 
         counts = [sum(self.counts[index] for index in members) for members in groups]
         yield from mix([group(members) for members in groups], counts, rng, self.name)
@@ -111,27 +115,79 @@ class RecordSource:
             count, skipped, walk = count - part, 0, walk + 1
 
     def _records(self, stream) -> Iterator[dict[str, Any]]:
-        if isinstance(stream, Path):
+        for where, record in self._rows(stream):
+            self._check(record, where)
+            yield record
+
+    def _rows(self, stream) -> Iterator[tuple[str, dict[str, Any]]]:
+        if not isinstance(stream, Path):
+            # By `iter`: plain iteration would give each worker of a DataLoader some shards only.
+            for batch in stream.iter(batch_size=self.read_rows):
+                names = list(batch)
+                yield from ((self.name, dict(zip(names, row))) for row in zip(*batch.values()))
+        elif stream.suffix == ".jsonl":
+            # Not by datasets, which takes each column's type from a file's first rows.
+            with open(stream, "rb") as file:
+                for number, line in enumerate(file, 1):
+                    if line.strip():
+                        where = f"{str(stream)!r}, line {number}"
+                        yield where, _parse(line, where)
+        else:
             # Not by datasets: its reader of Parquet has threads, which a DataLoader's workers may not survive when they
             # are forked, and for which it sleeps five seconds wherever a stream is left before its end.
+            where = repr(str(stream))
             with parquet.ParquetFile(stream, pre_buffer=False) as table:
                 for rows in table.iter_batches(READ_ROWS, use_threads=False):
                     names = rows.schema.names
-                    yield from (dict(zip(names, row)) for row in zip(*(column.to_pylist() for column in rows.columns)))
+                    columns = (column.to_pylist() for column in rows.columns)
+                    yield from ((where, dict(zip(names, row))) for row in zip(*columns))
+
+    def _check(self, record: dict[str, Any], where: str) -> None:
+        if not record.keys() >= set(COLUMNS):
+            _check_columns(list(record), where)
+        audio, prompt, answer, source = record["audio"], record["prompt"], record["answer"], record.get("source")
+        if not isinstance(prompt, str) or not isinstance(answer, str):
+            raise ValueError(
+                f"source: {where} has the prompt {prompt!r:.80} and the answer {answer!r:.80}, expected text; complete "
+                "the record or leave it out."
+            )
+        if audio is not None and not isinstance(audio, (str, os.PathLike, bytes, dict)):
+            problem = f"{type(audio).__name__} as audio, expected a path, an undecoded row of an Audio column or None."
+        elif source is not None and not isinstance(source, str):
+            problem = f"the source {source!r:.80}, expected text or None."
+        elif prompt.count(AUDIO_TOKEN) > (audio is not None):
+            problem = (
+                f"{prompt.count(AUDIO_TOKEN)} {AUDIO_TOKEN} in the prompt and {int(audio is not None)} clip(s), expected "
+                "at most one for each; take them out, and the clip comes first."
+            )
+        elif found := [token for token in self.special_tokens if token in answer]:
+            problem = f"the special token {found[0]} in the answer, expected text only; take it out."
+        else:
             return
-        # By `iter`: plain iteration would give each worker of a DataLoader some shards only.
-        for batch in stream.iter(batch_size=self.read_rows):
-            names = list(batch)
-            yield from (dict(zip(names, row)) for row in zip(*batch.values()))
+        raise ValueError(
+            f"source: {where}, in the record with the prompt {prompt[:80]!r} and the answer {answer[:80]!r}, has {problem}"
+        )
+
+    def _counted(self, index: int) -> Iterator[dict[str, Any]]:
+        """The records of a stream that can change. What it gains would otherwise be left out without a word."""
+        number, expected = 0, self.counts[index]
+        for number, record in enumerate(self._records(self.streams[index]), 1):
+            if number > expected:
+                break
+            yield record
+        if number != expected:
+            raise ValueError(
+                f"source: {self.name} had {'more' if number > expected else 'fewer'} records than the {expected} that "
+                "were counted; it must not change while it is read."
+            )
 
     def _count(self) -> list[int]:
         counts = [0] * len(self.streams)
         with tqdm(desc=f"counting {self.name}", unit=" records") as progress:
             for index, stream in enumerate(self.streams):
-                for batch in stream.iter(batch_size=self.read_rows):
-                    rows = len(next(iter(batch.values())))
-                    counts[index] += rows
-                    progress.update(rows)
+                for _ in self._records(stream):
+                    counts[index] += 1
+                    progress.update()
         return counts
 
 
@@ -186,28 +242,92 @@ def _shards(path: Path) -> tuple[list[Path], list[int]]:
     """The files of a folder of records, and how many each holds: nothing for JSON lines, which have to be counted."""
     if not path.exists():
         raise FileNotFoundError(f"source: there is no file or folder {str(path)!r}.")
-    files = [path] if path.is_file() else sorted(path.glob("*.parquet")) or sorted(path.glob("*.jsonl"))
-    if not files:
-        raise FileNotFoundError(
-            f"source: the folder {str(path)!r} has no *.parquet and no *.jsonl, expected shards of records."
+    if path.is_file() and path.suffix not in FORMATS:
+        raise ValueError(
+            f"source: got the file {str(path)!r}, expected one that ends in {' or '.join(FORMATS)}; other tables are "
+            "read by read_table."
         )
+    files = [path] if path.is_file() else _folder_files(path)
     if files[0].suffix != ".parquet":
         return files, []
     counts = []
     for file in files:
         try:
-            counts.append(parquet.read_metadata(file).num_rows)
+            metadata = parquet.read_metadata(file)
         except ArrowInvalid as error:
             raise ValueError(f"source: {str(file)!r} cannot be read as Parquet ({error}); write it again.") from error
+        counts.append(metadata.num_rows)
+        if metadata.num_rows:
+            _check_schema(metadata.schema.to_arrow_schema(), repr(str(file)))
     summary = path / "summary.json"
     if path.is_dir() and summary.is_file():
-        expected = json.loads(summary.read_text())["rows"]
+        try:
+            expected = json.loads(summary.read_text(encoding="utf-8"))["rows"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"source: {str(summary)!r} does not say how many 'rows' the folder has, as that of a folder of records "
+                "does; write the folder again, or move the file elsewhere if it is about something else."
+            ) from error
         if expected != sum(counts):
             raise ValueError(
                 f"source: the shards in {str(path)!r} hold {sum(counts)} records, its summary.json says {expected}; "
                 "write the folder again."
             )
     return files, counts
+
+
+def _folder_files(path: Path) -> list[Path]:
+    begun = (path / ".records").exists() or any(path.glob("*.unfinished"))
+    if begun and not (path / "summary.json").is_file():  # write_records writes it last
+        raise ValueError(
+            f"source: the folder {str(path)!r} has no summary.json, since its writing was broken off; run that again."
+        )
+    found = {suffix: files for suffix in FORMATS if (files := sorted(path.glob(f"*{suffix}")))}
+    if not found:
+        raise FileNotFoundError(
+            f"source: the folder {str(path)!r} has no *.parquet and no *.jsonl, expected shards of records."
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"source: the folder {str(path)!r} has *.parquet and *.jsonl, expected one of them; pass a subfolder, or a "
+            "list of (file, weight)."
+        )
+    (files,) = found.values()
+    splits = sorted({match.group(1) for file in files if (match := SPLIT.match(file.name))})
+    if len(splits) > 1:
+        raise ValueError(
+            f"source: the folder {str(path)!r} has the splits {', '.join(splits)}, expected one; pass a subfolder, or a "
+            "list of (file, weight)."
+        )
+    return files
+
+
+def _check_columns(names: Sequence[str], where: str) -> None:
+    if missing := [name for name in COLUMNS if name not in names]:
+        raise ValueError(f"source: {where} has the columns {', '.join(names)}, expected also {', '.join(missing)}.")
+
+
+def _check_schema(schema: Schema, where: str) -> None:
+    """Finds out from a Parquet shard's types, before training, what its records would say in the middle of it."""
+    _check_columns(schema.names, where)
+    for name in (*COLUMNS, *(["source"] if "source" in schema.names else [])):
+        kind = schema.field(name).type
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        fits = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+        fits |= name in ("audio", "source") and types.is_null(kind)
+        fits |= name == "audio" and (types.is_struct(kind) or types.is_binary(kind))
+        if not fits:
+            raise ValueError(f"source: {where} has {name} as {kind}, expected strings; write it again.")
+
+
+def _parse(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"source: {where} cannot be read as JSON ({error}); write it again.") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"source: {where} is {line[:80]!r}, expected an object with {', '.join(COLUMNS)}.")
+    return record
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -250,7 +370,10 @@ class SourceCounts:
         return bytes(self.names[worker, place].tolist()).rstrip(b"\0").decode(errors="ignore")
 
     def _place(self, worker: int, source: str) -> int:
-        source = source.encode()[: self.NAME_BYTES].decode(errors="ignore")
+        name = source.encode()
+        if len(name) > self.NAME_BYTES:  # a hash keeps names apart that begin alike
+            tail = "~" + hashlib.sha256(name).hexdigest()[:8]
+            source = name[: self.NAME_BYTES - len(tail)].decode(errors="ignore") + tail
         for place in range(self.NUM_SOURCES):
             if place == self.NUM_SOURCES - 1:
                 source = self.OTHERS

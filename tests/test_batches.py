@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import datasets
@@ -170,6 +170,163 @@ def test_counts_of_sources_have_a_place_for_all():
     assert counts.total("seen") == 70 and counts.total("broken") == 2
 
 
+def test_long_names_of_sources_stay_apart():
+    counts = SourceCounts()
+    for index in range(3):
+        counts.add("/data/" + "ö" * 40 + f"/{index}", "seen", index + 1)
+    table = counts.table()
+    assert sorted(row["seen"] for row in table.values()) == [1, 2, 3]
+    assert all(name.startswith("/data/ööö") for name in table)
+
+
+@pytest.mark.parametrize("count", [9, 11])
+def test_a_stream_that_changes_after_counting_is_an_error(records, count):
+    current = records[:10]
+    source = RecordSource(datasets.IterableDataset.from_generator(lambda: iter(current)), 4)
+    assert source.num_rows == 10
+    current[:] = records[:count]
+    word = "fewer" if count < 10 else "more"
+    with pytest.raises(ValueError, match=f"the IterableDataset had {word} records than the 10 that were counted"):
+        list(source.take(0, 10, [0]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answer": None}, r"has the prompt 'What is it, 20\?' and the answer None, expected text"),
+        ({"prompt": "a" * 999, "answer": None}, "has the prompt 'a{79} and the answer None, expected text"),
+        ({"audio": 5}, r"prompt 'What is it, 20\?' and the answer 'It is .* has int as audio, expected a path"),
+        ({"audio": ["a.wav", "b.wav"]}, "has list as audio"),
+        ({"source": 3}, "has the source 3, expected text or None"),
+        ({"prompt": "<|audio|> or <|audio|>?"}, r"<\|audio\|>\?' and .* has 2 <\|audio\|> in the prompt and 1 clip"),
+        ({"prompt": "<|audio|>?", "audio": None}, r"has 1 <\|audio\|> in the prompt and 0 clip"),
+        ({"answer": "It is <|audio|>."}, r"has the special token <\|audio\|> in the answer"),
+        ({"answer": "A<|endoftext|>B"}, r"has the special token <\|endoftext\|> in the answer"),
+    ],
+)
+def test_a_record_that_cannot_be_learned_is_an_error(records, change, message):
+    rows = [*records[:20], {**records[20], **change}, *records[21:]]
+    with pytest.raises(ValueError, match=f"source: the IterableDataset,? .*{message}"):
+        RecordSource(datasets.IterableDataset.from_generator(lambda: iter(rows)), 8, ["<|endoftext|>"])
+
+
+def test_a_record_that_cannot_be_learned_is_an_error_in_a_walk(records):
+    rows = [*records[:20], {**records[20], "answer": None}, *records[21:]]
+    source = RecordSource(datasets.Dataset.from_list(rows), 8)
+    with pytest.raises(ValueError, match=r"the Dataset has the prompt .* and the answer None"):
+        list(source.walk([0]))
+
+
+def json_lines(file: Path, rows) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_shards_of_json_lines_may_differ(records, tmp_path):
+    parts = [[{**record, "audio": None} for record in records[:5]], [], records[5:9], records[9:]]
+    parts[2] = [{**record, "id": 1} for record in parts[2]]
+    parts[3] = [{**record, "id": "x"} for record in parts[3]]
+    for index, part in enumerate(parts):
+        json_lines(tmp_path / f"{index}.jsonl", part)
+    source = RecordSource(tmp_path, 8)
+    assert source.counts == [5, 0, 4, NUM_RECORDS - 9]
+    found = sorted(source.walk([0]), key=lambda record: record["prompt"])
+    assert found == sorted(chain(*parts), key=lambda record: record["prompt"])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{broken", "cannot be read as JSON"),
+        ("[1]", r"is b'\[1\]\\n', expected an object with audio, prompt, answer"),
+        ('{"audio": null, "prompt": "?"}', "has the columns audio, prompt, expected also answer"),
+        ('{"audio": null, "prompt": "?", "answer": 1}', r"has the prompt '\?' and the answer 1, expected text"),
+    ],
+)
+def test_an_error_in_json_lines_names_file_and_line(records, tmp_path, line, message):
+    json_lines(tmp_path / "a.jsonl", records)
+    (tmp_path / "b.jsonl").write_text(f"{json.dumps(records[0])}\n\n{line}\n")
+    with pytest.raises(ValueError, match=rf"source: '.*b\.jsonl', line 3 {message}"):
+        RecordSource(tmp_path, 8)
+    for name in ("a.csv", "a.json"):
+        (tmp_path / name).write_text("audio,prompt,answer\n")
+        with pytest.raises(ValueError, match=r"source: got the file .*, expected one that ends in \.parquet or"):
+            RecordSource(tmp_path / name, 8)
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(ValueError, match="has no records"):
+        RecordSource(tmp_path / "empty.jsonl", 8)
+
+
+def test_every_parquet_shard_has_the_columns(folder, records, tmp_path):
+    part = write_shards(tmp_path / "whole", records, [NUM_RECORDS])
+    table = parquet.read_table(part / "part-00000.parquet")
+    (part / "summary.json").unlink()
+    for name, other, message in (
+        ("answer", None, r"part-00001\.parquet' has the columns audio, prompt, .*, expected also answer"),
+        ("answer", pyarrow.int64(), r"part-00001\.parquet' has answer as int64, expected strings"),
+        ("prompt", pyarrow.null(), "has prompt as null"),
+        ("audio", pyarrow.int64(), "has audio as int64"),
+        ("source", pyarrow.int64(), "has source as int64"),
+    ):
+        columns = {column: table[column] for column in table.column_names if column != name}
+        if other is not None:
+            columns[name] = pyarrow.nulls(len(table), other)
+        parquet.write_table(pyarrow.table(columns), part / "part-00001.parquet")
+        with pytest.raises(ValueError, match=message):
+            RecordSource(part, 8)
+    texts = table.set_column(3, "source", table["source"].dictionary_encode())
+    texts = texts.set_column(0, "audio", pyarrow.nulls(len(table)))
+    parquet.write_table(texts, part / "part-00001.parquet")
+    assert len(list(RecordSource(part, 8).walk([0]))) == 2 * NUM_RECORDS
+
+
+def test_a_folder_that_was_not_written_to_its_end_is_refused(records, tmp_path):
+    part = write_shards(tmp_path / "part", records, [NUM_RECORDS])
+    for name in (".records", "part-00001.parquet.unfinished"):
+        (part / name).touch()
+        RecordSource(part, 8)  # its summary says that it is whole
+        summary = (part / "summary.json").read_text()
+        (part / "summary.json").unlink()
+        with pytest.raises(
+            ValueError, match=r"has no summary\.json, since its writing was broken off; run that again"
+        ):
+            RecordSource(part, 8)
+        (part / name).unlink()
+        assert RecordSource(part, 8).num_rows == NUM_RECORDS  # another program's
+        for other in ("{}", "[]", "{"):
+            (part / "summary.json").write_text(other)
+            with pytest.raises(ValueError, match=r"summary\.json' does not say how many 'rows'"):
+                RecordSource(part, 8)
+        (part / "summary.json").write_text(summary)
+
+
+def test_a_folder_of_several_formats_or_splits_is_refused(records, tmp_path):
+    part = write_shards(tmp_path / "part", records, [NUM_RECORDS])
+    json_lines(part / "more.jsonl", records)
+    with pytest.raises(ValueError, match=r"has \*\.parquet and \*\.jsonl, expected one of them"):
+        RecordSource(part, 8)
+    (part / "more.jsonl").unlink()
+    (part / "summary.json").unlink()
+    shard = (part / "part-00000.parquet").rename(part / "train-00000-of-00002.parquet").read_bytes()
+    (part / "train-00001-of-00002.parquet").write_bytes(shard)
+    (part / "testimony.parquet").write_bytes(shard)
+    assert RecordSource(part, 8).num_rows == 3 * NUM_RECORDS
+    for name in ("test-00000-of-00001.parquet", "validation.parquet"):
+        (part / name).write_bytes(shard)
+        with pytest.raises(ValueError, match=f"has the splits {name[:4]}.*train|has the splits train, {name[:4]}"):
+            RecordSource(part, 8)
+        (part / name).unlink()
+
+
+@pytest.mark.parametrize("kind", ["pandas", "arrow", "torch"])
+def test_formatted_datasets_give_plain_records(records, kind):
+    table = datasets.Dataset.from_list(records)
+    for source in (table.with_format(kind), table.to_iterable_dataset().with_format(kind)):
+        found = sorted(RecordSource(source, 8).walk([0]), key=lambda record: record["prompt"])
+        assert found == sorted(records, key=lambda record: record["prompt"])
+    changed = table.with_transform(lambda rows: {**rows, "answer": ["New."] * len(rows["prompt"])})
+    assert {record["answer"] for record in RecordSource(changed, 8).walk([0])} == {"New."}
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Order and sharding
 # ---------------------------------------------------------------------------------------------------------------
@@ -235,6 +392,33 @@ def test_rows_of_a_similar_length_meet(processor):
     assert len(means) == 32 and abs(np.corrcoef(means, range(32))[0, 1]) < 0.6  # whole global batches are shuffled
 
 
+def test_processes_work_on_rows_of_the_same_length(processor, records):
+    two = [
+        RecordBatches(
+            datasets.Dataset.from_list(records), processor, 4, num_processes=2, process_index=index, accumulation=2
+        )
+        for index in range(2)
+    ]
+    for step in two[0].global_batches(0):
+        for parts in zip(*(batches.micro_batches(step) for batches in two)):
+            zeroth, first = ([two[0]._length(record) for record in part] for part in parts)
+            assert all(a <= b for a, b in zip(zeroth, first))
+            assert all(b <= a for b, a in zip(first, zeroth[1:]))
+
+
+def test_the_order_by_length_has_noise(processor):
+    table = datasets.Dataset.from_list([{"audio": None, "prompt": "", "answer": "x" * n} for n in range(200, 456)])
+    epochs = []
+    for epoch in range(2):
+        steps = list(RecordBatches(table, processor, 16, group_buffer=16).global_batches(epoch))
+        lengths = sorted([len(record["answer"]) for record in step] for step in steps)
+        assert all(step == sorted(step) for step in lengths)
+        ahead = max(max(one) / min(two) for one, two in pairwise(sorted(lengths, key=np.mean)))
+        assert 1 < ahead < 1.5  # records of neighbouring batches are mixed, and no others
+        epochs.append(lengths)
+    assert epochs[0] != epochs[1]  # other records meet
+
+
 def test_a_fraction_of_an_epoch(processor, folder):
     batches = RecordBatches(folder, processor, 2, accumulation=2, epochs=1.5)
     assert (batches.steps_per_epoch, batches.num_steps, len(batches)) == (6, 9, 12)
@@ -271,7 +455,7 @@ def test_the_cutoff_is_ltus(processor, clips, audio, train_on_prompt):
             datasets.Dataset.from_list([record]), processor, 1, text_cutoff=cutoff, train_on_prompt=True
         )
         batches.train_on_prompt = train_on_prompt
-        (batch,) = load(batches)
+        batch = batches.collate([record])
         ids = processor.tokenizer(text)["input_ids"][:cutoff]  # as finetune.py of LTU does
         if len(ids) < cutoff:
             ids = ids + [processor.tokenizer.eos_token_id]
@@ -411,7 +595,7 @@ def broken(records, tmp_path):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_broken_audio_is_left_out_and_counted(processor, broken, num_workers, caplog):
-    batches = RecordBatches(datasets.Dataset.from_list(broken), processor, 4)
+    batches = RecordBatches(datasets.Dataset.from_list(broken), processor, 4, max_broken=4 / NUM_RECORDS)
     with caplog.at_level("WARNING"):
         loaded = load(batches, num_workers)
     assert sum(len(batch["input_ids"]) for batch in loaded) == NUM_RECORDS - 4
@@ -427,22 +611,75 @@ def test_broken_audio_is_left_out_and_counted(processor, broken, num_workers, ca
         assert str(Path(broken[0]["audio"]).parent) in warning.message
 
 
+def test_whatever_a_decoder_raises_is_broken_audio(processor, records, monkeypatch):
+    errors = [OSError("x"), ValueError("x"), soundfile.LibsndfileError(1)]  # the last is a RuntimeError
+
+    def fail(path):
+        raise errors.pop()
+
+    batches = RecordBatches(datasets.Dataset.from_list(records), processor, 4)
+    monkeypatch.setattr(batches_sam, "load_audio", fail)
+    batches.collate(records[:3])
+    assert not errors and batches.num_broken == 3
+
+
+def some_broken(records) -> list[dict]:
+    """Six of the 23 records are broken."""
+    return [{**record, "audio": "/nowhere.wav"} if index % 4 == 0 else record for index, record in enumerate(records)]
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_too_many_broken_records_are_an_error(processor, records, num_workers):
-    bad = [{**record, "audio": "/nowhere.wav"} if index % 4 == 0 else record for index, record in enumerate(records)]
-    batches = RecordBatches(datasets.Dataset.from_list(bad), processor, 4, max_broken=0.25, epochs=5)
-    for epoch in range(4):  # 24 of 92, but too few were seen to say
-        batches.set_epoch(epoch)
-        load(batches, num_workers)
-    batches.set_epoch(4)
+def test_too_many_broken_records_are_an_error_within_a_pass(processor, records, num_workers):
+    table = datasets.Dataset.from_list(some_broken(records) * 10)
+    batches = RecordBatches(table, processor, 4, max_broken=0.2)
     with pytest.raises(ValueError, match=r"max_broken: the audio of \d+ of 1\d\d records cannot be read \(a: .*/nowh"):
         load(batches, num_workers)
+    assert 100 <= batches.num_seen < 10 * NUM_RECORDS
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3, 8])
+def test_too_many_broken_records_are_an_error_at_the_end_of_a_pass(processor, records, num_workers):
+    table = datasets.Dataset.from_list(some_broken(records))
+    batches = RecordBatches(table, processor, 4, max_broken=0.25)
+    loader = iter(DataLoader(batches, batch_size=None, num_workers=num_workers))
+    with pytest.raises(
+        ValueError, match=r"max_broken: the audio of 6 of 23 records .*, expected at most 25\.00%\. Rep"
+    ):
+        for _ in range(6):  # as Trainer does, which never asks for one more than there are
+            next(loader)
+    assert batches.num_seen == NUM_RECORDS  # judged by the last worker
+    batches.seek(3)
+    assert len(load(batches, num_workers)) == 3  # of the rest of an epoch nothing can be said
+
+
+def test_as_many_broken_records_as_allowed_are_no_error(processor, records):
+    table = datasets.Dataset.from_list(some_broken(records))
+    for seed in range(4):  # where one of the workers alone may have read more of them
+        batches = RecordBatches(table, processor, 4, max_broken=6 / 23, seed=seed, epochs=2)
+        load(batches, 2)
+        batches.set_epoch(1)
+        load(batches, 2)
+        assert (batches.num_broken, batches.num_seen) == (12, 46)
+
+
+def test_a_pass_without_a_label_is_an_error(processor, broken):
+    table = datasets.Dataset.from_list([broken[4], broken[10]])
+    with pytest.raises(
+        ValueError, match=r"none of the 2 records that were read has a label, .* the audio of 2 cannot"
+    ):
+        load(RecordBatches(table, processor, 1, max_broken=1.0))
+
+
+def test_each_worker_counts_in_a_place_of_its_own(processor, folder):
+    batches = RecordBatches(folder, processor, 4)
+    load(batches, 2)
+    seen = batches.counts.values[:, :, SourceCounts.KINDS.index("seen")].sum(1).tolist()
+    assert seen[0] == 0 and min(seen[1:3]) > 0 and sum(seen) == sum(seen[1:3]) == NUM_RECORDS
 
 
 def test_a_micro_batch_without_rows_is_text_without_labels(processor, broken):
-    batches = RecordBatches(datasets.Dataset.from_list([broken[0], broken[0]]), processor, 1, accumulation=3)
-    loaded = load(batches)
-    assert len(loaded) == 3
+    batches = RecordBatches(datasets.Dataset.from_list(broken), processor, 1)
+    loaded = [batches.collate([broken[0]]), batches.collate([])]
     for batch in loaded:
         assert processor.batch_decode(batch["input_ids"]) == ["### Instruction:\n\n\n### Response:\n"]
         assert batch["labels"].eq(-100).all() and "input_features" not in batch
@@ -499,6 +736,12 @@ def test_sources_that_make_no_sense(processor, records, folder, tmp_path):
         RecordBatches(datasets.Dataset.from_list([{"audio": None, "prompt": "?", "text": "."}]), processor, 4)
     with pytest.raises(ValueError, match=r"has the prompt None and the answer '\.', expected text"):
         RecordBatches(datasets.Dataset.from_list([{"audio": None, "prompt": None, "answer": "."}]), processor, 4)
+    one, three = (datasets.Dataset.from_list(records[:number]) for number in (1, 3))
+    with pytest.raises(ValueError, match=r"number 2, the Dataset, has the weight 0\.1, which gives it none of the 4 "):
+        RecordBatches([(three, 3.0), (one, 0.1)], processor, 4)
+    ending = {"audio": None, "prompt": "?", "answer": "A dog.<|endoftext|>"}
+    with pytest.raises(ValueError, match=r"has the special token <\|endoftext\|> in the answer"):
+        RecordBatches(datasets.Dataset.from_list([ending]), processor, 4)
     other = write_shards(tmp_path / "other", records, [NUM_RECORDS])
     (other / "summary.json").write_text('{"rows": 99}')
     with pytest.raises(ValueError, match=r"hold 23 records, its summary\.json says 99"):
@@ -506,6 +749,20 @@ def test_sources_that_make_no_sense(processor, records, folder, tmp_path):
     (other / "part-00001.parquet").write_text("cut short")
     with pytest.raises(ValueError, match=r"part-00001\.parquet' cannot be read as Parquet"):
         RecordBatches(other, processor, 4)
+
+
+def test_audio_that_is_elsewhere_is_an_error_before_training(processor, records):
+    missing = [
+        {**record, "audio": record["audio"] and f"/data/sls/{index}.wav"} for index, record in enumerate(records)
+    ]
+    rows = missing * 3  # more than are looked at
+    message = (
+        r"none of the 50 audio files in the first 64 records of the Dataset is there, the first is '/data/sls/0\.wav'"
+    )
+    with pytest.raises(ValueError, match=f"{message}.*--audio-root"):
+        RecordBatches([(datasets.Dataset.from_list(part), 1.0) for part in (records, rows)], processor, 4)
+    RecordBatches(datasets.Dataset.from_list([*rows[:60], *records]), processor, 4)  # one of 64 is there
+    RecordBatches(datasets.Dataset.from_list([{**record, "audio": None} for record in records]), processor, 4)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -627,16 +884,31 @@ def test_training_on_waveforms_and_packed_rows_is_the_same(folder, processor, tm
 
 
 def test_a_step_without_labels_changes_nothing(processor, broken, tmp_path, caplog):
-    table = datasets.Dataset.from_list([broken[0]] * 2)
+    states = []
+
+    class Keep(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            states.append({name: parameter.detach().clone() for name, parameter in model.named_parameters()})
+
+    table = datasets.Dataset.from_list([broken[0], broken[1]])
+    options = {"optim": "sgd", "logging_nan_inf_filter": False}
     trainer = trainer_of(
-        tmp_path, table, processor, batch_size=2, arguments_too={"optim": "sgd", "logging_nan_inf_filter": False}
+        tmp_path, table, processor, batch_size=1, callbacks=[Keep()], arguments_too=options, max_broken=0.5
     )
-    before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
+    states.append({name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()})
     with caplog.at_level("WARNING"):
         trainer.train()
-    assert logged(trainer) == [0.0]
-    assert all(torch.equal(before[name], parameter) for name, parameter in trainer.model.named_parameters())
-    assert "a: 2 seen, 2 broken, 0 truncated" in caplog.text
+    losses = logged(trainer)
+    assert min(losses) == 0.0 < max(losses)
+    for loss, before, after in zip(losses, states, states[1:]):
+        assert all(torch.equal(before[name], after[name]) for name in before) == (loss == 0.0)
+    assert "a: 1 seen, 1 broken, 0 truncated" in caplog.text
+
+
+def test_a_training_on_broken_audio_fails(processor, broken, tmp_path):
+    table = datasets.Dataset.from_list([broken[0], *broken[4:6]])
+    with pytest.raises(ValueError, match="max_broken: the audio of 2 of 3 records cannot be read"):
+        trainer_of(tmp_path, table, processor, batch_size=1).train()
 
 
 def test_a_trainer_that_does_not_fit(folder, processor, records, tmp_path):
