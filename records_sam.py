@@ -3,7 +3,7 @@
 A *record* is a dict `{"audio": path or None, "prompt": text, "answer": text, "source": name of the dataset, "kind": one
 of KINDS}`. [`read_openaqa`] and [`read_reasonaqa`] read the files as they are published, one record at a time;
 [`write_records`] maps their authors' paths to yours, leaves out what has no audio and writes a folder of Parquet
-shards with a summary; [`records_dataset`] reads such a folder. Plain tables are read by [`read_table`].
+shards with a summary; [`records_dataset`] reads such a folder. Plain tables are read by `tabular_sam.py`.
 """
 
 import hashlib
@@ -22,13 +22,7 @@ import pyarrow.parquet
 from tqdm.auto import tqdm
 
 from published_sam import read_openaqa, read_reasonaqa
-
-DEFAULT_PROMPT = "Close-ended question: Write an audio caption describing the sound."
-AUDIO_COLUMNS = ("audio", "file", "path", "file_name")
-PROMPT_COLUMNS = ("prompt", "question", "instruction")
-ANSWER_COLUMNS = ("answer", "caption", "text", "label")
-AUDIO_SUFFIXES = (".aif", ".aiff", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav", ".webm")
-METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+from tabular_sam import DEFAULT_PROMPT, read_table, table_records
 
 KINDS = ("closed", "open", "binary", "multiple_choice", "caption", "detail", "other")
 SCHEMA = pyarrow.schema([(name, pyarrow.string()) for name in ("audio", "prompt", "answer", "source", "kind")])
@@ -37,122 +31,6 @@ REASONAQA_SOURCES = ("audiocaps", "clothov21")
 PUBLISHED_COUNTS = {"OpenAQA closed": 1_917_894, "OpenAQA open": 3_763_814, "ReasonAQA (train)": 968_071}
 TWO_AUDIO_COUNT = 203_565  # of ReasonAQA's training records
 CHUNK = 10_000  # records whose audio is looked up at once; also the rows of a Parquet row group
-
-# ---------------------------------------------------------------------------------------------------------------
-# Tables
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def read_table(source: str, split: str = "train", prompt: str = DEFAULT_PROMPT) -> datasets.Dataset:
-    """Reads training rows from wherever they are.
-
-    Args:
-        source (`str`): One of
-
-            - a `.csv`, `.json` or `.jsonl` file with a column of paths, relative to the file;
-            - a folder of audio files in the layout of `datasets`' audio folders: a `metadata.csv` or
-              `metadata.jsonl` with the columns `file_name` and a text, or a subfolder for each class, whose name is
-              then the answer; these may also stand in a subfolder named as the split;
-            - the name of a dataset on the Hub.
-        split (`str`, *optional*, defaults to `"train"`): Split of a folder or dataset that has several.
-        prompt (`str`, *optional*): Prompt of the rows where there is no column of prompts.
-
-    Returns:
-        `datasets.Dataset` with the columns `audio` (a path, or an undecoded row of an Audio column), `prompt` and
-        `answer`. The audio is taken from the first of the columns `audio`, `file`, `path`, `file_name` that is there,
-        the prompt from `prompt`, `question`, `instruction`, the answer from `answer`, `caption`, `text`, `label`.
-
-    Raises:
-        FileNotFoundError: A file or folder that is not there.
-        ValueError: No column of audio or of answers, the message lists what there is; a folder without audio.
-    """
-    path = Path(source)
-    if path.is_dir():
-        path = _split_folder(path, split)
-        metadata = next((path / name for name in METADATA_FILES if (path / name).is_file()), None)
-        if metadata is None:
-            return _class_folders(path, prompt)
-        path = metadata
-    is_table = path.suffix in (".csv", ".json", ".jsonl")
-    if is_table and not path.is_file():
-        raise FileNotFoundError(f"source: there is no file {source!r}.")
-    if is_table:
-        kind = "csv" if path.suffix == ".csv" else "json"
-        table = datasets.load_dataset(kind, data_files=str(path), split="train")
-    else:
-        table = datasets.load_dataset(source, split=split)
-
-    audio = _column("audio", AUDIO_COLUMNS, table, source)
-    answer = _column("answer", ANSWER_COLUMNS, table, source)
-    prompts = next((name for name in PROMPT_COLUMNS if name in table.column_names), None)
-    if isinstance(table.features[audio], datasets.Audio):
-        table = table.cast_column(audio, datasets.Audio(decode=False))  # decoding would need torchcodec
-    label = table.features[answer]
-    names = label.names if isinstance(label, datasets.ClassLabel) else None
-
-    def row(item: dict[str, Any]) -> dict[str, Any]:
-        clip = item[audio]
-        if isinstance(clip, str) and is_table:
-            clip = str(path.parent / clip)
-        text = str(item[answer]) if names is None else names[item[answer]].replace("_", " ")
-        return {"audio": clip, "prompt": item[prompts] if prompts else prompt, "answer": text}
-
-    string = datasets.Value("string")  # said, since a column of numbers that keeps its name would keep its type
-    features = datasets.Features({"audio": table.features[audio], "prompt": string, "answer": string})
-    return table.map(
-        row, remove_columns=table.column_names, features=features, load_from_cache_file=False, desc="reading rows"
-    )
-
-
-# Folders are read here, since `datasets` makes an Audio column of them, and that takes torchcodec even for paths.
-
-
-def _split_folder(folder: Path, split: str) -> Path:
-    """The subfolder of a split if there is one: it holds a table or folders, which sets it apart from a class."""
-    inner = folder / split
-    is_split = inner.is_dir() and any(item.is_dir() or item.name in METADATA_FILES for item in inner.iterdir())
-    return inner if is_split else folder
-
-
-def _class_folders(folder: Path, prompt: str) -> datasets.Dataset:
-    files = [path for path in sorted(folder.glob("*/**/*")) if path.suffix.lower() in AUDIO_SUFFIXES]
-    if not files:
-        raise ValueError(
-            f"source: the folder {str(folder)!r} has neither a {' or '.join(METADATA_FILES)} nor subfolders with audio "
-            f"files ({', '.join(AUDIO_SUFFIXES)}), expected one of them."
-        )
-    rows = [{"audio": str(path), "prompt": prompt, "answer": path.parent.name.replace("_", " ")} for path in files]
-    return datasets.Dataset.from_list(rows)
-
-
-def _column(what: str, names: Sequence[str], table: datasets.Dataset, source: str) -> str:
-    for name in names:
-        if name in table.column_names:
-            return name
-    raise ValueError(
-        f"source: {source!r} has the columns {', '.join(table.column_names)}, expected one of {', '.join(names)} for "
-        f"the {what}; rename it."
-    )
-
-
-def table_records(table: Iterable[Mapping[str, Any]], source: str, kind: str = "other") -> Iterator[dict[str, Any]]:
-    """Makes records of rows with `audio`, `prompt` and `answer`, such as [`read_table`]'s.
-
-    Args:
-        table (iterable of `dict`): The rows; the audio is a path, as is that of undecoded Audio columns.
-        source (`str`): The records' source.
-        kind (`str`, *optional*, defaults to `"other"`): Their kind.
-
-    Raises:
-        ValueError: An audio that is in the table and not in a file.
-    """
-    for number, row in enumerate(table, 1):
-        clip = row["audio"]
-        path = clip["path"] if isinstance(clip, dict) and not clip.get("bytes") else clip
-        if path is not None and not isinstance(path, str):
-            raise ValueError(f"table: the audio of row {number} is {type(clip).__name__}, expected a path to a file.")
-        yield {"audio": path, "prompt": row["prompt"], "answer": row["answer"], "source": source, "kind": kind}
-
 
 # ---------------------------------------------------------------------------------------------------------------
 # Audio

@@ -1,4 +1,4 @@
-"""Tables, audio roots, coverage, and folders of records."""
+"""Audio roots, coverage, and folders of records."""
 
 import json
 import os
@@ -8,14 +8,11 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import pyarrow
 import pytest
-import soundfile
 
 import records_sam
 from processing_sam import load_audio
 from records_sam import (
-    DEFAULT_PROMPT,
     KINDS,
     AudioCoverage,
     coverage_table,
@@ -23,133 +20,13 @@ from records_sam import (
     parse_audio_roots,
     read_openaqa,
     read_summary,
-    read_table,
     records_dataset,
     records_fingerprint,
-    table_records,
     write_records,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIPS = ROOT / "examples" / "audio"
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Tables
-# ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Two clips in a folder."""
-    for name in ("one.wav", "two.wav"):
-        soundfile.write(tmp_path / name, np.random.default_rng(0).uniform(-0.1, 0.1, 8000), 16000)
-    return tmp_path
-
-
-def test_a_csv_file_with_paths_beside_it(folder):
-    (folder / "table.csv").write_text("file,question,caption,more\none.wav,Which?,A one.,x\ntwo.wav,What?,2,y\n")
-    table = read_table(str(folder / "table.csv"))
-    assert table.column_names == ["audio", "prompt", "answer"]
-    assert table[0] == {"audio": str(folder / "one.wav"), "prompt": "Which?", "answer": "A one."}
-    assert table[1]["prompt"] == "What?"
-
-
-def test_a_number_as_an_answer_is_text(folder):
-    (folder / "table.csv").write_text("audio,answer\none.wav,1\ntwo.wav,2\n")
-    assert read_table(str(folder / "table.csv"))["answer"][:] == ["1", "2"]
-
-
-@pytest.mark.parametrize("lines", [False, True], ids=["json", "jsonl"])
-def test_a_json_file_without_prompts(folder, lines):
-    items = [{"audio": str(folder / "one.wav"), "answer": "One."}, {"audio": "two.wav", "answer": "Two."}]
-    path = folder / ("table.jsonl" if lines else "table.json")
-    path.write_text("\n".join(map(json.dumps, items)) if lines else json.dumps(items))
-    table = read_table(str(path), prompt="Say it.")
-    assert table["audio"][:] == [str(folder / "one.wav"), str(folder / "two.wav")]  # an absolute path stays
-    assert table["prompt"][:] == ["Say it."] * 2
-
-
-def test_an_audio_folder_with_its_metadata(folder):
-    (folder / "metadata.csv").write_text("file_name,text\none.wav,A one.\ntwo.wav,A two.\n")
-    table = read_table(str(folder))
-    assert sorted(table["answer"][:]) == ["A one.", "A two."]
-    assert set(table["prompt"][:]) == {DEFAULT_PROMPT}
-    by_answer = {row["answer"]: load_audio(row["audio"]) for row in table}
-    assert np.array_equal(by_answer["A one."], load_audio(str(folder / "one.wav")))
-
-
-def test_a_folder_for_each_class(tmp_path):
-    for name in ("church_bells", "dog"):
-        (tmp_path / name).mkdir()
-        soundfile.write(tmp_path / name / f"{name}.wav", np.full(800, 0.1 if name == "dog" else 0.2), 16000)
-    table = read_table(str(tmp_path))
-    level = {row["answer"]: load_audio(row["audio"]).mean() for row in table}
-    assert level == pytest.approx({"church bells": 0.2, "dog": 0.1}, abs=1e-3)
-
-
-def test_a_dataset_with_an_audio_column_and_classes(monkeypatch):
-    features = datasets.Features(
-        {
-            "file": datasets.Audio(),
-            "label": datasets.ClassLabel(names=["car_horn", "dog"]),
-            "fold": datasets.Value("int8"),
-        }
-    )
-    clip = CLIPS / "dog.ogg"
-    stored = [{"file": {"bytes": clip.read_bytes(), "path": None}, "label": 1, "fold": 2}]
-    stored.append({"file": {"bytes": None, "path": str(clip)}, "label": 0, "fold": 1})
-    schema = pyarrow.schema(
-        {"file": pyarrow.struct({"bytes": "binary", "path": "string"}), "label": "int64", "fold": "int8"}
-    )
-    on_the_hub = datasets.Dataset(pyarrow.Table.from_pylist(stored, schema)).cast(features)
-    monkeypatch.setattr(
-        datasets, "load_dataset", lambda name, split: {("someone/clips", "test"): on_the_hub}[name, split]
-    )
-    table = read_table("someone/clips", "test")
-    assert table["answer"][:] == ["dog", "car horn"]
-    assert table.column_names == ["audio", "prompt", "answer"]
-    for row in table:
-        assert np.array_equal(load_audio(row["audio"]), load_audio(str(clip)))
-
-
-def test_a_folder_of_splits(tmp_path):
-    (tmp_path / "train" / "train").mkdir(parents=True)  # ESC-50 has a class of this name
-    (tmp_path / "train" / "dog").mkdir()
-    (tmp_path / "validation").mkdir()
-    for name in ("train/train/one.wav", "train/dog/two.WAV", "validation/three.wav"):
-        soundfile.write(tmp_path / name, np.zeros(800), 16000)
-    (tmp_path / "train" / "dog" / "notes.txt").write_text("no sound")
-    (tmp_path / "validation" / "metadata.jsonl").write_text('{"file_name": "three.wav", "caption": "Three."}')
-    assert read_table(str(tmp_path))["answer"][:] == ["dog", "train"]
-    assert read_table(str(tmp_path / "train"))["answer"][:] == ["dog", "train"]
-    validation = read_table(str(tmp_path), "validation")
-    assert validation["answer"][:] == ["Three."]
-    assert validation["audio"][:] == [str(tmp_path / "validation" / "three.wav")]
-
-
-def test_what_is_missing_is_named(folder):
-    with pytest.raises(ValueError, match=r"neither a metadata\.csv or metadata\.jsonl nor subfolders with audio"):
-        read_table(str(folder))  # its clips are of no class
-    with pytest.raises(FileNotFoundError, match=r"nothing\.csv"):
-        read_table(str(folder / "nothing.csv"))
-    (folder / "table.csv").write_text("sound,answer\none.wav,1\n")
-    with pytest.raises(ValueError, match="columns sound, answer, expected one of audio, file, path, file_name for"):
-        read_table(str(folder / "table.csv"))
-    (folder / "table.csv").write_text("audio,said\none.wav,1\n")
-    with pytest.raises(ValueError, match="expected one of answer, caption, text, label for the answer"):
-        read_table(str(folder / "table.csv"))
-
-
-def test_a_table_as_records(folder):
-    (folder / "table.csv").write_text("audio,question,answer\none.wav,Which?,A one.\n")
-    (record,) = table_records(read_table(str(folder / "table.csv")), "mine", "caption")
-    clip = str(folder / "one.wav")
-    assert record == {"audio": clip, "prompt": "Which?", "answer": "A one.", "source": "mine", "kind": "caption"}
-    undecoded = {"audio": {"bytes": None, "path": clip}, "prompt": "Which?", "answer": "A one."}
-    assert next(table_records([undecoded], "mine", "caption")) == record
-    with pytest.raises(ValueError, match="audio of row 2 is dict, expected a path"):
-        list(table_records([undecoded, {**undecoded, "audio": {"bytes": b"RIFF", "path": "one.wav"}}], "mine"))
 
 
 # ---------------------------------------------------------------------------------------------------------------
