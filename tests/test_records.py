@@ -1,7 +1,9 @@
 """Audio roots, coverage, and folders of records."""
 
 import json
+import math
 import os
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -19,6 +21,7 @@ from records_sam import (
     map_audio,
     parse_audio_roots,
     read_openaqa,
+    read_reasonaqa,
     read_summary,
     records_dataset,
     records_fingerprint,
@@ -35,17 +38,45 @@ CLIPS = ROOT / "examples" / "audio"
 
 
 def test_audio_roots_are_read():
-    assert parse_audio_roots(["/data/a=/mnt/a", "=/mnt/b", "c=d=e"]) == [
-        ("/data/a", "/mnt/a"),
-        ("", "/mnt/b"),
-        ("c", "d=e"),
-    ]
+    assert parse_audio_roots(["/data/a=/mnt/a", "=/mnt/b"]) == [("/data/a", "/mnt/a"), ("", "/mnt/b")]
     assert parse_audio_roots(["a=~/b"]) == [("a", os.path.expanduser("~/b"))]
-    for wrong in ("/data/a", "/data/a="):
-        with pytest.raises(ValueError, match=f"--audio-root: got '{wrong}', expected FROM=TO"):
+    for wrong in ("/data/a", "/data/a=", "/data/a\\=b"):
+        with pytest.raises(ValueError, match=f"--audio-root: got {re.escape(repr(wrong))}, expected FROM=TO"):
             parse_audio_roots([wrong])
     with pytest.raises(ValueError, match="got 'a' twice, as 'b' and 'c'"):
         parse_audio_roots(["a=b", "a=c"])
+
+
+def test_an_equals_sign_in_a_folder(tmp_path):
+    (tmp_path / "d=e").mkdir()
+    (tmp_path / "x").mkdir()
+    assert parse_audio_roots([f"c={tmp_path}/d=e"]) == [("c", f"{tmp_path}/d=e")]
+    assert parse_audio_roots([f"/a=b={tmp_path}/x"]) == [("/a=b", f"{tmp_path}/x")]
+    assert parse_audio_roots(["/a\\=b=/mnt/c\\=d"]) == [("/a=b", "/mnt/c=d")]
+    with pytest.raises(ValueError, match=r"got '/a=b=/none', in which several = could divide FROM=TO; write \\= for"):
+        parse_audio_roots(["/a=b=/none"])
+
+
+def test_audio_roots_are_compared_as_folders():
+    assert parse_audio_roots(["/a//b/=/x/", "./aud=y", ".=z", "//c=/w"]) == [
+        ("/a/b", "/x"),
+        ("aud", "y"),
+        ("", "z"),
+        ("/c", "/w"),
+    ]
+    assert parse_audio_roots(["/a/=/b", "/a=/b/"]) == [("/a", "/b")]
+    with pytest.raises(ValueError, match="got '/a' twice, as '/b' and '/c'"):
+        parse_audio_roots(["/a/=/b", "/a=/c"])
+    for path, root in [
+        ("./aud/x.wav", "aud"),
+        ("aud/x.wav", "./aud"),
+        ("aud//x.wav", "aud/"),
+        ("aud/x.wav", ".//aud"),
+    ]:
+        assert map_audio(path, [(root, "/m")]) == "/m/x.wav", path
+    assert map_audio("/d//a/./x.wav", [("/d/a", "/m")]) == map_audio("//d/a/x.wav", [("/d/a", "/m")]) == "/m/x.wav"
+    assert map_audio("/x.wav", [("/", "/m")]) == "/m/x.wav"
+    assert map_audio("./y//x.wav", [("aud", "/m")]) == "./y//x.wav"  # what no root holds is left as it is
 
 
 @pytest.mark.parametrize(
@@ -144,9 +175,26 @@ def test_too_little_audio_is_an_error_with_a_table(clips, tmp_path):
         write_records(some_records(), tmp_path / "out")
 
 
-def test_the_table_is_beside_the_published_counts():
+def test_the_largest_share_that_may_be_missing_is_allowed(tmp_path):
+    """29 of 100, where 0.29 * 100 is less than 29; and one more."""
+    there = [record(None)] * 71
+    summary = write_records(there + [record("/none.wav")] * 29, tmp_path / "a", max_missing=0.29)
+    assert (summary["rows"], summary["missing"]) == (71, 29)
+    with pytest.raises(ValueError, match="30 of 101 records"):
+        write_records(there + [record("/none.wav")] * 30, tmp_path / "b", max_missing=0.29)
+    assert write_records(there, tmp_path / "c", max_missing=0)["missing"] == 0
+    assert write_records([*there, record("/none.wav")], tmp_path / "d", max_missing=1)["missing"] == 1
+
+
+@pytest.mark.parametrize("wrong", [5, -0.1, 1.01, math.nan])
+def test_a_share_is_checked_before_anything_is_read(tmp_path, wrong):
+    with pytest.raises(ValueError, match=f"max_missing: got {wrong}, expected a share from 0 to 1"):
+        write_records(killed(0), tmp_path, max_missing=wrong)
+
+
+def test_the_table_has_sources():
     table = coverage_table({"rows": 7, "missing": 4, "by_source": COUNTS})
-    assert [line.split() for line in table.splitlines()[:6]] == [
+    assert [line.split() for line in table.splitlines()] == [
         ["source", "rows", "missing", "covered", "clips", "missing", "clips"],
         ["as_strong_train", "1", "1", "50.0%", "1", "1"],
         ["clothov21", "2", "1", "66.7%", "1", "1"],
@@ -154,11 +202,42 @@ def test_the_table_is_beside_the_published_counts():
         ["vggsound_train", "3", "2", "60.0%", "2", "1"],
         ["all", "7", "4", "63.6%", "4", "3"],
     ]
-    assert table.splitlines()[6:] == [
+
+
+def test_what_was_read_is_beside_what_was_published(tmp_path):
+    """Only of the collections that were read, whatever the sources are called; and the numbers add up."""
+    keys = {"instruction": "What is it?", "input": "", "audio_id": "a.wav", "dataset": "audiocaps"}
+    rows = [("caption", "A dog."), ("caption", ""), ("open-ended question", "Sorry."), ("closed", "A cat.")]
+    items = [{**keys, "task": task, "output": output} for task, output in rows]
+    (tmp_path / "q.json").write_text(json.dumps(items))
+    counts = {}
+    records = read_openaqa(tmp_path / "q.json", skip_unanswerable=True, counts=counts)
+    summary = write_records(records, tmp_path / "out", check_audio=False, fingerprint="x", counts={"OpenAQA": counts})
+    expected = {"records": 4, "closed": 3, "open": 1, "unanswered": 1, "unanswerable": 1}
+    assert summary["collections"] == {"OpenAQA": expected} and summary["rows"] == 2
+    assert coverage_table(summary).splitlines()[3:] == [
         "",
-        "OpenAQA closed: 5 read, 1,917,894 published",
-        "OpenAQA open: 2 read, 3,763,814 published",
-        "ReasonAQA (train): 3 read, 968,071 published, 203,565 of them on two clips",
+        "OpenAQA: 4 records in its files, left out 1 with an empty answer, 1 whose answer says that there is none: "
+        "2 taken",
+        "OpenAQA closed: 3 read, 1,917,894 published",
+        "OpenAQA open: 1 read, 3,763,814 published",
+    ]
+    again = write_records(killed(0), tmp_path / "out", check_audio=False, fingerprint="x", counts={"OpenAQA": {}})
+    assert again == summary == read_summary(tmp_path / "out")
+
+    keys = {"taskname": "mine", "filepath1": "a.wav", "caption1": "", "caption2": "", "subtype": "ClothoAQA.json"}
+    items = [
+        {**keys, "filepath2": second, "input": "is it?", "answer": answer}
+        for second, answer in [("", "yes"), ("", "no"), ("b.wav", "no"), ("", "")]
+    ]
+    (tmp_path / "train.json").write_text(json.dumps(items))
+    counts = {}
+    records = read_reasonaqa(tmp_path / "train.json", counts=counts)
+    summary = write_records(records, tmp_path / "r", check_audio=False, counts={"ReasonAQA": counts})
+    assert coverage_table(summary).splitlines()[3:] == [
+        "",
+        "ReasonAQA: 4 records in its files, left out 1 on two clips, 1 with an empty answer: 2 taken",
+        "ReasonAQA: 4 read, 968,071 published",
     ]
 
 
@@ -200,31 +279,102 @@ def killed(count):
     raise Killed
 
 
-def test_a_broken_writing_leaves_no_summary_and_is_done_again(tmp_path, monkeypatch):
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_broken_writing_leaves_nothing_and_is_done_again(tmp_path, monkeypatch):
     monkeypatch.setattr(records_sam, "CHUNK", 5)
     with pytest.raises(Killed):
         write_records(killed(23), tmp_path, rows_per_shard=4, fingerprint="x")
-    assert len(list(tmp_path.glob("part-*.parquet"))) == 5  # of 20 records
+    assert names(tmp_path) == []
     with pytest.raises(FileNotFoundError, match=r"has no summary\.json, which is written last; write the records"):
         records_dataset(tmp_path)
-    (tmp_path / "part-00002.parquet.unfinished").touch()
+    (tmp_path / "part-00002.parquet.unfinished").touch()  # of a kill that nothing can catch
     write_records(many(6), tmp_path, rows_per_shard=4, fingerprint="x")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "part-00000.parquet",
-        "part-00001.parquet",
-        "summary.json",
-    ]
+    assert names(tmp_path) == ["part-00000.parquet", "part-00001.parquet", "summary.json"]
     assert list(records_dataset(tmp_path)) == many(6)
 
 
-def test_an_old_summary_does_not_outlive_its_shards(tmp_path, monkeypatch):
-    """The new shards have the names of the old ones when the writing breaks off."""
+def test_a_broken_writing_leaves_the_old_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(records_sam, "CHUNK", 5)
     write_records(many(12), tmp_path, rows_per_shard=4, fingerprint="x")
+    before = names(tmp_path)
     with pytest.raises(Killed):
-        write_records(killed(23), tmp_path, rows_per_shard=4, fingerprint="y")
-    with pytest.raises(FileNotFoundError, match="has no summary"):
-        read_summary(tmp_path)
+        write_records(killed(23), tmp_path, rows_per_shard=3, fingerprint="y")
+    with pytest.raises(ValueError, match="have no audio file"):
+        write_records([record(None), record("/none.wav")], tmp_path, fingerprint="y")
+    assert names(tmp_path) == before and list(records_dataset(tmp_path)) == many(12)
+
+
+@pytest.mark.parametrize("at", range(7))
+def test_a_replacing_that_breaks_off_is_done_again(tmp_path, monkeypatch, at):
+    """Wherever it does: either summary stands beside its own shards, or there is none."""
+    write_records(many(6), tmp_path, rows_per_shard=3, fingerprint="x")
+    steps = []
+
+    def breaking(call):
+        def step(*arguments, **options):
+            steps.append(call)
+            if len(steps) == at + 1:
+                raise Killed
+            return call(*arguments, **options)
+
+        return step
+
+    with monkeypatch.context() as context:
+        context.setattr(records_sam, "_discard_unfinished", lambda folder: None)  # as if killed without notice
+        context.setattr(records_sam.os, "replace", breaking(os.replace))
+        context.setattr(Path, "unlink", breaking(Path.unlink))
+        with pytest.raises(Killed):
+            write_records(many(8), tmp_path, rows_per_shard=4, fingerprint="y")
+            pytest.fail("fewer steps than thought")
+    if (tmp_path / "summary.json").exists():
+        assert list(records_dataset(tmp_path)) == (many(6) if at == 0 else many(8))
+    write_records(many(2), tmp_path, fingerprint="z")
+    assert names(tmp_path) == ["part-00000.parquet", "summary.json"] and list(records_dataset(tmp_path)) == many(2)
+
+
+def test_a_folder_may_be_rewritten_from_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(records_sam, "CHUNK", 5)
+    write_records(many(23), tmp_path, rows_per_shard=4)
+    write_records(iter(records_dataset(tmp_path)), tmp_path, rows_per_shard=7)
+    assert list(records_dataset(tmp_path)) == many(23) and len(names(tmp_path)) == 5
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "whole"),
+    [
+        ("part-00007.parquet", "mine", False),
+        ("part-mine.parquet", "mine", False),
+        ("part-00007.parquet", "mine", True),  # beside our own
+        ("summary.json", '{"rows": 3}', False),
+        ("summary.json", "[]", False),
+        ("summary.json", "no JSON", False),
+    ],
+)
+def test_what_is_not_ours_is_not_deleted(tmp_path, file, text, whole):
+    if whole:
+        write_records(many(3), tmp_path)
+    (tmp_path / file).write_text(text)
+    before = names(tmp_path)
+    with pytest.raises(FileExistsError, match=rf"^folder: .*{file}"):
+        write_records(killed(0), tmp_path)  # before anything is read
+    assert names(tmp_path) == before and (tmp_path / file).read_text() == text
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(FileExistsError, match=r"folder: .*out' is a file, expected a folder"):
+        write_records(many(1), tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["x[1]", "x*", "x?", "[a-z]"])
+def test_a_folders_name_is_no_pattern(tmp_path, name):
+    for other, count in ((name, 3), ("x1", 4), ("xy", 5), ("a", 6)):
+        write_records(many(count), tmp_path / other)
+    for streaming in (True, False):
+        assert list(records_dataset(tmp_path / name, streaming)) == many(3)
 
 
 def test_a_whole_folder_is_used_again(tmp_path):
@@ -238,11 +388,9 @@ def test_a_whole_folder_is_used_again(tmp_path):
     ):
         with pytest.raises(Killed):
             write_records(killed(0), tmp_path, **different)
-    assert read_summary(tmp_path) == first  # records that cannot be read leave the folder as it was
-    with pytest.raises(Killed):
+    with pytest.raises(Killed):  # records that cannot be read leave the folder as it was
         write_records(killed(records_sam.CHUNK), tmp_path, fingerprint="y")
-    with pytest.raises(FileNotFoundError):
-        read_summary(tmp_path)
+    assert read_summary(tmp_path) == first
 
 
 def test_a_folder_that_lost_a_shard_is_written_again(tmp_path):
@@ -277,6 +425,8 @@ def test_the_fingerprint_knows_files_and_settings(tmp_path):
         ({"kind": "clsoed"}, "number 2 is of kind 'clsoed', expected one of closed, open"),
         ({"answer": ""}, "number 2 has '' as answer, expected text"),
         ({"prompt": 3}, "number 2 has 3 as prompt, expected text"),
+        ({"answer": "A \ud83d."}, "number 2 has half of a surrogate pair in its answer, 'A .ud83d.'"),
+        ({"audio": "\ud83d.wav"}, "number 2 has half of a surrogate pair in its audio"),
         ({"audio": {"path": "x"}}, "number 2 has dict as audio, expected a path or None"),
         ({"fold": 1}, "number 2 has the keys audio, prompt, answer, source, kind, fold, expected audio, prompt"),
     ],
