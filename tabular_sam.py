@@ -110,7 +110,6 @@ def _file_table(path: Path, suffix: str, prompt: str) -> datasets.Dataset:
 
 def _csv_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
     """The header's names as the keys of the first item, then the rows."""
-    number = 0
     lines = None
     try:
         with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as binary:
@@ -131,7 +130,7 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
                 yield dict(zip(header, fields))
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"source: {str(path)!r}: row {number + 1} is not UTF-8 ({error.reason}); save the file as UTF-8."
+            f"source: {str(path)!r}, line {lines.line_num + 1}: it is not UTF-8 ({error.reason}); save the file as UTF-8."
         ) from None
     except (ValueError, csv.Error, OSError, EOFError, zlib.error) as error:
         line = f", line {lines.line_num}" if lines is not None else ""

@@ -226,7 +226,7 @@ def test_quoted_fields_may_hold_commas_and_lines(folder):
         (
             "audio,answer\none.wav,x\none.wav,caf\xe9\n".encode("latin-1"),
             "t.csv",
-            "row 2 is not UTF-8 .*save the file",
+            "line 3: it is not UTF-8 .*save the file",
         ),
         ("audio,answer,audio\na,b,c\n", "t.csv", "the column 'audio' is there twice"),
         (
