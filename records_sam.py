@@ -290,9 +290,8 @@ def write_records(
         `rows` of each).
 
     Raises:
-        FileExistsError: The folder is a file, or has shards or a summary of something else.
-        ValueError: `max_missing` is no share; too many records without audio, with a table by source; no record; one
-            that is none.
+        ValueError: The folder is a file, or has shards or a summary of something else; `max_missing` is no share; too
+            many records without audio, with a table by source; no record; one that is none.
     """
     folder = Path(folder)
     check_max_missing(max_missing)
@@ -372,11 +371,11 @@ def own_shards(folder: Path) -> list[Path]:
     while it replaced them.
 
     Raises:
-        FileExistsError: The folder is a file, or has shards or a summary of something else.
+        ValueError: The folder is a file, or has shards or a summary of something else.
     """
     if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"folder: {str(folder)!r} is a file, expected a folder or nothing; name another.")
-    there = sorted(path for path in folder.glob("part-*.parquet"))
+        raise ValueError(f"folder: {str(folder)!r} is a file, expected a folder or nothing; name another.")
+    there = sorted(folder.glob("part-*.parquet"))
     if (folder / MARKER_FILE).exists():
         return there
     named = set()
@@ -385,12 +384,12 @@ def own_shards(folder: Path) -> list[Path]:
             summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
             named = {shard["file"] for shard in summary["shards"]}
         except (ValueError, KeyError, TypeError):
-            raise FileExistsError(
+            raise ValueError(
                 f"folder: {str(folder)!r} has a {SUMMARY_FILE} that is none of a folder of records; name another folder."
             ) from None
     strange = [path.name for path in there if path.name not in named]
     if strange:
-        raise FileExistsError(
+        raise ValueError(
             f"folder: {str(folder)!r} has {strange[0]}, which no {SUMMARY_FILE} names as a shard of records; name "
             "another folder, or delete the file if it is not needed."
         )

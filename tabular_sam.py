@@ -230,13 +230,13 @@ class _RowReader:
             number, value = self.first[column]
             if column == self.audio:
                 what = "audio"
-                help = "write paths there, leave the rows out, or keep text in a table of its own, without audio"
+                advice = "write paths there, leave the rows out, or keep text in a table of its own, without audio"
             else:
                 what = "an answer that is text or a number" if self.classes is None else "a label of a class"
-                help = "write answers there, or filter the rows out"
+                advice = "write answers there, or filter the rows out"
             raise ValueError(
                 f"source: {self.source!r} has {count:,} of {total:,} rows without {what} in the column {column!r}, "
-                f"the first is row {number} ({_short(value)}); {help}."
+                f"the first is row {number} ({_short(value)}); {advice}."
             )
 
 

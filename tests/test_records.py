@@ -358,14 +358,14 @@ def test_what_is_not_ours_is_not_deleted(tmp_path, file, text, whole):
         write_records(many(3), tmp_path)
     (tmp_path / file).write_text(text)
     before = names(tmp_path)
-    with pytest.raises(FileExistsError, match=rf"^folder: .*{file}"):
+    with pytest.raises(ValueError, match=rf"^folder: .*{file}"):
         write_records(killed(0), tmp_path)  # before anything is read
     assert names(tmp_path) == before and (tmp_path / file).read_text() == text
 
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "out").touch()
-    with pytest.raises(FileExistsError, match=r"folder: .*out' is a file, expected a folder"):
+    with pytest.raises(ValueError, match=r"folder: .*out' is a file, expected a folder"):
         write_records(many(1), tmp_path / "out")
 
 
