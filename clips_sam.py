@@ -16,7 +16,7 @@ from typing import Any
 import datasets
 import pyarrow
 
-from records_sam import AUDIO_COLUMNS, AUDIO_SUFFIXES
+from tabular_sam import AUDIO_COLUMNS, AUDIO_SUFFIXES
 
 TABLE_KINDS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 DATASET_SUFFIXES = (*TABLE_KINDS, ".tar")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from labels_sam import AUDIOSET_NAMES
-from records_sam import AUDIO_SUFFIXES
+from tabular_sam import AUDIO_SUFFIXES
 
 SUFFIXES = (*AUDIO_SUFFIXES, ".mp4")  # VGGSound is passed on as videos
 

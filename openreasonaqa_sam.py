@@ -22,22 +22,28 @@ import numpy as np
 import tokenizers
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
+from transformers.utils import logging
 
 from processing_sam import PROMPT_TEMPLATE
 from published_sam import read_openaqa, read_reasonaqa
 from records_sam import (
     CHUNK,
-    SUMMARY_FILE,
+    MARKER_FILE,
     AudioCoverage,
     batched,
     check_coverage,
+    check_max_missing,
+    left_out_line,
     map_audio,
+    own_shards,
     records_fingerprint,
     reusable_summary,
     text_table,
     write_json,
     write_records,
 )
+
+logger = logging.get_logger(__name__)
 
 READINGS = ("whole", "replacement")
 CAPTION_RULES = ("all_open", "caption_words", "not_yes_no")
@@ -48,6 +54,7 @@ CAPTION_WORDS = re.compile(
     re.IGNORECASE,
 )
 REPORT_FILE = "openreasonaqa.json"
+TEMPORARY = f"{MARKER_FILE}-"  # how the names of temporary folders begin
 ROWS_A_FILE = 100_000  # of the temporary files, at least: one is in memory at a time
 # What becomes of a record.
 KEPT, OPEN, GIVES_WAY, REPLACES, UNUSED, MISSING = range(6)
@@ -101,7 +108,8 @@ class OpenReasonAQA:
 
     Raises:
         FileNotFoundError: A file that is not there.
-        ValueError: An unknown reading or rule; a size that the closed questions alone exceed; no replacing record; too
+        ValueError: An unknown reading or rule; a number outside its range; a tokenizer that cannot be loaded; the same
+            file twice; a file without records; a size that the closed questions alone exceed; no replacing record; too
             many records without audio; a malformed record.
     """
 
@@ -132,13 +140,19 @@ class OpenReasonAQA:
             raise ValueError(f"reasonaqa: got {str(reasonaqa)!r}, expected a list of files.")
         if size < 1:
             raise ValueError(f"size: got {size}, expected a positive number of records.")
+        if seed < 0:
+            raise ValueError(f"seed: got {seed}, expected 0 or more.")
+        if cutoff < 1:
+            raise ValueError(f"cutoff: got {cutoff}, expected a positive number of tokens.")
+        check_max_missing(max_missing)
+        _check_files(openaqa, reasonaqa)
         self.openaqa, self.reasonaqa = openaqa, list(reasonaqa)
         self.size, self.reading, self.caption_rule, self.seed = size, reading, caption_rule, seed
         self.replacing_kinds, self.lowercase = tuple(replacing_kinds), lowercase
         self.closed_prefix, self.skip_unanswerable = closed_prefix, skip_unanswerable
         self.audio_roots, self.check_audio = list(audio_roots), check_audio
         self.cutoff = cutoff
-        self.two_audio = 0
+        self.counts: dict[str, dict[str, int]] = {}  # of the readers, by collection
         count_tokens = _token_counter(tokenizer)
         self._scan(count_tokens, max_missing)
         self._draw()
@@ -146,24 +160,26 @@ class OpenReasonAQA:
 
     def _read(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """All records of all files, in their order, with the collection's name."""
+        self.counts = {"OpenAQA": {}, "ReasonAQA": {}}
         options = {"closed_prefix": self.closed_prefix, "skip_unanswerable": self.skip_unanswerable}
-        for record in read_openaqa(self.openaqa, seed=self.seed, **options):
+        records = read_openaqa(self.openaqa, seed=self.seed, counts=self.counts["OpenAQA"], **options)
+        for record in _some(records, "openaqa", self.openaqa):
             yield "OpenAQA", record
-        self.two_audio = 0
         for file in self.reasonaqa:
-            counts: dict[str, int] = {}
-            for record in read_reasonaqa(file, self.seed, counts, self.lowercase):
+            records = read_reasonaqa(file, self.seed, self.counts["ReasonAQA"], self.lowercase)
+            for record in _some(records, "reasonaqa", file):
                 yield "ReasonAQA", record
-            self.two_audio += counts["two_audio"]
 
     def _scan(self, count_tokens: Callable[[list[str]], list[int]] | None, max_missing: float) -> None:
         coverage = AudioCoverage(self.audio_roots, self.check_audio)
         groups: dict[tuple[str, str, str, int], int] = {}  # (collection, kind, source, what becomes of it)
         group, over = array("i"), array("b")
         progress = tqdm(desc="counting records", unit="record")
+        without_task = 0
         for batch in batched(self._read(), CHUNK):
             found = coverage([record for _, record in batch])
             for (collection, record), there in zip(batch, found):
+                without_task += collection == "OpenAQA" and record["kind"] == "other"
                 fate = self._fate(collection, record) if there is not None else MISSING
                 group.append(groups.setdefault((collection, record["kind"], record["source"], fate), len(groups)))
             if count_tokens is not None:
@@ -171,7 +187,12 @@ class OpenReasonAQA:
                 over.extend(length + 1 > self.cutoff for length in count_tokens(texts))
             progress.update(len(batch))
         progress.close()
-        self.coverage = coverage.summary()
+        if without_task:
+            logger.warning(
+                f"openaqa: {without_task:,} records of {str(self.openaqa)!r} have no task. The caption rule is for those "
+                "whose task is open-ended and does not see them: they all stay, as closed questions do."
+            )
+        self.coverage = {**coverage.summary(), "collections": self.counts}
         check_coverage(self.coverage, max_missing)
         self.groups = list(groups)
         self.group = np.frombuffer(group, np.int32)
@@ -238,7 +259,7 @@ class OpenReasonAQA:
                 "times_at_least": self.passes,
                 "times_at_most": self.passes + (self.rest > 0),
             },
-            "two_audio_left_out": self.two_audio,
+            "two_audio_left_out": self.counts["ReasonAQA"]["two_audio"],
             "cutoff": self.cutoff,
             "over_cutoff": int(cut.sum()) if counted else None,
             "table": [
@@ -266,7 +287,7 @@ class OpenReasonAQA:
         total = int(self.times.sum())
         places = np.random.default_rng([self.seed, 1]).permutation(total)
         rows_a_file = max(ROWS_A_FILE, -(-total // 256))
-        with tempfile.TemporaryDirectory(prefix="unfinished-", dir=temporary_folder) as folder:
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=temporary_folder) as folder:
             paths = [Path(folder, f"{index}.jsonl") for index in range(-(-total // rows_a_file))]
             with ExitStack() as stack:
                 files = [stack.enter_context(path.open("w", encoding="utf-8")) for path in paths]
@@ -325,7 +346,7 @@ def report_table(report: dict[str, Any]) -> str:
         f"{replacing['rows']:,} rows of {replacing['distinct']:,} distinct records of kind "
         f"{' or '.join(report['replacing_kinds'])}: each is in the mix {replacing['times_at_least']} to "
         f"{replacing['times_at_most']} times",
-        f"{report['two_audio_left_out']:,} records of ReasonAQA are on two clips and were left out",
+        *(left_out_line(name, counts) for name, counts in report["coverage"].get("collections", {}).items()),
     ]
     if not counted:
         lines.append(f"rows over {report['cutoff']} tokens were not counted, as no tokenizer was given")
@@ -350,9 +371,8 @@ def build_openreasonaqa(
         As [`OpenReasonAQA`] does.
     """
     folder = Path(folder)
-    for name, file in [("openaqa", openaqa), *(("reasonaqa", file) for file in reasonaqa)]:
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"{name}: there is no file {str(file)!r}.")
+    own_shards(folder)
+    _check_files(openaqa, reasonaqa)
     settings = {name: value if isinstance(value, (int, float)) else str(value) for name, value in options.items()}
     fingerprint = records_fingerprint([openaqa, *reasonaqa], **settings)
     report = folder / REPORT_FILE
@@ -360,12 +380,34 @@ def build_openreasonaqa(
         return json.loads(report.read_text(encoding="utf-8"))
     mix = OpenReasonAQA(openaqa, reasonaqa, **options)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SUMMARY_FILE).unlink(missing_ok=True)  # so that no summary stands beside another report
-    for path in folder.glob("unfinished-*"):
+    report.unlink(missing_ok=True)  # so that no summary stands beside another report
+    for path in folder.glob(f"{TEMPORARY}*"):
         shutil.rmtree(path)
-    write_json(mix.report, report)
     write_records(mix.records(folder), folder, check_audio=False, fingerprint=fingerprint)
+    write_json(mix.report, report)
     return mix.report
+
+
+def _check_files(openaqa: str | Path, reasonaqa: Sequence[str | Path]) -> None:
+    """Raises unless all files are there, each once."""
+    seen = set()
+    for name, file in [("openaqa", openaqa), *(("reasonaqa", file) for file in reasonaqa)]:
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"{name}: there is no file {str(file)!r}.")
+        if Path(file).resolve() in seen:
+            raise ValueError(
+                f"{name}: got {str(file)!r} twice, expected each file once; its records are repeated anyway."
+            )
+        seen.add(Path(file).resolve())
+
+
+def _some(records: Iterator[dict[str, Any]], name: str, file: str | Path) -> Iterator[dict[str, Any]]:
+    """The records, of which there must be one."""
+    first = next(records, None)
+    if first is None:
+        raise ValueError(f"{name}: {str(file)!r} gives no records to mix, expected some; look at what it holds.")
+    yield first
+    yield from records
 
 
 def _token_counter(tokenizer: Any) -> Callable[[list[str]], list[int]] | None:
@@ -374,10 +416,17 @@ def _token_counter(tokenizer: Any) -> Callable[[list[str]], list[int]] | None:
         return None
     if isinstance(tokenizer, tokenizers.Tokenizer):
         tokenizer = tokenizers.Tokenizer.from_str(tokenizer.to_str())  # the caller's keeps its truncation
-    elif Path(tokenizer).is_file():
-        tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer))
     else:
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer).backend_tokenizer
+        try:
+            if Path(tokenizer).is_file():
+                tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer))
+            else:
+                tokenizer = AutoTokenizer.from_pretrained(tokenizer).backend_tokenizer
+        except Exception as error:  # tokenizers raises nothing more special for a file that is none of its
+            raise ValueError(
+                f"tokenizer: got {str(tokenizer)!r}, expected a tokenizer.json, a folder or a Hub id that can be loaded; "
+                f"{error}"
+            ) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return lambda texts: [len(encoding) for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]

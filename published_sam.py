@@ -5,6 +5,7 @@ Both are JSON lists of up to gigabytes. A record comes out as `records_sam.py` d
 """
 
 import codecs
+import gzip
 import json
 import os
 import re
@@ -68,7 +69,7 @@ def read_json(path: str | Path, chunk_size: int = 1 << 20) -> Iterator[tuple[int
     """Reads a JSON list of objects, or JSON lines, one object at a time.
 
     Args:
-        path (`str`): The file, UTF-8. It is a list if its first character is `[`, whatever its name.
+        path (`str`): The file, UTF-8; `.gz` is unpacked. It is a list if its first character is `[`, whatever its name.
         chunk_size (`int`, *optional*, defaults to 1 MiB): Bytes that are read at once.
 
     Yields:
@@ -87,7 +88,7 @@ def read_json(path: str | Path, chunk_size: int = 1 << 20) -> Iterator[tuple[int
 
 
 def _json_records(path: Path, chunk_size: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open("rb") as file:
+    with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as file:
         file.seek(len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0)
         while (first := file.read(1)).isspace():
             pass
@@ -190,6 +191,28 @@ def _check_fields(
             raise ValueError(f"{where} has {record[key]!r} as {key}, expected text that is not empty.")
 
 
+def _check_texts(record: dict[str, Any], keys: Sequence[str], where: str) -> None:
+    """Raises unless those of the keys that are there are text that can be written, or null."""
+    for key in keys:
+        value = record.get(key)
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"{where} has {value!r} as {key}, expected text.")
+        if value is not None and not is_encodable(value):
+            raise ValueError(
+                f"{where} has half of a surrogate pair in its {key}, {value!r}, expected whole characters; correct the "
+                "file or leave the record out."
+            )
+
+
+def is_encodable(text: str) -> bool:
+    """Whether a text can be written: JSON's escapes can spell half of a surrogate pair, which cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _share(seed: int, number: int) -> float:
     """A number in [0, 1) that depends on the two alone (splitmix64): the same however a file is read."""
     mask = (1 << 64) - 1
@@ -205,7 +228,11 @@ def _share(seed: int, number: int) -> float:
 
 
 def read_openaqa(
-    path: str | Path, closed_prefix: float | None = 0.5, seed: int = 0, skip_unanswerable: bool = False
+    path: str | Path,
+    closed_prefix: float | None = 0.5,
+    seed: int = 0,
+    skip_unanswerable: bool = False,
+    counts: dict[str, int] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Reads OpenAQA's files (LTU; `openaqa_5.6M.json`, `combine_cla.json`, ...) as they are published.
 
@@ -225,6 +252,8 @@ def read_openaqa(
         seed (`int`, *optional*, defaults to 0): Decides with a record's number in the file which get the prefix.
         skip_unanswerable (`bool`, *optional*, defaults to `False`): Leave out records whose answer says that there is
             none (LTU's `openaqa_5.0M_noqa`; its published models have them).
+        counts (`dict`, *optional*): Counts, on top of what it has, how many `"records"` were read, how many of them
+            are `"closed"` (captions too) and `"open"`, and how many were left out: `"unanswered"`, `"unanswerable"`.
 
     Yields:
         `dict`: The records.
@@ -235,24 +264,30 @@ def read_openaqa(
     """
     if closed_prefix is not None and not 0 <= closed_prefix <= 1:
         raise ValueError(f"closed_prefix: got {closed_prefix!r}, expected a probability from 0 to 1, or None.")
-    return _openaqa_records(read_json(path), Path(path), closed_prefix, seed, skip_unanswerable)
+    counts = {} if counts is None else counts
+    for name in ("records", "closed", "open", "unanswered", "unanswerable"):
+        counts.setdefault(name, 0)
+    return _openaqa_records(read_json(path), Path(path), closed_prefix, seed, skip_unanswerable, counts)
 
 
-def _openaqa_records(numbered, path, closed_prefix, seed, skip_unanswerable):
-    keys, unanswered = ("instruction", "input", "audio_id", "output"), 0
+def _openaqa_records(numbered, path, closed_prefix, seed, skip_unanswerable, counts):
+    before = counts["unanswered"]
+    keys = ("instruction", "input", "audio_id", "output")
     for number, record in numbered:
         where = f"{path}: record {number}"
         _check_fields(record, keys, ("instruction", "audio_id"), where, "OpenAQA")
-        for key in ("input", "output", "dataset", "task"):
-            if not isinstance(record.get(key) or "", str):
-                raise ValueError(f"{where} has {record[key]!r} as {key}, expected text.")
+        _check_texts(record, (*keys, "dataset", "task"), where)
         instruction, answer = record["instruction"], record["output"] or ""
+        kind = openaqa_kind(record.get("task") or "", instruction)
+        counts["records"] += 1
+        if kind != "other":
+            counts["open" if kind == "open" else "closed"] += 1
         if not answer.strip():
-            unanswered += 1
+            counts["unanswered"] += 1
             continue
         if skip_unanswerable and any(phrase in answer.lower() for phrase in UNANSWERABLE):
+            counts["unanswerable"] += 1
             continue
-        kind = openaqa_kind(record.get("task") or "", instruction)
         if closed_prefix is not None and kind in ("closed", "caption"):
             instruction = instruction.removeprefix(CLOSED_PREFIX)
             if _share(seed, number) < closed_prefix:
@@ -266,7 +301,7 @@ def _openaqa_records(numbered, path, closed_prefix, seed, skip_unanswerable):
             "source": record.get("dataset") or path.stem,
             "kind": kind,
         }
-    _warn_unanswered(path, unanswered)
+    _warn_unanswered(path, counts["unanswered"] - before)
 
 
 def _warn_unanswered(path: Path, count: int) -> None:
@@ -298,7 +333,8 @@ def read_reasonaqa(
     `subtype`. Left out and counted are records on two clips: those with a second path or caption, of the subtypes CLD
     and ACD (differences), or with a placeholder that speaks of the second clip. The placeholder `caption first audio`
     becomes one of CAPTION_PROMPTS, and the first caption is its answer (Mellow, which hears two clips, answers `the
-    audio 1 is ...`). Records with an empty answer are left out too; a warning at the end of the file counts them. The kind is [`reasonaqa_kind`]'s.
+    audio 1 is ...`). Records with an empty answer are left out too; a warning at the end of the file counts them. The
+    kind is [`reasonaqa_kind`]'s.
 
     Args:
         path (`str`): A JSON list of any size, or JSON lines.
@@ -316,9 +352,8 @@ def read_reasonaqa(
         ValueError: A record that lacks a key or has no text where some is needed, named by its number.
     """
     counts = {} if counts is None else counts
-    counts.setdefault("records", 0)
-    counts.setdefault("two_audio", 0)
-    counts.setdefault("unanswered", 0)
+    for name in ("records", "two_audio", "unanswered"):
+        counts.setdefault(name, 0)
     return _reasonaqa_records(read_json(path), Path(path), seed, counts, lowercase)
 
 
@@ -328,9 +363,7 @@ def _reasonaqa_records(numbered, path, seed, counts, lowercase):
     for number, record in numbered:
         where = f"{path}: record {number}"
         _check_fields(record, keys, ("taskname", "input", "subtype"), where, "ReasonAQA")
-        for key in keys:
-            if not isinstance(record[key] or "", str):
-                raise ValueError(f"{where} has {record[key]!r} as {key}, expected text.")
+        _check_texts(record, keys, where)
         counts["records"] += 1
         prompt, answer = record["input"], record["answer"]
         placeholder = " ".join(prompt.lower().split()).rstrip(".")

@@ -3,13 +3,16 @@
 A *record* is a dict `{"audio": path or None, "prompt": text, "answer": text, "source": name of the dataset, "kind": one
 of KINDS}`. [`read_openaqa`] and [`read_reasonaqa`] read the files as they are published, one record at a time;
 [`write_records`] maps their authors' paths to yours, leaves out what has no audio and writes a folder of Parquet
-shards with a summary; [`records_dataset`] reads such a folder. Plain tables are read by [`read_table`].
+shards with a summary; [`records_dataset`] reads such a folder. Plain tables are read by `tabular_sam.py`.
 """
 
+import glob
 import hashlib
 import itertools
 import json
 import os
+import posixpath
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,138 +24,25 @@ import pyarrow
 import pyarrow.parquet
 from tqdm.auto import tqdm
 
-from published_sam import read_openaqa, read_reasonaqa
-
-DEFAULT_PROMPT = "Close-ended question: Write an audio caption describing the sound."
-AUDIO_COLUMNS = ("audio", "file", "path", "file_name")
-PROMPT_COLUMNS = ("prompt", "question", "instruction")
-ANSWER_COLUMNS = ("answer", "caption", "text", "label")
-AUDIO_SUFFIXES = (".aif", ".aiff", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav", ".webm")
-METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+from published_sam import is_encodable, read_openaqa, read_reasonaqa
+from tabular_sam import DEFAULT_PROMPT, read_table, table_records
 
 KINDS = ("closed", "open", "binary", "multiple_choice", "caption", "detail", "other")
 SCHEMA = pyarrow.schema([(name, pyarrow.string()) for name in ("audio", "prompt", "answer", "source", "kind")])
 SUMMARY_FILE = "summary.json"
-REASONAQA_SOURCES = ("audiocaps", "clothov21")
-PUBLISHED_COUNTS = {"OpenAQA closed": 1_917_894, "OpenAQA open": 3_763_814, "ReasonAQA (train)": 968_071}
-TWO_AUDIO_COUNT = 203_565  # of ReasonAQA's training records
+MARKER_FILE = ".records"  # there while the shards of a folder are being replaced
+# By collection: what is counted of its files, how many of it were published, and in which file.
+PUBLISHED_COUNTS = {
+    "OpenAQA": {"closed": 1_917_894, "open": 3_763_814},
+    "ReasonAQA": {"records": 968_071},  # of train.json
+}
+# What readers leave out, as they count it.
+LEFT_OUT = {
+    "two_audio": "on two clips",
+    "unanswered": "with an empty answer",
+    "unanswerable": "whose answer says that there is none",
+}
 CHUNK = 10_000  # records whose audio is looked up at once; also the rows of a Parquet row group
-
-# ---------------------------------------------------------------------------------------------------------------
-# Tables
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def read_table(source: str, split: str = "train", prompt: str = DEFAULT_PROMPT) -> datasets.Dataset:
-    """Reads training rows from wherever they are.
-
-    Args:
-        source (`str`): One of
-
-            - a `.csv`, `.json` or `.jsonl` file with a column of paths, relative to the file;
-            - a folder of audio files in the layout of `datasets`' audio folders: a `metadata.csv` or
-              `metadata.jsonl` with the columns `file_name` and a text, or a subfolder for each class, whose name is
-              then the answer; these may also stand in a subfolder named as the split;
-            - the name of a dataset on the Hub.
-        split (`str`, *optional*, defaults to `"train"`): Split of a folder or dataset that has several.
-        prompt (`str`, *optional*): Prompt of the rows where there is no column of prompts.
-
-    Returns:
-        `datasets.Dataset` with the columns `audio` (a path, or an undecoded row of an Audio column), `prompt` and
-        `answer`. The audio is taken from the first of the columns `audio`, `file`, `path`, `file_name` that is there,
-        the prompt from `prompt`, `question`, `instruction`, the answer from `answer`, `caption`, `text`, `label`.
-
-    Raises:
-        FileNotFoundError: A file or folder that is not there.
-        ValueError: No column of audio or of answers, the message lists what there is; a folder without audio.
-    """
-    path = Path(source)
-    if path.is_dir():
-        path = _split_folder(path, split)
-        metadata = next((path / name for name in METADATA_FILES if (path / name).is_file()), None)
-        if metadata is None:
-            return _class_folders(path, prompt)
-        path = metadata
-    is_table = path.suffix in (".csv", ".json", ".jsonl")
-    if is_table and not path.is_file():
-        raise FileNotFoundError(f"source: there is no file {source!r}.")
-    if is_table:
-        kind = "csv" if path.suffix == ".csv" else "json"
-        table = datasets.load_dataset(kind, data_files=str(path), split="train")
-    else:
-        table = datasets.load_dataset(source, split=split)
-
-    audio = _column("audio", AUDIO_COLUMNS, table, source)
-    answer = _column("answer", ANSWER_COLUMNS, table, source)
-    prompts = next((name for name in PROMPT_COLUMNS if name in table.column_names), None)
-    if isinstance(table.features[audio], datasets.Audio):
-        table = table.cast_column(audio, datasets.Audio(decode=False))  # decoding would need torchcodec
-    label = table.features[answer]
-    names = label.names if isinstance(label, datasets.ClassLabel) else None
-
-    def row(item: dict[str, Any]) -> dict[str, Any]:
-        clip = item[audio]
-        if isinstance(clip, str) and is_table:
-            clip = str(path.parent / clip)
-        text = str(item[answer]) if names is None else names[item[answer]].replace("_", " ")
-        return {"audio": clip, "prompt": item[prompts] if prompts else prompt, "answer": text}
-
-    string = datasets.Value("string")  # said, since a column of numbers that keeps its name would keep its type
-    features = datasets.Features({"audio": table.features[audio], "prompt": string, "answer": string})
-    return table.map(
-        row, remove_columns=table.column_names, features=features, load_from_cache_file=False, desc="reading rows"
-    )
-
-
-# Folders are read here, since `datasets` makes an Audio column of them, and that takes torchcodec even for paths.
-
-
-def _split_folder(folder: Path, split: str) -> Path:
-    """The subfolder of a split if there is one: it holds a table or folders, which sets it apart from a class."""
-    inner = folder / split
-    is_split = inner.is_dir() and any(item.is_dir() or item.name in METADATA_FILES for item in inner.iterdir())
-    return inner if is_split else folder
-
-
-def _class_folders(folder: Path, prompt: str) -> datasets.Dataset:
-    files = [path for path in sorted(folder.glob("*/**/*")) if path.suffix.lower() in AUDIO_SUFFIXES]
-    if not files:
-        raise ValueError(
-            f"source: the folder {str(folder)!r} has neither a {' or '.join(METADATA_FILES)} nor subfolders with audio "
-            f"files ({', '.join(AUDIO_SUFFIXES)}), expected one of them."
-        )
-    rows = [{"audio": str(path), "prompt": prompt, "answer": path.parent.name.replace("_", " ")} for path in files]
-    return datasets.Dataset.from_list(rows)
-
-
-def _column(what: str, names: Sequence[str], table: datasets.Dataset, source: str) -> str:
-    for name in names:
-        if name in table.column_names:
-            return name
-    raise ValueError(
-        f"source: {source!r} has the columns {', '.join(table.column_names)}, expected one of {', '.join(names)} for "
-        f"the {what}; rename it."
-    )
-
-
-def table_records(table: Iterable[Mapping[str, Any]], source: str, kind: str = "other") -> Iterator[dict[str, Any]]:
-    """Makes records of rows with `audio`, `prompt` and `answer`, such as [`read_table`]'s.
-
-    Args:
-        table (iterable of `dict`): The rows; the audio is a path, as is that of undecoded Audio columns.
-        source (`str`): The records' source.
-        kind (`str`, *optional*, defaults to `"other"`): Their kind.
-
-    Raises:
-        ValueError: An audio that is in the table and not in a file.
-    """
-    for number, row in enumerate(table, 1):
-        clip = row["audio"]
-        path = clip["path"] if isinstance(clip, dict) and not clip.get("bytes") else clip
-        if path is not None and not isinstance(path, str):
-            raise ValueError(f"table: the audio of row {number} is {type(clip).__name__}, expected a path to a file.")
-        yield {"audio": path, "prompt": row["prompt"], "answer": row["answer"], "source": source, "kind": kind}
-
 
 # ---------------------------------------------------------------------------------------------------------------
 # Audio
@@ -164,41 +54,59 @@ def parse_audio_roots(values: Iterable[str]) -> list[tuple[str, str]]:
 
     Args:
         values (list of `str`): One a folder, as `--audio-root` gives them. An empty FROM (`=TO`) stands for all
-            relative paths, such as ReasonAQA's.
+            relative paths, such as ReasonAQA's. An equals sign that belongs to a folder is written `\\=`; without
+            that, of several the one is taken that has an existing folder as TO.
 
     Raises:
-        ValueError: No `=`, nothing behind it, or a FROM with two different TO.
+        ValueError: No `=`, nothing behind it, several of which any could be meant, or a FROM with two different TO.
     """
     roots: dict[str, str] = {}
     for value in values:
-        source, equals, target = value.partition("=")
-        if not equals or not target:
+        pieces = re.split(r"(?<!\\)=", value)
+        pairs = [("=".join(pieces[:index]), "=".join(pieces[index:])) for index in range(1, len(pieces))]
+        pairs = [tuple(side.replace("\\=", "=") for side in pair) for pair in pairs if pair[1]]
+        if not pairs:
             raise ValueError(
                 f"--audio-root: got {value!r}, expected FROM=TO, such as /data/sls/audioset=/mnt/audioset."
             )
-        target = os.path.expanduser(target)
+        if len(pairs) > 1:
+            pairs = [pair for pair in pairs if os.path.isdir(os.path.expanduser(pair[1]))]
+        if len(pairs) != 1:
+            raise ValueError(
+                f"--audio-root: got {value!r}, in which several = could divide FROM=TO; write \\= for each that belongs "
+                "to a folder."
+            )
+        source, target = _normal(pairs[0][0]), os.path.normpath(os.path.expanduser(pairs[0][1]))
         if roots.setdefault(source, target) != target:
             raise ValueError(f"--audio-root: got {source!r} twice, as {roots[source]!r} and {target!r}, expected one.")
     return list(roots.items())
+
+
+def _normal(path: str) -> str:
+    """A published path without `.`, `//` and a `/` at its end; the folder itself is empty."""
+    path = posixpath.normpath(path)
+    return "" if path == "." else re.sub("^//", "/", path)
 
 
 def map_audio(path: str, roots: Sequence[tuple[str, str]]) -> str:
     """The path here of an audio file there: the longest FROM that it lies in is replaced by its TO.
 
     Args:
-        path (`str`): As the record has it.
+        path (`str`): As the record has it; `./a//b` lies in `a` as `a/b` does.
         roots (list of `(FROM, TO)`): From [`parse_audio_roots`]. Whole folders match: `/data/a` is not in `/data/audio`.
 
     Returns:
         `str`: The new path, or the old one where nothing matches.
     """
     best = None
+    there = _normal(path)
     for source, target in roots:
+        source = _normal(source)
         head = source.rstrip("/") + "/" if source else ""
-        inside = path.startswith(head) if head else not path.startswith("/")
+        inside = there.startswith(head) if head else not there.startswith("/")
         if inside and (best is None or len(head) > len(best[0])):
             best = head, target
-    return path if best is None else os.path.join(best[1], path[len(best[0]) :].lstrip("/"))
+    return path if best is None else os.path.join(best[1], there[len(best[0]) :])
 
 
 class AudioCoverage:
@@ -268,12 +176,18 @@ class AudioCoverage:
         }
 
 
+def check_max_missing(max_missing: float) -> None:
+    """Raises `ValueError` unless it is a share."""
+    if not 0 <= max_missing <= 1:
+        raise ValueError(f"max_missing: got {max_missing!r}, expected a share from 0 to 1, such as 0.05 for 5 %.")
+
+
 def check_coverage(summary: dict[str, Any], max_missing: float) -> None:
     """Raises `ValueError`, with the table of [`coverage_table`], where no row or too few rows have their audio."""
     total = summary["rows"] + summary["missing"]
     if total == 0:
         raise ValueError("records: there are none, expected at least one; look at the files they are read from.")
-    if summary["missing"] > max_missing * total or summary["rows"] == 0:
+    if summary["missing"] / total > max_missing or summary["rows"] == 0:
         raise ValueError(
             f"{summary['missing']:,} of {total:,} records have no audio file, more than max_missing={max_missing:.1%}. "
             "Say with --audio-root FROM=TO where the folders of the published paths are here, fetch what is missing, or "
@@ -282,13 +196,13 @@ def check_coverage(summary: dict[str, Any], max_missing: float) -> None:
 
 
 def coverage_table(summary: dict[str, Any]) -> str:
-    """A table of what is there by source, and how many records there are beside how many were published.
+    """A table of what is there by source, and of what was read of published collections beside how many there are.
 
     Args:
         summary (`dict`): From [`write_records`] or [`AudioCoverage`].
 
     Returns:
-        `str`: Lines. ReasonAQA's are the records of its two sources that are neither closed nor open questions.
+        `str`: Lines. A collection has one only where its reader has counted it (`counts` of [`write_records`]).
     """
     rows = [("source", "rows", "missing", "covered", "clips", "missing clips")]
     entries = list(summary["by_source"].items())
@@ -298,20 +212,20 @@ def coverage_table(summary: dict[str, Any]) -> str:
         share = entry["rows"] / max(entry["rows"] + entry["missing"], 1)
         counts = [f"{entry[name]:,}" for name in names]
         rows.append((source, *counts[:2], f"{share:.1%}", *counts[2:]))
-    found: Counter[str] = Counter()
-    for source, entry in entries:
-        for kind, count in entry["kinds"].items():
-            if kind in ("open", "closed"):
-                found[f"OpenAQA {kind}"] += count
-            elif source in REASONAQA_SOURCES:
-                found["ReasonAQA (train)"] += count
-            elif kind == "caption":
-                found["OpenAQA closed"] += count
-    lines = [text_table(rows), ""]
-    for name, published in PUBLISHED_COUNTS.items():
-        note = f", {TWO_AUDIO_COUNT:,} of them on two clips" if name.startswith("Reason") else ""
-        lines.append(f"{name}: {found[name]:,} read, {published:,} published{note}")
+    lines = [text_table(rows)]
+    for collection, read in summary.get("collections", {}).items():
+        lines += ["", left_out_line(collection, read)]
+        for name, published in PUBLISHED_COUNTS.get(collection, {}).items():
+            what = collection if name == "records" else f"{collection} {name}"
+            lines.append(f"{what}: {read.get(name, 0):,} read, {published:,} published")
     return "\n".join(lines)
+
+
+def left_out_line(collection: str, counts: Mapping[str, int]) -> str:
+    """How many records a reader has read and, for each reason to leave some out, how many that were."""
+    left = [f"{counts[name]:,} {words}" for name, words in LEFT_OUT.items() if name in counts]
+    rest = counts["records"] - sum(counts.get(name, 0) for name in LEFT_OUT)
+    return f"{collection}: {counts['records']:,} records in its files, left out {', '.join(left)}: {rest:,} taken"
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
@@ -348,30 +262,39 @@ def write_records(
     max_missing: float = 0.05,
     check_audio: bool = True,
     fingerprint: str | None = None,
+    counts: Mapping[str, Mapping[str, int]] | None = None,
 ) -> dict[str, Any]:
     """Writes records whose audio is there as Parquet shards, and a summary when all is written.
 
-    A folder with a summary is whole: a writing that was broken off leaves none, and is done again.
+    A folder with a summary is whole. Shards and summary of an earlier writing are replaced when all records are read
+    and enough of them have audio: the records may come from the same folder, and a writing that was broken off leaves
+    the folder as it was.
 
     Args:
         records (iterable of `dict`): They are read once, and not at all where the folder is reused.
-        folder (`str`): Gets `part-00000.parquet`, ... and `summary.json`; an older summary and shards are replaced.
+        folder (`str`): Gets `part-00000.parquet`, ... and `summary.json`; shards that an older summary names are
+            replaced, others are refused.
         audio_roots (list of `(FROM, TO)`, *optional*): From [`parse_audio_roots`]; the folder has the new paths.
         rows_per_shard (`int`, *optional*, defaults to 100,000): Rows of a file.
-        max_missing (`float`, *optional*, defaults to 0.05): Largest share of records that may be left out because
-            their audio file does not exist.
+        max_missing (`float`, *optional*, defaults to 0.05): Largest share of records, from 0 to 1 and itself allowed,
+            that may be left out because their audio file does not exist.
         check_audio (`bool`, *optional*, defaults to `True`): Look for the files; without it all records are written.
         fingerprint (`str`, *optional*): Such as [`records_fingerprint`] gives. A whole folder of the same fingerprint,
             audio roots and check is left as it is. Audio that came later is not seen: delete the summary then.
+        counts (`dict`, *optional*): By collection (`"OpenAQA"`, `"ReasonAQA"`), the `counts` that its reader fills
+            while the records are read; the summary has them as `collections`.
 
     Returns:
         `dict`: The summary: `rows` (written), `missing` (left out), `by_source` and `by_kind` as in
-        [`AudioCoverage.summary`], `fingerprint`, `audio_roots`, `check_audio`, `shards` (`file` and `rows` of each).
+        [`AudioCoverage.summary`], `collections`, `fingerprint`, `audio_roots`, `check_audio`, `shards` (`file` and
+        `rows` of each).
 
     Raises:
-        ValueError: Too many records without audio, with a table by source; no record; one that is none.
+        ValueError: The folder is a file, or has shards or a summary of something else; `max_missing` is no share; too
+            many records without audio, with a table by source; no record; one that is none.
     """
     folder = Path(folder)
+    check_max_missing(max_missing)
     if rows_per_shard < 1:
         raise ValueError(f"rows_per_shard: got {rows_per_shard}, expected a positive number.")
     settings = {
@@ -383,6 +306,7 @@ def write_records(
     if old is not None:
         check_coverage(old, max_missing)
         return old
+    own_shards(folder)
     coverage = AudioCoverage(audio_roots, check_audio)
     progress = tqdm(desc=f"writing {folder.name}", unit="record")
     rows: list[dict[str, Any]] = []
@@ -390,29 +314,32 @@ def write_records(
 
     def write_shard() -> None:
         name = f"part-{len(shards):05d}.parquet"
-        unfinished = folder / f"{name}.unfinished"
         pyarrow.parquet.write_table(
-            pyarrow.Table.from_pylist(rows[:rows_per_shard], SCHEMA), unfinished, row_group_size=CHUNK
+            pyarrow.Table.from_pylist(rows[:rows_per_shard], SCHEMA), _unfinished(folder / name), row_group_size=CHUNK
         )
-        os.replace(unfinished, folder / name)
         shards.append({"file": name, "rows": min(len(rows), rows_per_shard)})
         del rows[:rows_per_shard]
 
-    for number, batch in enumerate(batched(records, CHUNK)):
-        if number == 0:  # not earlier: records that cannot be read leave a whole folder whole
-            _clear(folder)
-        for index, record in enumerate(batch):
-            _check_record(record, number * CHUNK + index + 1)
-        rows += [record for record in coverage(batch) if record is not None]
-        progress.update(len(batch))
-        while len(rows) >= rows_per_shard:
+    try:
+        for number, batch in enumerate(batched(records, CHUNK)):
+            if number == 0:
+                folder.mkdir(parents=True, exist_ok=True)
+                _discard_unfinished(folder)  # of a process that was killed
+            for index, record in enumerate(batch):
+                _check_record(record, number * CHUNK + index + 1)
+            rows += [record for record in coverage(batch) if record is not None]
+            progress.update(len(batch))
+            while len(rows) >= rows_per_shard:
+                write_shard()
+        if rows:
             write_shard()
-    if rows:
-        write_shard()
-    progress.close()
-    summary = {**coverage.summary(), **settings, "shards": shards}
-    check_coverage(summary, max_missing)
-    write_json(summary, folder / SUMMARY_FILE)
+        collections = {name: dict(read) for name, read in (counts or {}).items()}
+        summary = {**coverage.summary(), "collections": collections, **settings, "shards": shards}
+        check_coverage(summary, max_missing)
+        _replace(folder, summary)
+    finally:
+        progress.close()
+        _discard_unfinished(folder)
     return summary
 
 
@@ -425,17 +352,61 @@ def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 def write_json(value: Any, path: Path) -> None:
     """Writes JSON so that the file is there whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished = _unfinished(path)
     unfinished.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(unfinished, path)
 
 
-def _clear(folder: Path) -> None:
-    """Makes the folder, without what an earlier writing left; the summary goes first."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / SUMMARY_FILE).unlink(missing_ok=True)
-    for path in [*folder.glob("part-*.parquet"), *folder.glob("part-*.parquet.unfinished")]:
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f"{path.name}.unfinished")
+
+
+def _discard_unfinished(folder: Path) -> None:
+    for path in folder.glob("part-*.parquet.unfinished"):
         path.unlink()
+
+
+def own_shards(folder: Path) -> list[Path]:
+    """The shards in a folder that [`write_records`] may replace: those that its summary names; all if it was broken off
+    while it replaced them.
+
+    Raises:
+        ValueError: The folder is a file, or has shards or a summary of something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"folder: {str(folder)!r} is a file, expected a folder or nothing; name another.")
+    there = sorted(folder.glob("part-*.parquet"))
+    if (folder / MARKER_FILE).exists():
+        return there
+    named = set()
+    if (folder / SUMMARY_FILE).exists():
+        try:
+            summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+            named = {shard["file"] for shard in summary["shards"]}
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"folder: {str(folder)!r} has a {SUMMARY_FILE} that is none of a folder of records; name another folder."
+            ) from None
+    strange = [path.name for path in there if path.name not in named]
+    if strange:
+        raise ValueError(
+            f"folder: {str(folder)!r} has {strange[0]}, which no {SUMMARY_FILE} names as a shard of records; name "
+            "another folder, or delete the file if it is not needed."
+        )
+    return there
+
+
+def _replace(folder: Path, summary: dict[str, Any]) -> None:
+    """Puts the unfinished shards and the summary in the place of what an earlier writing left."""
+    old = own_shards(folder)
+    (folder / MARKER_FILE).touch()
+    (folder / SUMMARY_FILE).unlink(missing_ok=True)
+    for path in old:
+        path.unlink()
+    for shard in summary["shards"]:
+        os.replace(_unfinished(folder / shard["file"]), folder / shard["file"])
+    write_json(summary, folder / SUMMARY_FILE)
+    (folder / MARKER_FILE).unlink()
 
 
 def _check_record(record: dict[str, Any], number: int) -> None:
@@ -446,6 +417,12 @@ def _check_record(record: dict[str, Any], number: int) -> None:
     for key in ("prompt", "answer", "source", "kind"):
         if not isinstance(record[key], str) or not record[key]:
             raise ValueError(f"records: number {number} has {record[key]!r} as {key}, expected text.")
+    for key, value in record.items():
+        if isinstance(value, str) and not is_encodable(value):
+            raise ValueError(
+                f"records: number {number} has half of a surrogate pair in its {key}, {value!r}, expected whole "
+                "characters; correct it or leave the record out."
+            )
     if record["audio"] is not None and not isinstance(record["audio"], str):
         raise ValueError(
             f"records: number {number} has {type(record['audio']).__name__} as audio, expected a path or None."
@@ -501,7 +478,7 @@ def records_dataset(folder: str | Path, streaming: bool = True) -> datasets.Iter
     Raises:
         FileNotFoundError: The folder is not whole.
     """
-    files = [str(Path(folder) / shard["file"]) for shard in read_summary(folder)["shards"]]
+    files = [glob.escape(str(Path(folder) / shard["file"])) for shard in read_summary(folder)["shards"]]
     return datasets.load_dataset("parquet", data_files=files, split="train", streaming=streaming)
 
 

@@ -150,15 +150,19 @@ def _rows_hash(source: Path | datasets.Dataset) -> str:
 
 def _convert(recipe: Recipe, name: str, folder: Path) -> None:
     source, path = recipe.data[name], recipe.path(name)
+    counts: dict[str, int] = {}
     if source.format == "openaqa":
-        records = read_openaqa(path, source.closed_prefix, recipe.seed, source.skip_unanswerable)
+        collection = "OpenAQA"
+        records = read_openaqa(path, source.closed_prefix, recipe.seed, source.skip_unanswerable, counts=counts)
     else:
-        records = read_reasonaqa(path, recipe.seed)
+        collection = "ReasonAQA"
+        records = read_reasonaqa(path, recipe.seed, counts=counts)
     summary = write_records(
         records,
         folder,
         audio_roots=parse_audio_roots([*source.audio_roots, *recipe.audio_roots]),
         max_missing=source.max_missing,
+        counts={collection: counts},
         fingerprint=records_fingerprint(
             [path],
             format=source.format,

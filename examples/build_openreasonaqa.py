@@ -68,7 +68,7 @@ def main() -> None:
             tokenizer=args.tokenizer,
             cutoff=args.cutoff,
         )
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(coverage_table(report["coverage"]), report_table(report), sep="\n\n")
 

@@ -3,6 +3,7 @@
 import json
 import math
 import runpy
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -14,7 +15,7 @@ from tokenizers import Tokenizer
 import openreasonaqa_sam
 from openreasonaqa_sam import OpenReasonAQA, build_openreasonaqa, is_caption_style, report_table
 from processing_sam import PROMPT_TEMPLATE
-from records_sam import read_summary, records_dataset
+from records_sam import coverage_table, read_summary, records_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 NEOX = ROOT.parent / "shared" / "data" / "tokenizer" / "gpt-neox-20b.json"
@@ -174,7 +175,8 @@ def test_other_kinds_can_replace(files):
 
 def test_several_files_of_reasonaqa(files):
     openaqa, (train,) = files
-    ours = mix((openaqa, [train, train]), 14)
+    copy = shutil.copy(train, train.with_name("copy.json"))
+    ours = mix((openaqa, [train, copy]), 14)
     assert ours.report["replacing"]["distinct"] == 10 and ours.report["two_audio_left_out"] == 4
 
 
@@ -214,12 +216,72 @@ def test_the_order_is_random(files, monkeypatch):
         ({"caption_rule": "some"}, "caption_rule: got 'some', expected one of all_open"),
         ({"size": 3}, "size: got 3, expected at least the 4 closed questions"),
         ({"size": 0}, "size: got 0, expected a positive number"),
+        ({"seed": -1}, "seed: got -1, expected 0 or more"),
+        ({"cutoff": 0}, "cutoff: got 0, expected a positive number of tokens"),
+        ({"max_missing": 5}, "max_missing: got 5, expected a share from 0 to 1"),
+        ({"max_missing": math.nan}, "max_missing: got nan"),
+        ({"closed_prefix": 2}, "closed_prefix: got 2"),
+        ({"tokenizer": "/none/tokenizer.json"}, "tokenizer: got '/none/tokenizer.json', expected a tokenizer.json"),
+        ({"tokenizer": __file__}, "tokenizer: got .*test_openreasonaqa.py', expected a tokenizer.json"),
         ({"replacing_kinds": ("other",)}, "reasonaqa: no record with audio is of kind other, expected 16 of them"),
     ],
 )
 def test_what_cannot_be_mixed_is_an_error(files, options, message):
     with pytest.raises(ValueError, match=message):
         mix(files, **{"size": 20, **options})
+
+
+@pytest.mark.parametrize("name", ["seed", "cutoff", "max_missing", "tokenizer"])
+def test_arguments_are_checked_before_files_are_read(files, monkeypatch, name):
+    monkeypatch.setattr(openreasonaqa_sam, "read_openaqa", lambda *args, **kwargs: pytest.fail("read"))
+    with pytest.raises(ValueError, match=f"{name}: got"):
+        mix(files, 20, **{name: "/none" if name == "tokenizer" else -1})
+
+
+def test_the_same_file_twice_is_an_error(files):
+    openaqa, (train,) = files
+    again = train.parent / "." / ".." / train.parent.name / train.name
+    for given in ((openaqa, [train, again]), (train, [train])):
+        with pytest.raises(ValueError, match=r"reasonaqa: got .*train\.json' twice, expected each file once"):
+            mix(given, 20)
+
+
+@pytest.mark.parametrize("which", ["openaqa", "reasonaqa"])
+def test_a_file_that_gives_nothing_is_named(files, which):
+    openaqa, (train,) = files
+    empty = openaqa if which == "openaqa" else train.with_name("more.json")
+    empty.write_text("[]")
+    with pytest.raises(ValueError, match=rf"^{which}: '{empty}' gives no records"):
+        mix((openaqa, [train] if which == "openaqa" else [train, empty]), 20)
+
+
+def test_questions_without_a_task_are_warned_of(files, monkeypatch):
+    said = []
+    monkeypatch.setattr(openreasonaqa_sam.logger, "warning", said.append)
+    mix(files, 20)
+    assert not said
+    items = json.loads(files[0].read_text())
+    for item in items[:3]:
+        item["task"] = ""
+    files[0].write_text(json.dumps(items))
+    mix(files, 20)
+    assert len(said) == 1 and "3 records of" in said[0] and "have no task" in said[0] and "caption rule" in said[0]
+
+
+def test_what_is_left_out_is_counted(files):
+    items = json.loads(files[0].read_text())
+    items[0]["output"] = ""
+    items[1]["output"] = items[2]["output"] = "It is unclear."
+    files[0].write_text(json.dumps(items))
+    ours = mix(files, 20, skip_unanswerable=True)
+    openaqa = (
+        "OpenAQA: 10 records in its files, left out 1 with an empty answer, 2 whose answer says that there is none: 7"
+    )
+    reasonaqa = "ReasonAQA: 9 records in its files, left out 2 on two clips, 0 with an empty answer: 7"
+    list(ours.records())  # reads again
+    for text in (ours.table(), coverage_table(ours.report["coverage"])):
+        assert f"{openaqa} taken" in text.splitlines() and f"{reasonaqa} taken" in text.splitlines()
+    assert sum(entry["read"] for entry in ours.report["table"]) == 14
 
 
 def test_one_file_is_no_list_of_files(files):
@@ -344,14 +406,13 @@ def test_a_broken_build_is_done_again(files, tmp_path, monkeypatch):
     def broken(self, folder):
         records = whole(self, folder)
         yield next(records)
-        (Path(folder) / "unfinished-of-a-kill").mkdir()
+        (Path(folder) / ".records-of-a-kill").mkdir()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(OpenReasonAQA, "records", broken)
     with pytest.raises(KeyboardInterrupt):
         build_openreasonaqa(*files, out, size=20, **options)
-    with pytest.raises(FileNotFoundError, match="has no summary"):
-        records_dataset(out)
+    assert len(list(records_dataset(out))) == 19 and not (out / "openreasonaqa.json").exists()
     monkeypatch.setattr(OpenReasonAQA, "records", whole)
     assert build_openreasonaqa(*files, out, size=20, **options)["rows"] == len(list(records_dataset(out))) == 20
     assert sorted(path.name for path in out.iterdir()) == ["openreasonaqa.json", "part-00000.parquet", "summary.json"]
@@ -384,6 +445,10 @@ def test_the_example(files, roots, tmp_path, monkeypatch, capsys):
         (["--openaqa", "none.json"], "error: openaqa: there is no file 'none.json'"),
         (["--reasonaqa", "none.json"], "error: reasonaqa: there is no file 'none.json'"),
         (["--audio-root", "here"], "error: --audio-root: got 'here', expected FROM=TO"),
+        (["--seed", "-1"], "error: seed: got -1"),
+        (["--cutoff", "-5"], "error: cutoff: got -5"),
+        (["--max-missing", "5"], "error: max_missing: got 5"),
+        (["--tokenizer", "/none"], "error: tokenizer: got '/none'"),
         ([], "error: 17 of 17 records have no audio file"),
     ],
 )
@@ -392,3 +457,14 @@ def test_the_example_says_what_is_wrong(files, tmp_path, monkeypatch, changes, m
     with pytest.raises(SystemExit, match=message):
         run_example(monkeypatch, *arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_an_error(files, tmp_path, monkeypatch):
+    arguments = ["--openaqa", files[0], "--reasonaqa", *files[1], "--no-audio-check", "--output"]
+    with pytest.raises(SystemExit, match=r"error: folder: .*openaqa\.json' is a file"):
+        run_example(monkeypatch, *arguments, files[0])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "part-00007.parquet").write_text("mine")
+    with pytest.raises(SystemExit, match=r"error: folder: .*has part-00007\.parquet, which no summary"):
+        run_example(monkeypatch, *arguments, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["part-00007.parquet"]

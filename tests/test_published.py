@@ -1,5 +1,6 @@
 """Readers of published files: JSON larger than memory, OpenAQA, ReasonAQA."""
 
+import gzip
 import itertools
 import json
 import math
@@ -124,6 +125,12 @@ def test_bytes_that_are_not_utf8_are_an_error(tmp_path):
     for chunk_size in (1, 3, 1 << 20):
         with pytest.raises(ValueError, match="byte 8, after 0 records, is not UTF-8"):
             list(read_json(path, chunk_size))
+
+
+def test_a_packed_file(tmp_path):
+    for text in (json.dumps(NASTY), "\n".join(map(json.dumps, NASTY))):
+        (tmp_path / "list.json.gz").write_bytes(gzip.compress(text.encode()))
+        assert list(read_json(tmp_path / "list.json.gz", 7)) == list(enumerate(NASTY, 1))
 
 
 def test_a_file_that_is_not_there_is_said_before_reading(tmp_path):
@@ -276,6 +283,11 @@ def test_unanswerable_questions_can_be_left_out(tmp_path, answer):
         ),
         ({"output": None, "audio_id": None}, "record 2 lacks audio_id, output;"),
         ({"output": 7}, "record 2 has 7 as output, expected text"),
+        ({"output": 0}, "record 2 has 0 as output, expected text"),
+        ({"output": False}, "record 2 has False as output, expected text"),
+        ({"output": []}, r"record 2 has \[\] as output, expected text"),
+        ({"output": "A \ud83d."}, "record 2 has half of a surrogate pair in its output, 'A .ud83d.', expected"),
+        ({"audio_id": "\udc00.wav"}, "record 2 has half of a surrogate pair in its audio_id"),
         ({"instruction": ""}, "record 2 has '' as instruction"),
         ({"audio_id": 7}, "record 2 has 7 as audio_id"),
         ({"task": 7}, "record 2 has 7 as task, expected text"),
@@ -389,6 +401,9 @@ def test_the_placeholder_for_a_caption_is_worded(tmp_path):
     ("wrong", "message"),
     [
         ({"answer": 7}, "record 2 has 7 as answer, expected text"),
+        ({"answer": 0}, "record 2 has 0 as answer, expected text"),
+        ({"filepath2": []}, r"record 2 has \[\] as filepath2, expected text"),
+        ({"answer": "\ud83d"}, "record 2 has half of a surrogate pair in its answer"),
         ({"filepath1": ""}, "record 2 has '' as filepath1"),
         ({"input": ""}, "record 2 has '' as input"),
         ({"caption1": 3}, "record 2 has 3 as caption1, expected text"),
@@ -435,3 +450,21 @@ def test_reasonaqa_without_an_answer_is_left_out_and_counted(tmp_path, warnings)
     counts = {}
     assert len(list(read_reasonaqa(path, counts=counts))) == 1
     assert counts == {"records": 3, "two_audio": 0, "unanswered": 2} and len(warnings) == 1
+
+
+def test_what_openaqa_leaves_out_is_counted(tmp_path):
+    items = [openaqa(), openaqa(task="classification"), openaqa(task="caption", output="Sorry."), openaqa(output=" ")]
+    path = write(tmp_path / "q.json", [*items, openaqa(task=None)])
+    counts = {}
+    assert len(list(read_openaqa(path, skip_unanswerable=True, counts=counts))) == 3
+    assert counts == {"records": 5, "closed": 2, "open": 2, "unanswered": 1, "unanswerable": 1}
+    assert len(list(read_openaqa(path, counts=counts))) == 4  # of a second file
+    assert counts == {"records": 10, "closed": 4, "open": 4, "unanswered": 2, "unanswerable": 1}
+
+
+def test_the_warning_is_of_one_file(tmp_path, warnings):
+    path = write(tmp_path / "q.json", [openaqa(output="")])
+    counts = {}
+    for number in (1, 2):
+        assert list(read_openaqa(path, counts=counts)) == []
+        assert warnings == [f"{path}: 1 records have an empty answer and are left out."] * number

@@ -1,32 +1,30 @@
-"""Tables, audio roots, coverage, and folders of records."""
+"""Audio roots, coverage, and folders of records."""
 
 import json
+import math
 import os
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
 
 import datasets
 import numpy as np
-import pyarrow
 import pytest
-import soundfile
 
 import records_sam
 from processing_sam import load_audio
 from records_sam import (
-    DEFAULT_PROMPT,
     KINDS,
     AudioCoverage,
     coverage_table,
     map_audio,
     parse_audio_roots,
     read_openaqa,
+    read_reasonaqa,
     read_summary,
-    read_table,
     records_dataset,
     records_fingerprint,
-    table_records,
     write_records,
 )
 
@@ -35,140 +33,50 @@ CLIPS = ROOT / "examples" / "audio"
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Tables
-# ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Two clips in a folder."""
-    for name in ("one.wav", "two.wav"):
-        soundfile.write(tmp_path / name, np.random.default_rng(0).uniform(-0.1, 0.1, 8000), 16000)
-    return tmp_path
-
-
-def test_a_csv_file_with_paths_beside_it(folder):
-    (folder / "table.csv").write_text("file,question,caption,more\none.wav,Which?,A one.,x\ntwo.wav,What?,2,y\n")
-    table = read_table(str(folder / "table.csv"))
-    assert table.column_names == ["audio", "prompt", "answer"]
-    assert table[0] == {"audio": str(folder / "one.wav"), "prompt": "Which?", "answer": "A one."}
-    assert table[1]["prompt"] == "What?"
-
-
-def test_a_number_as_an_answer_is_text(folder):
-    (folder / "table.csv").write_text("audio,answer\none.wav,1\ntwo.wav,2\n")
-    assert read_table(str(folder / "table.csv"))["answer"][:] == ["1", "2"]
-
-
-@pytest.mark.parametrize("lines", [False, True], ids=["json", "jsonl"])
-def test_a_json_file_without_prompts(folder, lines):
-    items = [{"audio": str(folder / "one.wav"), "answer": "One."}, {"audio": "two.wav", "answer": "Two."}]
-    path = folder / ("table.jsonl" if lines else "table.json")
-    path.write_text("\n".join(map(json.dumps, items)) if lines else json.dumps(items))
-    table = read_table(str(path), prompt="Say it.")
-    assert table["audio"][:] == [str(folder / "one.wav"), str(folder / "two.wav")]  # an absolute path stays
-    assert table["prompt"][:] == ["Say it."] * 2
-
-
-def test_an_audio_folder_with_its_metadata(folder):
-    (folder / "metadata.csv").write_text("file_name,text\none.wav,A one.\ntwo.wav,A two.\n")
-    table = read_table(str(folder))
-    assert sorted(table["answer"][:]) == ["A one.", "A two."]
-    assert set(table["prompt"][:]) == {DEFAULT_PROMPT}
-    by_answer = {row["answer"]: load_audio(row["audio"]) for row in table}
-    assert np.array_equal(by_answer["A one."], load_audio(str(folder / "one.wav")))
-
-
-def test_a_folder_for_each_class(tmp_path):
-    for name in ("church_bells", "dog"):
-        (tmp_path / name).mkdir()
-        soundfile.write(tmp_path / name / f"{name}.wav", np.full(800, 0.1 if name == "dog" else 0.2), 16000)
-    table = read_table(str(tmp_path))
-    level = {row["answer"]: load_audio(row["audio"]).mean() for row in table}
-    assert level == pytest.approx({"church bells": 0.2, "dog": 0.1}, abs=1e-3)
-
-
-def test_a_dataset_with_an_audio_column_and_classes(monkeypatch):
-    features = datasets.Features(
-        {
-            "file": datasets.Audio(),
-            "label": datasets.ClassLabel(names=["car_horn", "dog"]),
-            "fold": datasets.Value("int8"),
-        }
-    )
-    clip = CLIPS / "dog.ogg"
-    stored = [{"file": {"bytes": clip.read_bytes(), "path": None}, "label": 1, "fold": 2}]
-    stored.append({"file": {"bytes": None, "path": str(clip)}, "label": 0, "fold": 1})
-    schema = pyarrow.schema(
-        {"file": pyarrow.struct({"bytes": "binary", "path": "string"}), "label": "int64", "fold": "int8"}
-    )
-    on_the_hub = datasets.Dataset(pyarrow.Table.from_pylist(stored, schema)).cast(features)
-    monkeypatch.setattr(
-        datasets, "load_dataset", lambda name, split: {("someone/clips", "test"): on_the_hub}[name, split]
-    )
-    table = read_table("someone/clips", "test")
-    assert table["answer"][:] == ["dog", "car horn"]
-    assert table.column_names == ["audio", "prompt", "answer"]
-    for row in table:
-        assert np.array_equal(load_audio(row["audio"]), load_audio(str(clip)))
-
-
-def test_a_folder_of_splits(tmp_path):
-    (tmp_path / "train" / "train").mkdir(parents=True)  # ESC-50 has a class of this name
-    (tmp_path / "train" / "dog").mkdir()
-    (tmp_path / "validation").mkdir()
-    for name in ("train/train/one.wav", "train/dog/two.WAV", "validation/three.wav"):
-        soundfile.write(tmp_path / name, np.zeros(800), 16000)
-    (tmp_path / "train" / "dog" / "notes.txt").write_text("no sound")
-    (tmp_path / "validation" / "metadata.jsonl").write_text('{"file_name": "three.wav", "caption": "Three."}')
-    assert read_table(str(tmp_path))["answer"][:] == ["dog", "train"]
-    assert read_table(str(tmp_path / "train"))["answer"][:] == ["dog", "train"]
-    validation = read_table(str(tmp_path), "validation")
-    assert validation["answer"][:] == ["Three."]
-    assert validation["audio"][:] == [str(tmp_path / "validation" / "three.wav")]
-
-
-def test_what_is_missing_is_named(folder):
-    with pytest.raises(ValueError, match=r"neither a metadata\.csv or metadata\.jsonl nor subfolders with audio"):
-        read_table(str(folder))  # its clips are of no class
-    with pytest.raises(FileNotFoundError, match=r"nothing\.csv"):
-        read_table(str(folder / "nothing.csv"))
-    (folder / "table.csv").write_text("sound,answer\none.wav,1\n")
-    with pytest.raises(ValueError, match="columns sound, answer, expected one of audio, file, path, file_name for"):
-        read_table(str(folder / "table.csv"))
-    (folder / "table.csv").write_text("audio,said\none.wav,1\n")
-    with pytest.raises(ValueError, match="expected one of answer, caption, text, label for the answer"):
-        read_table(str(folder / "table.csv"))
-
-
-def test_a_table_as_records(folder):
-    (folder / "table.csv").write_text("audio,question,answer\none.wav,Which?,A one.\n")
-    (record,) = table_records(read_table(str(folder / "table.csv")), "mine", "caption")
-    clip = str(folder / "one.wav")
-    assert record == {"audio": clip, "prompt": "Which?", "answer": "A one.", "source": "mine", "kind": "caption"}
-    undecoded = {"audio": {"bytes": None, "path": clip}, "prompt": "Which?", "answer": "A one."}
-    assert next(table_records([undecoded], "mine", "caption")) == record
-    with pytest.raises(ValueError, match="audio of row 2 is dict, expected a path"):
-        list(table_records([undecoded, {**undecoded, "audio": {"bytes": b"RIFF", "path": "one.wav"}}], "mine"))
-
-
-# ---------------------------------------------------------------------------------------------------------------
 # Audio roots
 # ---------------------------------------------------------------------------------------------------------------
 
 
 def test_audio_roots_are_read():
-    assert parse_audio_roots(["/data/a=/mnt/a", "=/mnt/b", "c=d=e"]) == [
-        ("/data/a", "/mnt/a"),
-        ("", "/mnt/b"),
-        ("c", "d=e"),
-    ]
+    assert parse_audio_roots(["/data/a=/mnt/a", "=/mnt/b"]) == [("/data/a", "/mnt/a"), ("", "/mnt/b")]
     assert parse_audio_roots(["a=~/b"]) == [("a", os.path.expanduser("~/b"))]
-    for wrong in ("/data/a", "/data/a="):
-        with pytest.raises(ValueError, match=f"--audio-root: got '{wrong}', expected FROM=TO"):
+    for wrong in ("/data/a", "/data/a=", "/data/a\\=b"):
+        with pytest.raises(ValueError, match=f"--audio-root: got {re.escape(repr(wrong))}, expected FROM=TO"):
             parse_audio_roots([wrong])
     with pytest.raises(ValueError, match="got 'a' twice, as 'b' and 'c'"):
         parse_audio_roots(["a=b", "a=c"])
+
+
+def test_an_equals_sign_in_a_folder(tmp_path):
+    (tmp_path / "d=e").mkdir()
+    (tmp_path / "x").mkdir()
+    assert parse_audio_roots([f"c={tmp_path}/d=e"]) == [("c", f"{tmp_path}/d=e")]
+    assert parse_audio_roots([f"/a=b={tmp_path}/x"]) == [("/a=b", f"{tmp_path}/x")]
+    assert parse_audio_roots(["/a\\=b=/mnt/c\\=d"]) == [("/a=b", "/mnt/c=d")]
+    with pytest.raises(ValueError, match=r"got '/a=b=/none', in which several = could divide FROM=TO; write \\= for"):
+        parse_audio_roots(["/a=b=/none"])
+
+
+def test_audio_roots_are_compared_as_folders():
+    assert parse_audio_roots(["/a//b/=/x/", "./aud=y", ".=z", "//c=/w"]) == [
+        ("/a/b", "/x"),
+        ("aud", "y"),
+        ("", "z"),
+        ("/c", "/w"),
+    ]
+    assert parse_audio_roots(["/a/=/b", "/a=/b/"]) == [("/a", "/b")]
+    with pytest.raises(ValueError, match="got '/a' twice, as '/b' and '/c'"):
+        parse_audio_roots(["/a/=/b", "/a=/c"])
+    for path, root in [
+        ("./aud/x.wav", "aud"),
+        ("aud/x.wav", "./aud"),
+        ("aud//x.wav", "aud/"),
+        ("aud/x.wav", ".//aud"),
+    ]:
+        assert map_audio(path, [(root, "/m")]) == "/m/x.wav", path
+    assert map_audio("/d//a/./x.wav", [("/d/a", "/m")]) == map_audio("//d/a/x.wav", [("/d/a", "/m")]) == "/m/x.wav"
+    assert map_audio("/x.wav", [("/", "/m")]) == "/m/x.wav"
+    assert map_audio("./y//x.wav", [("aud", "/m")]) == "./y//x.wav"  # what no root holds is left as it is
 
 
 @pytest.mark.parametrize(
@@ -267,9 +175,26 @@ def test_too_little_audio_is_an_error_with_a_table(clips, tmp_path):
         write_records(some_records(), tmp_path / "out")
 
 
-def test_the_table_is_beside_the_published_counts():
+def test_the_largest_share_that_may_be_missing_is_allowed(tmp_path):
+    """29 of 100, where 0.29 * 100 is less than 29; and one more."""
+    there = [record(None)] * 71
+    summary = write_records(there + [record("/none.wav")] * 29, tmp_path / "a", max_missing=0.29)
+    assert (summary["rows"], summary["missing"]) == (71, 29)
+    with pytest.raises(ValueError, match="30 of 101 records"):
+        write_records(there + [record("/none.wav")] * 30, tmp_path / "b", max_missing=0.29)
+    assert write_records(there, tmp_path / "c", max_missing=0)["missing"] == 0
+    assert write_records([*there, record("/none.wav")], tmp_path / "d", max_missing=1)["missing"] == 1
+
+
+@pytest.mark.parametrize("wrong", [5, -0.1, 1.01, math.nan])
+def test_a_share_is_checked_before_anything_is_read(tmp_path, wrong):
+    with pytest.raises(ValueError, match=f"max_missing: got {wrong}, expected a share from 0 to 1"):
+        write_records(killed(0), tmp_path, max_missing=wrong)
+
+
+def test_the_table_has_sources():
     table = coverage_table({"rows": 7, "missing": 4, "by_source": COUNTS})
-    assert [line.split() for line in table.splitlines()[:6]] == [
+    assert [line.split() for line in table.splitlines()] == [
         ["source", "rows", "missing", "covered", "clips", "missing", "clips"],
         ["as_strong_train", "1", "1", "50.0%", "1", "1"],
         ["clothov21", "2", "1", "66.7%", "1", "1"],
@@ -277,11 +202,42 @@ def test_the_table_is_beside_the_published_counts():
         ["vggsound_train", "3", "2", "60.0%", "2", "1"],
         ["all", "7", "4", "63.6%", "4", "3"],
     ]
-    assert table.splitlines()[6:] == [
+
+
+def test_what_was_read_is_beside_what_was_published(tmp_path):
+    """Only of the collections that were read, whatever the sources are called; and the numbers add up."""
+    keys = {"instruction": "What is it?", "input": "", "audio_id": "a.wav", "dataset": "audiocaps"}
+    rows = [("caption", "A dog."), ("caption", ""), ("open-ended question", "Sorry."), ("closed", "A cat.")]
+    items = [{**keys, "task": task, "output": output} for task, output in rows]
+    (tmp_path / "q.json").write_text(json.dumps(items))
+    counts = {}
+    records = read_openaqa(tmp_path / "q.json", skip_unanswerable=True, counts=counts)
+    summary = write_records(records, tmp_path / "out", check_audio=False, fingerprint="x", counts={"OpenAQA": counts})
+    expected = {"records": 4, "closed": 3, "open": 1, "unanswered": 1, "unanswerable": 1}
+    assert summary["collections"] == {"OpenAQA": expected} and summary["rows"] == 2
+    assert coverage_table(summary).splitlines()[3:] == [
         "",
-        "OpenAQA closed: 5 read, 1,917,894 published",
-        "OpenAQA open: 2 read, 3,763,814 published",
-        "ReasonAQA (train): 3 read, 968,071 published, 203,565 of them on two clips",
+        "OpenAQA: 4 records in its files, left out 1 with an empty answer, 1 whose answer says that there is none: "
+        "2 taken",
+        "OpenAQA closed: 3 read, 1,917,894 published",
+        "OpenAQA open: 1 read, 3,763,814 published",
+    ]
+    again = write_records(killed(0), tmp_path / "out", check_audio=False, fingerprint="x", counts={"OpenAQA": {}})
+    assert again == summary == read_summary(tmp_path / "out")
+
+    keys = {"taskname": "mine", "filepath1": "a.wav", "caption1": "", "caption2": "", "subtype": "ClothoAQA.json"}
+    items = [
+        {**keys, "filepath2": second, "input": "is it?", "answer": answer}
+        for second, answer in [("", "yes"), ("", "no"), ("b.wav", "no"), ("", "")]
+    ]
+    (tmp_path / "train.json").write_text(json.dumps(items))
+    counts = {}
+    records = read_reasonaqa(tmp_path / "train.json", counts=counts)
+    summary = write_records(records, tmp_path / "r", check_audio=False, counts={"ReasonAQA": counts})
+    assert coverage_table(summary).splitlines()[3:] == [
+        "",
+        "ReasonAQA: 4 records in its files, left out 1 on two clips, 1 with an empty answer: 2 taken",
+        "ReasonAQA: 4 read, 968,071 published",
     ]
 
 
@@ -323,31 +279,102 @@ def killed(count):
     raise Killed
 
 
-def test_a_broken_writing_leaves_no_summary_and_is_done_again(tmp_path, monkeypatch):
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_broken_writing_leaves_nothing_and_is_done_again(tmp_path, monkeypatch):
     monkeypatch.setattr(records_sam, "CHUNK", 5)
     with pytest.raises(Killed):
         write_records(killed(23), tmp_path, rows_per_shard=4, fingerprint="x")
-    assert len(list(tmp_path.glob("part-*.parquet"))) == 5  # of 20 records
+    assert names(tmp_path) == []
     with pytest.raises(FileNotFoundError, match=r"has no summary\.json, which is written last; write the records"):
         records_dataset(tmp_path)
-    (tmp_path / "part-00002.parquet.unfinished").touch()
+    (tmp_path / "part-00002.parquet.unfinished").touch()  # of a kill that nothing can catch
     write_records(many(6), tmp_path, rows_per_shard=4, fingerprint="x")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "part-00000.parquet",
-        "part-00001.parquet",
-        "summary.json",
-    ]
+    assert names(tmp_path) == ["part-00000.parquet", "part-00001.parquet", "summary.json"]
     assert list(records_dataset(tmp_path)) == many(6)
 
 
-def test_an_old_summary_does_not_outlive_its_shards(tmp_path, monkeypatch):
-    """The new shards have the names of the old ones when the writing breaks off."""
+def test_a_broken_writing_leaves_the_old_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(records_sam, "CHUNK", 5)
     write_records(many(12), tmp_path, rows_per_shard=4, fingerprint="x")
+    before = names(tmp_path)
     with pytest.raises(Killed):
-        write_records(killed(23), tmp_path, rows_per_shard=4, fingerprint="y")
-    with pytest.raises(FileNotFoundError, match="has no summary"):
-        read_summary(tmp_path)
+        write_records(killed(23), tmp_path, rows_per_shard=3, fingerprint="y")
+    with pytest.raises(ValueError, match="have no audio file"):
+        write_records([record(None), record("/none.wav")], tmp_path, fingerprint="y")
+    assert names(tmp_path) == before and list(records_dataset(tmp_path)) == many(12)
+
+
+@pytest.mark.parametrize("at", range(7))
+def test_a_replacing_that_breaks_off_is_done_again(tmp_path, monkeypatch, at):
+    """Wherever it does: either summary stands beside its own shards, or there is none."""
+    write_records(many(6), tmp_path, rows_per_shard=3, fingerprint="x")
+    steps = []
+
+    def breaking(call):
+        def step(*arguments, **options):
+            steps.append(call)
+            if len(steps) == at + 1:
+                raise Killed
+            return call(*arguments, **options)
+
+        return step
+
+    with monkeypatch.context() as context:
+        context.setattr(records_sam, "_discard_unfinished", lambda folder: None)  # as if killed without notice
+        context.setattr(records_sam.os, "replace", breaking(os.replace))
+        context.setattr(Path, "unlink", breaking(Path.unlink))
+        with pytest.raises(Killed):
+            write_records(many(8), tmp_path, rows_per_shard=4, fingerprint="y")
+            pytest.fail("fewer steps than thought")
+    if (tmp_path / "summary.json").exists():
+        assert list(records_dataset(tmp_path)) == (many(6) if at == 0 else many(8))
+    write_records(many(2), tmp_path, fingerprint="z")
+    assert names(tmp_path) == ["part-00000.parquet", "summary.json"] and list(records_dataset(tmp_path)) == many(2)
+
+
+def test_a_folder_may_be_rewritten_from_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(records_sam, "CHUNK", 5)
+    write_records(many(23), tmp_path, rows_per_shard=4)
+    write_records(iter(records_dataset(tmp_path)), tmp_path, rows_per_shard=7)
+    assert list(records_dataset(tmp_path)) == many(23) and len(names(tmp_path)) == 5
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "whole"),
+    [
+        ("part-00007.parquet", "mine", False),
+        ("part-mine.parquet", "mine", False),
+        ("part-00007.parquet", "mine", True),  # beside our own
+        ("summary.json", '{"rows": 3}', False),
+        ("summary.json", "[]", False),
+        ("summary.json", "no JSON", False),
+    ],
+)
+def test_what_is_not_ours_is_not_deleted(tmp_path, file, text, whole):
+    if whole:
+        write_records(many(3), tmp_path)
+    (tmp_path / file).write_text(text)
+    before = names(tmp_path)
+    with pytest.raises(ValueError, match=rf"^folder: .*{file}"):
+        write_records(killed(0), tmp_path)  # before anything is read
+    assert names(tmp_path) == before and (tmp_path / file).read_text() == text
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(ValueError, match=r"folder: .*out' is a file, expected a folder"):
+        write_records(many(1), tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["x[1]", "x*", "x?", "[a-z]"])
+def test_a_folders_name_is_no_pattern(tmp_path, name):
+    for other, count in ((name, 3), ("x1", 4), ("xy", 5), ("a", 6)):
+        write_records(many(count), tmp_path / other)
+    for streaming in (True, False):
+        assert list(records_dataset(tmp_path / name, streaming)) == many(3)
 
 
 def test_a_whole_folder_is_used_again(tmp_path):
@@ -361,11 +388,9 @@ def test_a_whole_folder_is_used_again(tmp_path):
     ):
         with pytest.raises(Killed):
             write_records(killed(0), tmp_path, **different)
-    assert read_summary(tmp_path) == first  # records that cannot be read leave the folder as it was
-    with pytest.raises(Killed):
+    with pytest.raises(Killed):  # records that cannot be read leave the folder as it was
         write_records(killed(records_sam.CHUNK), tmp_path, fingerprint="y")
-    with pytest.raises(FileNotFoundError):
-        read_summary(tmp_path)
+    assert read_summary(tmp_path) == first
 
 
 def test_a_folder_that_lost_a_shard_is_written_again(tmp_path):
@@ -400,6 +425,8 @@ def test_the_fingerprint_knows_files_and_settings(tmp_path):
         ({"kind": "clsoed"}, "number 2 is of kind 'clsoed', expected one of closed, open"),
         ({"answer": ""}, "number 2 has '' as answer, expected text"),
         ({"prompt": 3}, "number 2 has 3 as prompt, expected text"),
+        ({"answer": "A \ud83d."}, "number 2 has half of a surrogate pair in its answer, 'A .ud83d.'"),
+        ({"audio": "\ud83d.wav"}, "number 2 has half of a surrogate pair in its audio"),
         ({"audio": {"path": "x"}}, "number 2 has dict as audio, expected a path or None"),
         ({"fold": 1}, "number 2 has the keys audio, prompt, answer, source, kind, fold, expected audio, prompt"),
     ],
