@@ -279,6 +279,7 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path, steps: int | Non
         dataloader_num_workers=0 if recipe.cache_features else recipe.num_workers,
         dataloader_pin_memory=not recipe.cache_features and torch.cuda.is_available(),
         ddp_find_unused_parameters=False,  # every trainable parameter takes part in every step
+        ddp_broadcast_buffers=False,  # constants
         ddp_timeout=int(PATIENCE.total_seconds()),
         **options,
     )

@@ -114,6 +114,8 @@ def set_up(args: Arguments, training: TrainingArguments):
     training.remove_unused_columns = False  # the collator reads the audio
     if training.ddp_find_unused_parameters is None:
         training.ddp_find_unused_parameters = False  # every trainable parameter takes part in every step
+    if training.ddp_broadcast_buffers is None:
+        training.ddp_broadcast_buffers = False  # constants
     if args.recompute:  # transformers 5.23 has renamed it
         training.gradient_checkpointing = training.activation_checkpointing = True
         training.gradient_checkpointing_kwargs = training.activation_checkpointing_kwargs = {"use_reentrant": False}
