@@ -151,8 +151,8 @@ class RecordBatches(torch.utils.data.IterableDataset):
         features (`str`, *optional*, defaults to `"workers"`): Where log-mel is computed: `"workers"` or `"device"`,
             see [`collate_rows`].
         max_broken (`float`, *optional*, defaults to 0.01): The largest share of broken records, of those that this
-            process has read: judged once 100 were, and however few they are at the end of each pass that has begun
-            with an epoch.
+            process has read, and one more, unless it is 0: judged once 100 were read, and however few they are at the
+            end of each epoch that was read whole.
         start_step (`int`, *optional*, defaults to 0): Optimizer step at which the first pass begins.
         num_rows (`int`, *optional*): Records of an epoch, if not all of them.
         train_on_prompt (`bool`, *optional*, defaults to `False`): Also learn the prompt's text, as LTU does.
@@ -338,7 +338,7 @@ class RecordBatches(torch.utils.data.IterableDataset):
                     batch = self.collate(part) if step >= first else {}
                     # Before the last batch is given: nobody may ask for another. Not of the rest of an epoch, which
                     # may be a few records, of which a single one would end a run each time that it is resumed.
-                    if number + workers >= total and not first:
+                    if number + workers >= total and not first and steps == self.steps_per_epoch:
                         self._finished[index] = epoch + 1
                         if (self._finished[: min(workers, total)] == epoch + 1).all():
                             self._check_pass()
@@ -433,7 +433,8 @@ class RecordBatches(torch.utils.data.IterableDataset):
 
     def _check_broken(self, error: Exception | None = None) -> None:
         seen, broken = self.num_seen, self.num_broken
-        if broken and broken / seen > self.max_broken:
+        # One more than the share, which is then exact over any epochs and processes, and lets one file of few pass.
+        if broken > (seen * self.max_broken + 1 if self.max_broken else 0):
             table = {name: f"{row['broken']} of {row['seen']}" for name, row in self.report().items() if row["broken"]}
             last = "." if error is None else f"; the last one: {error}"
             raise ValueError(
@@ -477,7 +478,7 @@ class RecordBatches(torch.utils.data.IterableDataset):
     def _check_first(self, source: RecordSource) -> None:
         records = source.first(PROBED)
         paths = [record["audio"] for record in records if isinstance(record["audio"], str)]
-        if paths and not any(map(os.path.isfile, paths)):
+        if paths and len(paths) > self.max_broken * source.num_rows and not any(map(os.path.isfile, paths)):
             raise ValueError(
                 f"source: none of the {len(paths)} audio files in the first {len(records)} records of {source.name} is "
                 f"there, the first is {paths[0]!r}; map the paths with --audio-root FROM=TO when the records are "

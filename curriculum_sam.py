@@ -22,7 +22,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ from parts_sam import (
 from predictions_sam import generate_answers
 from processing_sam import SamDataCollator, SamProcessor
 from recipe_sam import Recipe, Stage, claim, load_recipe
-from records_sam import write_json
+from records_sam import locked, write_json
 from sources_sam import (
     PATIENCE,
     as_table,
@@ -63,12 +63,8 @@ from sources_sam import (
 )
 from training_sam import AugmentLogMel, CachedRows, SamTrainer, check_float32
 
-try:
-    import fcntl
-except ImportError:  # Windows has none
-    fcntl = None  # type: ignore[assignment]
-
 DRAWN = "rows drawn of the validation source"  # beside the names of the sources
+LOCK_SECONDS = 15  # a killed run's loader workers end that much later, at most
 COMPLETE = "complete"  # marks a checkpoint that all processes have written
 
 
@@ -398,11 +394,15 @@ def _keep(recipe, stage, folder, handed, sources, processor, summary) -> None:
         model = SamForConditionalGeneration.from_pretrained(folder / final, dtype="auto").to(processes().device)
         answers = generate_answers(model, processor, rows["audio"][:], rows["prompt"][:])
         write_json(
-            [{**row, "audio": str(row["audio"]), "prediction": text} for row, text in zip(rows, answers)],
+            [{**row, "audio": _name(row["audio"]), "prediction": text} for row, text in zip(rows, answers)],
             folder / "samples.json",
         )
     write_json(summary, folder / "finished.json")
     _tidy(recipe, folder)
+
+
+def _name(clip: Any) -> str | None:
+    return clip["path"] if isinstance(clip, dict) else clip
 
 
 def _tidy(recipe: Recipe, folder: Path) -> None:
@@ -504,14 +504,14 @@ def run_recipe(
 @contextmanager
 def _alone(output: Path) -> Iterator[None]:
     """Keeps a second run out of an output folder: each would take the other's unfinished files for its own."""
-    if fcntl is None or not processes().is_main_process:
+    if not processes().is_main_process:
         yield
         return
     output.mkdir(parents=True, exist_ok=True)
-    with open(output / ".lock", "w") as lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            stack.enter_context(locked(output, LOCK_SECONDS))
+        except TimeoutError as error:
             raise ValueError(
                 f"output: another run is writing into {output}; wait for it or choose another."
             ) from error

@@ -13,9 +13,11 @@ import json
 import os
 import posixpath
 import re
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,11 @@ from tqdm.auto import tqdm
 
 from published_sam import is_encodable, read_openaqa, read_reasonaqa
 from tabular_sam import DEFAULT_PROMPT, read_table, table_records
+
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
 
 KINDS = ("closed", "open", "binary", "multiple_choice", "caption", "detail", "other")
 SCHEMA = pyarrow.schema([(name, pyarrow.string()) for name in ("audio", "prompt", "answer", "source", "kind")])
@@ -320,11 +327,18 @@ def write_records(
         shards.append({"file": name, "rows": min(len(rows), rows_per_shard)})
         del rows[:rows_per_shard]
 
+    lock = ExitStack()
     try:
         for number, batch in enumerate(batched(records, CHUNK)):
             if number == 0:
                 folder.mkdir(parents=True, exist_ok=True)
+                lock.enter_context(locked(folder))
+                old = reusable_summary(folder, settings) if fingerprint is not None else None
+                if old is not None:  # another process has written it meanwhile
+                    check_coverage(old, max_missing)
+                    return old
                 _discard_unfinished(folder)  # of a process that was killed
+                lock.callback(_discard_unfinished, folder)
             for index, record in enumerate(batch):
                 _check_record(record, number * CHUNK + index + 1)
             rows += [record for record in coverage(batch) if record is not None]
@@ -339,8 +353,43 @@ def write_records(
         _replace(folder, summary)
     finally:
         progress.close()
-        _discard_unfinished(folder)
+        lock.close()
     return summary
+
+
+@contextmanager
+def locked(folder: Path, seconds: float | None = None) -> Iterator[None]:
+    """Keeps other processes out of a folder that is there, which also hold its lock while they write.
+
+    Args:
+        folder (`Path`): The folder; has a file `.lock` meanwhile.
+        seconds (`float`, *optional*): How long to wait for another process; by default until it is done.
+
+    Raises:
+        TimeoutError: Another process holds it longer.
+    """
+    if fcntl is None:
+        yield
+        return
+    path, begin = folder / ".lock", time.monotonic()
+    while True:
+        lock = open(path, "w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                break  # else the one before has deleted it
+            lock.close()
+        except BlockingIOError as error:
+            lock.close()
+            if seconds is not None and time.monotonic() - begin > seconds:
+                raise TimeoutError(f"{folder}: another process is writing there.") from error
+            time.sleep(0.2)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        fcntl.flock(lock, fcntl.LOCK_UN)  # a process that this one has started may keep the file open
+        lock.close()
 
 
 def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -367,8 +416,8 @@ def _discard_unfinished(folder: Path) -> None:
 
 
 def own_shards(folder: Path) -> list[Path]:
-    """The shards in a folder that [`write_records`] may replace: those that its summary names; all if it was broken off
-    while it replaced them.
+    """The shards in a folder that [`write_records`] may replace: those that its summary names; where there is none, or
+    it was broken off while it replaced them, all that have the columns of records.
 
     Raises:
         ValueError: The folder is a file, or has shards or a summary of something else.
@@ -378,11 +427,11 @@ def own_shards(folder: Path) -> list[Path]:
     there = sorted(folder.glob("part-*.parquet"))
     if (folder / MARKER_FILE).exists():
         return there
-    named = set()
+    named = {path.name for path in there if _has_records(path)}
     if (folder / SUMMARY_FILE).exists():
         try:
             summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-            named = {shard["file"] for shard in summary["shards"]}
+            named &= {shard["file"] for shard in summary["shards"]}
         except (ValueError, KeyError, TypeError):
             raise ValueError(
                 f"folder: {str(folder)!r} has a {SUMMARY_FILE} that is none of a folder of records; name another folder."
@@ -390,10 +439,17 @@ def own_shards(folder: Path) -> list[Path]:
     strange = [path.name for path in there if path.name not in named]
     if strange:
         raise ValueError(
-            f"folder: {str(folder)!r} has {strange[0]}, which no {SUMMARY_FILE} names as a shard of records; name "
-            "another folder, or delete the file if it is not needed."
+            f"folder: {str(folder)!r} has {strange[0]}, which is no shard of records, or one that its {SUMMARY_FILE} does "
+            "not name; name another folder, or delete the file if it is not needed."
         )
     return there
+
+
+def _has_records(path: Path) -> bool:
+    try:
+        return pyarrow.parquet.read_schema(path).equals(SCHEMA)
+    except (pyarrow.ArrowInvalid, OSError):
+        return path.stat().st_size == 0
 
 
 def _replace(folder: Path, summary: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from records_sam import (
     write_json,
     write_records,
 )
-from training_sam import rows_with_audio
+from tabular_sam import rows_with_audio
 
 PATIENCE = timedelta(hours=4)  # of processes that wait for the first: it converts data, merges and generates
 

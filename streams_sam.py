@@ -315,7 +315,7 @@ def _check_schema(schema: Schema, where: str) -> None:
         kind = kind.value_type if types.is_dictionary(kind) else kind
         fits = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
         fits |= name in ("audio", "source") and types.is_null(kind)
-        fits |= name == "audio" and (types.is_struct(kind) or types.is_binary(kind))
+        fits |= name == "audio" and (types.is_struct(kind) or types.is_binary(kind) or types.is_large_binary(kind))
         if not fits:
             raise ValueError(f"source: {where} has {name} as {kind}, expected strings; write it again.")
 

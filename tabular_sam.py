@@ -3,16 +3,19 @@
 import csv
 import glob
 import gzip
+import hashlib
 import itertools
 import math
 import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow
 from transformers.utils import logging
 
@@ -115,13 +118,14 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
         with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as binary:
             text = (line.decode("utf-8-sig" if index == 0 else "utf-8") for index, line in enumerate(binary))
             lines = csv.reader(text, delimiter=delimiter, strict=True)
-            header = next(filter(None, lines), [])
+            lines_with_text = (fields for fields in lines if any(map(str.strip, fields)))
+            header = next(lines_with_text, [])
             known = [name for name in header if name in AUDIO_COLUMNS + PROMPT_COLUMNS + ANSWER_COLUMNS]
             twice = [name for name in known if header.count(name) > 1]
             if twice:
                 raise ValueError(f"the column {twice[0]!r} is there twice, expected once; rename one")
             yield dict.fromkeys(header)
-            for number, fields in enumerate(filter(None, lines), 1):
+            for number, fields in enumerate(lines_with_text, 1):
                 if len(fields) > len(header):
                     raise ValueError(
                         f"row {number} has {len(fields)} fields, expected the header's {len(header)}; put quotation "
@@ -194,6 +198,8 @@ class _RowReader:
             clip = None
             self._remember(self.audio, index, clip)
         elif self.is_path:
+            if isinstance(clip, dict) and clip.get("path") and not clip.get("bytes"):
+                clip = clip["path"]
             clip = self._need_text(self.audio, index, clip)
             clip = str(self.folder / os.path.expanduser(clip)) if self.folder else clip
         prompt = self.prompt
@@ -338,6 +344,59 @@ def _files_below(folder: Path) -> Iterator[Path]:
         yield from (Path(root, name) for name in files if not _is_hidden(name))
 
 
+def clip_key(clip: str | bytes | dict[str, Any] | None) -> str | None:
+    """What is the same for rows of one clip and for no others; `None` for a row of text.
+
+    Args:
+        clip: The `audio` of [`read_table`]'s rows. Where its content is in the table, its path is a mere name, which
+            other clips may have too.
+    """
+    if clip is None or isinstance(clip, str):
+        return clip
+    content = clip
+    if isinstance(clip, dict):
+        if _file(clip):
+            return _file(clip)
+        content = np.asarray(clip["array"]).tobytes() if "array" in clip else clip.get("bytes") or b""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _file(clip: Any) -> str | None:
+    if isinstance(clip, dict):
+        return None if clip.get("bytes") or "array" in clip else clip.get("path")
+    return clip if isinstance(clip, str) else None
+
+
+def rows_with_audio(table: datasets.Dataset, name: str, max_missing: float = 0.0) -> datasets.Dataset:
+    """The rows whose audio file is there, or that need none.
+
+    Args:
+        table (`datasets.Dataset`): Rows, as [`read_table`] gives them.
+        name (`str`): What an error calls the table.
+        max_missing (`float`, *optional*, defaults to 0): Largest share of the rows that may be left out.
+
+    Raises:
+        ValueError: No row, or too many without their file; the message names some of the files.
+    """
+    clips = (clip for batch in table.select_columns("audio").iter(1000) for clip in batch["audio"])
+    paths = [_file(clip) for clip in clips]  # never the clips: they may be larger than memory
+    files = list(dict.fromkeys(path for path in paths if isinstance(path, str)))
+    with ThreadPoolExecutor(16) as pool:
+        missing = [path for path, is_there in zip(files, pool.map(os.path.isfile, files)) if not is_there]
+    lost = set(missing)
+    kept = [row for row, path in enumerate(paths) if not isinstance(path, str) or path not in lost]
+    num_lost = len(paths) - len(kept)
+    if not paths:
+        raise ValueError(f"{name}: there are no rows, expected at least one.")
+    if not kept or num_lost > max_missing * len(paths):
+        more = ", ..." if len(missing) > 3 else ""
+        raise ValueError(
+            f"{name}: the audio of {num_lost:,} of {len(paths):,} rows is not there ({', '.join(missing[:3])}{more}), "
+            f"more than max_missing={max_missing:g} allows; correct the paths, fetch the files or raise max_missing."
+        )
+    return table.select(kept) if num_lost else table
+
+
 def table_records(table: Iterable[Mapping[str, Any]], source: str, kind: str = "other") -> Iterator[dict[str, Any]]:
     """Makes records of rows with `audio`, `prompt` and `answer`, such as [`read_table`]'s.
 
@@ -357,4 +416,4 @@ def table_records(table: Iterable[Mapping[str, Any]], source: str, kind: str = "
         yield {"audio": path, "prompt": row["prompt"], "answer": row["answer"], "source": source, "kind": kind}
 
 
-__all__ = ["DEFAULT_PROMPT", "read_table", "table_records"]
+__all__ = ["DEFAULT_PROMPT", "clip_key", "read_table", "rows_with_audio", "table_records"]

@@ -1,6 +1,5 @@
 """From rows of (audio, prompt, answer) to training: LoRA, parameter types, features, augmentation."""
 
-import hashlib
 import math
 import os
 import shutil
@@ -25,6 +24,7 @@ from audio_sam import SAMPLING_RATE, load_audio
 from batches_sam import RecordBatches, compute_features
 from modeling_sam import positions_with_loss
 from streams_sam import merge_reports
+from tabular_sam import clip_key
 
 logger = logging.get_logger(__name__)
 
@@ -142,52 +142,8 @@ def save_checkpoint(model, processor, folder: str | Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Clips and their features
+# Features
 # ---------------------------------------------------------------------------------------------------------------
-
-
-def clip_key(clip: str | dict[str, Any] | None) -> str | None:
-    """What is the same for rows of one clip and for no others; `None` for a row of text.
-
-    Args:
-        clip: The `audio` of [`read_table`]'s rows. Where its content is in the table, its path is a mere name, which
-            other clips may have too.
-    """
-    if clip is None or isinstance(clip, str):
-        return clip
-    if clip["path"] and not clip["bytes"]:
-        return clip["path"]
-    return hashlib.sha256(clip["bytes"] or b"").hexdigest()
-
-
-def rows_with_audio(table: datasets.Dataset, name: str, max_missing: float = 0.0) -> datasets.Dataset:
-    """The rows whose audio file is there, or that need none.
-
-    Args:
-        table (`datasets.Dataset`): Rows, as [`read_table`] gives them.
-        name (`str`): What an error calls the table.
-        max_missing (`float`, *optional*, defaults to 0): Largest share of the rows that may be left out.
-
-    Raises:
-        ValueError: No row, or too many without their file; the message names some of the files.
-    """
-    clips = (clip for batch in table.select_columns("audio").iter(1000) for clip in batch["audio"])
-    paths = [clip["path"] if isinstance(clip, dict) and not clip["bytes"] else clip for clip in clips]
-    files = list(dict.fromkeys(path for path in paths if isinstance(path, str)))
-    with ThreadPoolExecutor(16) as pool:
-        missing = [path for path, is_there in zip(files, pool.map(os.path.isfile, files)) if not is_there]
-    lost = set(missing)
-    kept = [row for row, path in enumerate(paths) if not isinstance(path, str) or path not in lost]
-    num_lost = len(paths) - len(kept)
-    if not paths:
-        raise ValueError(f"{name}: there are no rows, expected at least one.")
-    if not kept or num_lost > max_missing * len(paths):
-        more = ", ..." if len(missing) > 3 else ""
-        raise ValueError(
-            f"{name}: the audio of {num_lost:,} of {len(paths):,} rows is not there ({', '.join(missing[:3])}{more}), "
-            f"more than max_missing={max_missing:g} allows; correct the paths, fetch the files or raise max_missing."
-        )
-    return table.select(kept) if num_lost else table
 
 
 def extract_features(clips: Sequence[Any], processor, device="cpu", num_threads: int = 8) -> torch.Tensor:
@@ -585,11 +541,9 @@ __all__ = [
     "CachedRows",
     "SamTrainer",
     "check_float32",
-    "clip_key",
     "extract_features",
     "follow_autocast",
     "lora_config",
-    "rows_with_audio",
     "save_checkpoint",
     "upcast_trainable",
     "warmup_cosine",

@@ -32,14 +32,13 @@ from configuration_sam import SamConfig
 from modeling_sam import SamForConditionalGeneration
 from predictions_sam import generate_answers
 from processing_sam import SamDataCollator
-from records_sam import DEFAULT_PROMPT, read_table
+from tabular_sam import DEFAULT_PROMPT, read_table, rows_with_audio
 from training_sam import (
     AugmentLogMel,
     CachedRows,
     SamTrainer,
     check_float32,
     lora_config,
-    rows_with_audio,
     upcast_trainable,
 )
 

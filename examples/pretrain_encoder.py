@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from configuration_sam import SamAudioConfig
 from modeling_sam import SamAudioBlock, SamForConditionalGeneration, sine_cosine_positions
 from processing_sam import SamProcessor
-from records_sam import read_table
-from training_sam import AugmentLogMel, clip_key, extract_features, save_checkpoint, warmup_cosine
+from tabular_sam import clip_key, read_table
+from training_sam import AugmentLogMel, extract_features, save_checkpoint, warmup_cosine
 
 WINDOW = 512  # frames, 5.12 seconds
 

@@ -640,16 +640,36 @@ def test_too_many_broken_records_are_an_error_within_a_pass(processor, records, 
 @pytest.mark.parametrize("num_workers", [0, 1, 3, 8])
 def test_too_many_broken_records_are_an_error_at_the_end_of_a_pass(processor, records, num_workers):
     table = datasets.Dataset.from_list(some_broken(records))
-    batches = RecordBatches(table, processor, 4, max_broken=0.25)
+    batches = RecordBatches(table, processor, 4, max_broken=0.2)
     loader = iter(DataLoader(batches, batch_size=None, num_workers=num_workers))
     with pytest.raises(
-        ValueError, match=r"max_broken: the audio of 6 of 23 records .*, expected at most 25\.00%\. Rep"
+        ValueError, match=r"max_broken: the audio of 6 of 23 records .*, expected at most 20\.00%\. Rep"
     ):
         for _ in range(6):  # as Trainer does, which never asks for one more than there are
             next(loader)
     assert batches.num_seen == NUM_RECORDS  # judged by the last worker
     batches.seek(3)
     assert len(load(batches, num_workers)) == 3  # of the rest of an epoch nothing can be said
+
+
+def test_a_pass_that_is_cut_short_is_not_judged(processor, records):
+    """Of a few records nothing can be said; nor of one broken record among a process's share."""
+    batches = RecordBatches(datasets.Dataset.from_list(some_broken(records)), processor, 4, max_broken=0.01)
+    batches.stop_at(2)
+    assert len(load(batches, 0)) == 2
+    table = datasets.Dataset.from_list([*records[1:], {**records[0], "audio": "/nowhere.wav"}])
+    for process in (0, 1):
+        load(RecordBatches(table, processor, 4, num_processes=2, process_index=process, max_broken=1 / 23), 0)
+    with pytest.raises(ValueError, match="max_broken: the audio of 1 of 23"):
+        load(RecordBatches(table, processor, 4, max_broken=0.0), 0)
+
+
+def test_missing_files_at_the_head_of_a_large_source_may_be_few_of_it(processor, records):
+    missing = [{**records[0], "audio": f"/nowhere/{index}.wav"} for index in range(64)]
+    table = datasets.Dataset.from_list([*missing, *(records * 300)[:6_400]])
+    RecordBatches(table, processor, 4, max_broken=0.01)
+    with pytest.raises(ValueError, match="none of the 64 audio files"):
+        RecordBatches(table, processor, 4, max_broken=0.005)
 
 
 def test_as_many_broken_records_as_allowed_are_no_error(processor, records):

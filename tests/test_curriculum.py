@@ -504,9 +504,12 @@ def test_a_run_killed_while_it_tidies_goes_on(world, tmp_path, monkeypatch):
     SamForConditionalGeneration.from_pretrained(tmp_path / "stage-1" / "best")
 
 
-def test_two_runs_do_not_write_into_one_folder(world, tmp_path):
+def test_two_runs_do_not_write_into_one_folder(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(curriculum_sam, "LOCK_SECONDS", 0.3)
     with curriculum_sam._alone(tmp_path), pytest.raises(ValueError, match="output: another run is writing into"):
         run_recipe(toy(world), tmp_path, stage=1)
+    run_recipe(toy(world), tmp_path, stage=1)
+    assert not (tmp_path / ".lock").exists()
 
 
 def test_a_run_does_not_go_on_with_other_weights_or_rows(world, tmp_path):

@@ -465,6 +465,6 @@ def test_an_output_that_cannot_be_written_is_an_error(files, tmp_path, monkeypat
         run_example(monkeypatch, *arguments, files[0])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "part-00007.parquet").write_text("mine")
-    with pytest.raises(SystemExit, match=r"error: folder: .*has part-00007\.parquet, which no summary"):
+    with pytest.raises(SystemExit, match=r"error: folder: .*has part-00007\.parquet, which is no shard of records"):
         run_example(monkeypatch, *arguments, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["part-00007.parquet"]

@@ -5,7 +5,9 @@ import math
 import os
 import re
 import shutil
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
@@ -453,3 +455,40 @@ def test_from_a_published_file_to_a_dataset(tmp_path):
     rows = list(records_dataset(tmp_path / "out"))
     assert [row["answer"] for row in rows] == ["dog", "dog"]
     assert np.array_equal(load_audio(rows[0]["audio"]), load_audio(str(CLIPS / "dog.ogg")))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Writing again, and at the same time
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_whose_summary_was_deleted_is_written_again(tmp_path):
+    first = write_records([record(None)] * 3, tmp_path / "records", fingerprint="x")
+    (tmp_path / "records" / "summary.json").unlink()
+    again = write_records([record(None)] * 4, tmp_path / "records", fingerprint="x")
+    assert (first["rows"], again["rows"]) == (3, 4) and len(
+        records_dataset(tmp_path / "records", streaming=False)
+    ) == 4
+
+
+def test_two_writers_take_turns(tmp_path):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow():
+        for number in range(12_000):  # more than are looked up at once
+            if number == 11_000:
+                begun.set()
+                assert go_on.wait(30)
+            yield record(None)
+
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(write_records, slow(), tmp_path / "records", fingerprint="x")
+        assert begun.wait(30)
+        other = pool.submit(write_records, [record(None)] * 5, tmp_path / "records", fingerprint="y")
+        same = pool.submit(write_records, [record(None)] * 7, tmp_path / "records", fingerprint="x")
+        go_on.set()
+        assert [one.result()["rows"], other.result()["rows"]] == [12_000, 5]
+        assert same.result()["rows"] in (7, 12_000)  # before the other one it has nothing to write
+    summary = read_summary(tmp_path / "records")
+    assert len(records_dataset(tmp_path / "records", streaming=False)) == summary["rows"]
+    assert not [path.name for path in (tmp_path / "records").iterdir() if path.name.startswith(".")]

@@ -160,7 +160,7 @@ def test_numbers_of_json_are_text(folder):
     ("name", "text", "value"),
     [
         ("table.csv", "audio,answer\none.wav,dog\none.wav,\none.wav,  \n", "''"),
-        ("table.csv", "answer,audio\ndog,one.wav\n ,one.wav\n,\n", "' '"),
+        ("table.csv", "answer,audio\ndog,one.wav\n ,one.wav\n,\n,one.wav\n", "' '"),
         ("table.tsv", "audio\tanswer\none.wav\tdog\n\none.wav\none.wav\t\n", "None"),
         ("table.json", '[{"audio": "x", "answer": "y"}, {"audio": "x"}, {"audio": "x", "answer": " "}]', "None"),
         ("table.jsonl", '{"audio": "x", "answer": 1}\n' + '{"audio": "x", "answer": NaN}\n' * 2, "nan"),

@@ -16,16 +16,15 @@ from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments
 
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamDataCollator, load_audio
+from tabular_sam import clip_key, rows_with_audio
 from training_sam import (
     AugmentLogMel,
     CachedRows,
     SamTrainer,
     check_float32,
-    clip_key,
     extract_features,
     follow_autocast,
     lora_config,
-    rows_with_audio,
     save_checkpoint,
     upcast_trainable,
     warmup_cosine,
@@ -520,6 +519,14 @@ def test_cached_rows_are_the_collators(rows, processor):
     for key in ("input_ids", "labels", "attention_mask"):
         assert torch.equal(batch[key], expected[key]), key
     assert (batch["input_features"] - expected["input_features"]).abs().max() < 2e-3  # half precision
+
+
+def test_clips_in_a_table_have_keys_in_every_form():
+    sound = {"array": [0.0, 0.5], "sampling_rate": 16000}
+    keys = [clip_key(b"one"), clip_key(b"two"), clip_key({"bytes": b"one", "path": "a.wav"}), clip_key(sound)]
+    assert keys[0] == keys[2] and len(set(keys)) == 3
+    table = datasets.Dataset.from_dict({"audio": [sound, sound], "answer": ["a", "b"]})
+    assert len(rows_with_audio(table, "--train")) == 2
 
 
 def test_clips_in_the_table_are_told_apart_by_their_content(rows, processor):
