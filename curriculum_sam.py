@@ -57,6 +57,7 @@ from sources_sam import (
     as_table,
     claim_inputs,
     count_rows,
+    first_rows,
     prepare_data,
     processes,
     validation_rows,
@@ -353,8 +354,7 @@ def stage_trainer(recipe: Recipe, stage: Stage, output: Path, sources: dict[str,
     extractor = processor.feature_extractor
     evaluation = None
     if recipe.validation is not None:
-        drawn = sources[DRAWN]
-        evaluation = drawn.select(range(min(recipe.evaluation_rows, len(drawn))))
+        evaluation = first_rows(sources[DRAWN], recipe.evaluation_rows)
     changes: dict[str, Any] = {"turn": False, "mix": 0.0} if stage.augment == "in_place" else {}
     trainer = StageTrainer(
         trains=stage.trains,
@@ -390,7 +390,7 @@ def _keep(recipe, stage, folder, handed, sources, processor, summary) -> None:
             model.save_pretrained(partial)
             processor.save_pretrained(partial)
     if recipe.validation is not None and recipe.generated_rows:
-        rows = sources[DRAWN].select(range(min(recipe.generated_rows, len(sources[DRAWN]))))
+        rows = first_rows(sources[DRAWN], recipe.generated_rows)
         model = SamForConditionalGeneration.from_pretrained(folder / final, dtype="auto").to(processes().device)
         answers = generate_answers(model, processor, rows["audio"][:], rows["prompt"][:])
         write_json(
@@ -402,7 +402,8 @@ def _keep(recipe, stage, folder, handed, sources, processor, summary) -> None:
 
 
 def _name(clip: Any) -> str | None:
-    return clip["path"] if isinstance(clip, dict) else clip
+    path = clip.get("path") if isinstance(clip, dict) else clip
+    return path if isinstance(path, str) else None  # else the clip's content is all there is
 
 
 def _tidy(recipe: Recipe, folder: Path) -> None:
@@ -531,7 +532,8 @@ def _run(recipe: Recipe, output: Path, todo: Sequence[Stage], callbacks: Sequenc
     drawn = validation_rows(recipe, sources[recipe.validation]) if recipe.validation is not None and left else None
     if state.is_main_process:
         claim(recipe, output)
-        claim_inputs(recipe, output, sources)
+        if left:
+            claim_inputs(recipe, output, sources)  # reads all weights
     state.wait_for_everyone()
     sources[DRAWN] = drawn
     if left and not _has_tensorboard():

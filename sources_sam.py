@@ -14,6 +14,7 @@ import torch
 from accelerate import PartialState
 
 from audio_sam import load_audio
+from batches_sam import BROKEN
 from provenance_sam import checkpoint_hash
 from published_sam import read_openaqa, read_reasonaqa
 from recipe_sam import Recipe
@@ -92,13 +93,14 @@ def validation_rows(recipe: Recipe, source: Path | datasets.Dataset) -> datasets
     Raises:
         ValueError: More than `max_broken` of the clips cannot be read.
     """
-    rows = some_rows(source, max(recipe.evaluation_rows, recipe.generated_rows), recipe.seed)
+    rows = as_table(source).shuffle(seed=recipe.seed)
+    rows = first_rows(rows, max(recipe.evaluation_rows, recipe.generated_rows))
 
     def problem(clip: Any) -> str | None:
         try:
             if clip is not None:
                 load_audio(clip)
-        except (OSError, ValueError, RuntimeError) as error:
+        except BROKEN as error:
             return str(error)
         return None
 
@@ -184,10 +186,9 @@ def as_table(source: Path | datasets.Dataset) -> datasets.Dataset:
     return records_dataset(source, streaming=False) if isinstance(source, Path) else source
 
 
-def some_rows(source: Path | datasets.Dataset, count: int, seed: int) -> datasets.Dataset:
-    """Rows of a data source, drawn at random; all of them if there are fewer."""
-    table = as_table(source)
-    return table.shuffle(seed=seed).select(range(min(count, len(table))))
+def first_rows(table: datasets.Dataset, count: int) -> datasets.Dataset:
+    """The first rows of a table; all of them if there are fewer."""
+    return table.select(range(min(count, len(table))))
 
 
 def records_folder(recipe: Recipe, output: Path) -> Path:
@@ -216,9 +217,9 @@ __all__ = [
     "as_table",
     "claim_inputs",
     "count_rows",
+    "first_rows",
     "planned_rows",
     "prepare_data",
     "processes",
-    "some_rows",
     "validation_rows",
 ]

@@ -20,10 +20,13 @@ from pyarrow import ArrowInvalid, Schema, parquet, types
 from tqdm.auto import tqdm
 
 from processing_sam import AUDIO_TOKEN
+from records_sam import MARKER_FILE, SUMMARY_FILE
+from tabular_sam import SPLITS
 
 COLUMNS = ("audio", "prompt", "answer")
+NEEDED = frozenset(COLUMNS)
 FORMATS = (".parquet", ".jsonl")
-SPLIT = re.compile(r"(train|validation|valid|val|dev|test|eval)[-._]")  # how a shard's name begins
+SPLIT = re.compile(rf"({'|'.join(SPLITS)})[-._]")  # how a shard's name begins
 READ_ROWS = 1000  # records read at a time
 MAX_STREAMS = 16  # shards of a folder that are read side by side
 
@@ -143,7 +146,7 @@ class RecordSource:
                     yield from ((where, dict(zip(names, row))) for row in zip(*columns))
 
     def _check(self, record: dict[str, Any], where: str) -> None:
-        if not record.keys() >= set(COLUMNS):
+        if not record.keys() >= NEEDED:
             _check_columns(list(record), where)
         audio, prompt, answer, source = record["audio"], record["prompt"], record["answer"], record.get("source")
         if not isinstance(prompt, str) or not isinstance(answer, str):
@@ -259,7 +262,7 @@ def _shards(path: Path) -> tuple[list[Path], list[int]]:
         counts.append(metadata.num_rows)
         if metadata.num_rows:
             _check_schema(metadata.schema.to_arrow_schema(), repr(str(file)))
-    summary = path / "summary.json"
+    summary = path / SUMMARY_FILE
     if path.is_dir() and summary.is_file():
         try:
             expected = json.loads(summary.read_text(encoding="utf-8"))["rows"]
@@ -277,8 +280,8 @@ def _shards(path: Path) -> tuple[list[Path], list[int]]:
 
 
 def _folder_files(path: Path) -> list[Path]:
-    begun = (path / ".records").exists() or any(path.glob("*.unfinished"))
-    if begun and not (path / "summary.json").is_file():  # write_records writes it last
+    begun = (path / MARKER_FILE).exists() or any(path.glob("*.unfinished"))
+    if begun and not (path / SUMMARY_FILE).is_file():  # write_records writes it last
         raise ValueError(
             f"source: the folder {str(path)!r} has no summary.json, since its writing was broken off; run that again."
         )
