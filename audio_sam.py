@@ -276,14 +276,20 @@ def _to_mono(samples: Any, name: str) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=8)
-def _mel_banks(num_mel_bins: int) -> torch.Tensor:
-    """Kaldi's triangular filters from 20 Hz to 8 kHz, `[257, num_mel_bins]`, rounded as torchaudio rounds them."""
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)  # what is kept may be read in any mode
+def _mel_banks(num_mel_bins: int, device: torch.device) -> torch.Tensor:
+    """Kaldi's triangular filters from 20 Hz to 8 kHz, `[257, num_mel_bins]`, rounded as torchaudio rounds them.
+
+    Kept on the device, which a copy in every batch would have to wait for.
+    """
+    if device.type != "cpu":
+        return _mel_banks(num_mel_bins, torch.device("cpu")).to(device)
     low, high = (1127.0 * math.log(1.0 + frequency / 700.0) for frequency in (20.0, SAMPLING_RATE / 2))
     delta = (high - low) / (num_mel_bins + 1)
-    index = torch.arange(num_mel_bins, dtype=torch.float32).unsqueeze(1)
+    index = torch.arange(num_mel_bins, dtype=torch.float32, device="cpu").unsqueeze(1)
     left, center, right = low + index * delta, low + (index + 1.0) * delta, low + (index + 2.0) * delta
-    frequencies = SAMPLING_RATE / FFT_LENGTH * torch.arange(FFT_LENGTH // 2, dtype=torch.float32)
+    frequencies = SAMPLING_RATE / FFT_LENGTH * torch.arange(FFT_LENGTH // 2, dtype=torch.float32, device="cpu")
     mel = 1127.0 * (1.0 + frequencies / 700.0).log()
     banks = torch.minimum((mel - left) / (center - left), (right - mel) / (right - center)).clamp(min=0.0)
     return torch.nn.functional.pad(banks, (0, 1)).T.contiguous()  # Kaldi leaves the bin of 8 kHz out
@@ -294,7 +300,7 @@ def _fbank(frames: torch.Tensor, num_mel_bins: int) -> torch.Tensor:
 
     The order of operations is torchaudio's, in float32: near the floor its rounding is part of the result.
     """
-    banks = _mel_banks(num_mel_bins).to(frames.device)
+    banks = _mel_banks(num_mel_bins, frames.device)
     window = torch.hann_window(FRAME_LENGTH, periodic=False, dtype=torch.float32, device=frames.device)
     frames = frames - frames.mean(dim=1, keepdim=True)
     padded = frames.new_zeros(frames.shape[0], FFT_LENGTH)

@@ -424,6 +424,20 @@ class SamTrainer(Trainer):
             generator=torch.Generator(),  # of its own, so that dropout does not depend on when a loader starts
         )
 
+    def _get_num_items_in_batch(self, batch_samples, device):
+        """As in `Trainer`, but counted on the device: `Trainer` copies its count there and waits for the step before."""
+        on_device = [
+            {name: self._without_waiting(batch[name]) for name in ("labels", "shift_labels") if name in batch}
+            for batch in batch_samples
+        ]
+        return super()._get_num_items_in_batch(on_device, device)
+
+    def _without_waiting(self, value):
+        """Pinned memory moves to the device while that works; anything else stays for `Trainer` to move."""
+        if torch.is_tensor(value) and value.is_pinned():
+            return value.to(self.args.device, non_blocking=True)
+        return value
+
     def _prepare_inputs(self, inputs):
         """As in `Trainer`, but of pinned memory without waiting for the GPU, which works on the step before."""
         inputs, device = dict(inputs), self.args.device
@@ -431,11 +445,7 @@ class SamTrainer(Trainer):
         if self.train_batches is not None and self.model.training and labels is not None and not labels.is_cuda:
             index = positions_with_loss(labels)
             inputs["loss_index"] = index.pin_memory() if device.type == "cuda" else index
-        moved = {
-            name: value.to(device, non_blocking=True) if torch.is_tensor(value) and value.is_pinned() else value
-            for name, value in inputs.items()
-        }
-        return super()._prepare_inputs(moved)
+        return super()._prepare_inputs({name: self._without_waiting(value) for name, value in inputs.items()})
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """As in `Trainer`, after log-mel and augmentation; where the logits are not asked for, of the loss alone."""

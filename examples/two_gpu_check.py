@@ -114,7 +114,7 @@ def write_recipe(path: Path, args: argparse.Namespace, model: Path, precision: s
         "warmup_steps": 0,
         "features": "device" if on_gpu else "workers",
         "num_workers": args.workers,
-        "logging_steps": 1 if precision == "fp32" or args.fsdp else 5,  # which waits for the GPU
+        "logging_steps": 1 if precision == "fp32" or steps < 20 else 5,  # which waits for the GPU
         "save_steps": 100_000,
         "data": {
             "rows": {
@@ -280,7 +280,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="a PNG file for the losses")
     parser.add_argument("--plot-only", action="store_true", help="draw the --json file that is there")
     parser.add_argument("--batch", type=int, default=32, help="pairs of a float32 micro-batch, half the global batch")
-    parser.add_argument("--bf16-batch", type=int, default=128, help="in bf16: of LTU's global batch of 256, half")
+    parser.add_argument("--bf16-batch", type=int, default=192, help="the same in bf16")
     parser.add_argument("--rank", type=int, default=8, help="of LoRA")
     parser.add_argument("--steps", type=int, default=20, help="in float32")
     parser.add_argument("--bf16-steps", type=int, default=40, help="in bf16, where the speed counts")

@@ -260,6 +260,9 @@ def test_both_runs_have_the_same_recipe_and_rows(tmp_path, monkeypatch):
     assert len(table) == 1 + 5 * 6
     audio = table[1].split(",")[0]
     assert Path(audio).is_file() and recipe.data["rows"].path == str(tmp_path / "fp32" / "table.csv")
+    for steps, every in ((4, 1), (40, 5)):  # few steps have losses too
+        path = two_gpu_check.write_recipe(tmp_path / "bf16.yaml", args, EXAMPLES / "sam-tiny", "bf16", steps)
+        assert load_recipe(path).logging_steps == every
 
 
 def test_a_run_that_fails_or_hangs_is_told(tmp_path, monkeypatch):

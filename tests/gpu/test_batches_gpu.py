@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from tiny import tiny_config, tiny_model, tiny_processor
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from batches_sam import RecordBatches, collate_rows, compute_features
 from modeling_sam import SamForConditionalGeneration, positions_with_loss
@@ -194,6 +194,57 @@ def test_a_step_does_not_wait_for_the_gpu():
         torch.cuda.set_sync_debug_mode("default")
     waits = [warning for warning in caught if "synchroniz" in str(warning.message)]
     assert not waits, [f"{warning.filename}:{warning.lineno}: {warning.message}" for warning in waits]
+
+
+class WatchWaits(TrainerCallback):
+    """From the second step's end to the last one's, calls that make Python wait for the GPU are warned of."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2:  # kernels are compiled and tuned, optimiser and loader are warm
+            torch.cuda.set_sync_debug_mode("warn")
+        if state.global_step == state.max_steps:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("features", ["workers", "device"])
+def test_no_step_of_a_training_waits_for_the_gpu(features, tmp_path):
+    """Batches, their count of labels, clipping, the optimiser: all that lies between two steps of a Trainer."""
+    table = datasets.Dataset.from_list(records(8))  # equal batches in each epoch: nothing new is tuned
+    model = get_peft_model(tiny_model(**FUSED), lora_config(4, ["connector", "audio_tower"]))
+    upcast_trainable(model)
+    args = TrainingArguments(
+        str(tmp_path),
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        bf16=True,
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_num_workers=1,
+        remove_unused_columns=False,
+    )
+    args._n_gpu = 1
+    batches = RecordBatches(table, tiny_processor(), 4, accumulation=2, epochs=5, features=features)
+    trainer = SamTrainer(model, args, train_batches=batches, callbacks=[WatchWaits()])
+    steps = []
+    inner = trainer.training_step
+
+    def training_step(*inputs):
+        steps.append(torch.cuda.get_sync_debug_mode())
+        return inner(*inputs)
+
+    trainer.training_step = training_step
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            trainer.train()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert steps == [0] * 4 + [1] * 6
+    waits = [warning for warning in caught if "called a synchronizing" in str(warning.message)]
+    assert not waits, [f"{warning.filename}:{warning.lineno}" for warning in waits]
 
 
 @pytest.mark.parametrize("change", ["a slot too few", "a clip too few"])
