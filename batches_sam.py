@@ -7,23 +7,28 @@ text and decodes the audio of its own share only; `SamTrainer(train_batches=...)
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
+from transformers import TrainerCallback
 from transformers.utils import logging
 
 from audio_sam import check_choice, load_audio
 from processing_sam import IGNORE_INDEX, PROMPT_TEMPLATE, _assign_clips
-from streams_sam import RecordSource, SourceCounts, mix, shares
+from streams_sam import RecordSource, SourceCounts, merge_reports, mix, shares
 
 logger = logging.get_logger(__name__)
 
 BROKEN = (OSError, ValueError, RuntimeError)  # what load_audio and the decoders under it raise for bad audio
 MIN_SEEN = 100  # records before the share of broken ones is judged within a pass
 PROBED = 64  # records of each source that are looked at before training
+# Where trainer_state.json keeps what was read: beside the callbacks' states, for a Trainer that resumes a checkpoint
+# without it would miss one of these.
+COUNTS = "records_read"
 CHARACTERS_PER_TOKEN = 4  # of English in GPT-NeoX's tokenizer, about; only for the order by length
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -111,6 +116,17 @@ def compute_features(batch: dict[str, Any], processor) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------------
 
 
+class MicroBatch(dict):
+    """A micro-batch with what was read for it, `read`, in the form of [`~RecordBatches.report`].
+
+    Workers run ahead of the training, which counts by this what it was trained on.
+    """
+
+    def __init__(self, batch: dict[str, torch.Tensor], read: dict[str, dict[str, int]]):
+        super().__init__(batch)
+        self.read = read
+
+
 class RecordBatches(torch.utils.data.IterableDataset):
     """Micro-batches of records for training, for a `DataLoader(batches, batch_size=None)` with any number of workers.
 
@@ -157,6 +173,8 @@ class RecordBatches(torch.utils.data.IterableDataset):
         num_rows (`int`, *optional*): Records of an epoch, if not all of them.
         train_on_prompt (`bool`, *optional*, defaults to `False`): Also learn the prompt's text, as LTU does.
         pad_to_multiple_of (`int`, *optional*): Round the padded length up to such a multiple.
+        names (list of `str`, *optional*): For each source of the list what its records are counted as where they have
+            no `source` of their own; `"unnamed"` by default.
 
     Raises:
         FileNotFoundError, ValueError, TypeError: As [`RecordSource`], and a number or a choice that makes no sense,
@@ -187,6 +205,7 @@ class RecordBatches(torch.utils.data.IterableDataset):
         num_rows: int | None = None,
         train_on_prompt: bool = False,
         pad_to_multiple_of: int | None = None,
+        names: Sequence[str] | None = None,
     ):
         check_choice("features", features, ("workers", "device"))
         sizes = {"batch_size": batch_size, "num_processes": num_processes, "accumulation": accumulation}
@@ -199,8 +218,7 @@ class RecordBatches(torch.utils.data.IterableDataset):
             raise ValueError(f"process_index: got {process_index}, expected one below num_processes, {num_processes}.")
         if not 0 < epochs < math.inf:
             raise ValueError(f"epochs: got {epochs!r}, expected a positive number.")
-        if not 0 <= max_broken <= 1:
-            raise ValueError(f"max_broken: got {max_broken!r}, expected a share from 0 to 1.")
+        self.counts = SourceCounts(max_broken)
         self.processor = processor
         self.batch_size = batch_size
         self.num_processes = num_processes
@@ -224,8 +242,13 @@ class RecordBatches(torch.utils.data.IterableDataset):
         for _, weight in parts:
             if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
                 raise ValueError(f"source: got the weight {weight!r}, expected positive numbers.")
+        if names is not None and len(names) != len(parts):
+            raise ValueError(f"names: got {len(names)}, expected {len(parts)}, one for each source.")
         tokens = processor.tokenizer.all_special_tokens
-        self.sources = [RecordSource(part, shuffle_buffer, tokens) for part, _ in parts]
+        self.sources = [
+            RecordSource(part, shuffle_buffer, tokens, name)
+            for (part, _), name in zip(parts, names or [None] * len(parts))
+        ]
         for part in self.sources:
             self._check_first(part)
         self.num_rows = num_rows or sum(part.num_rows for part in self.sources)
@@ -237,7 +260,6 @@ class RecordBatches(torch.utils.data.IterableDataset):
                     f"{self.num_rows} records of an epoch, expected at least one; raise it, or leave the source out."
                 )
 
-        self.counts = SourceCounts()
         # For each worker, 1 + the epoch that it has read to its end.
         self._finished = torch.zeros(SourceCounts.NUM_WORKERS, dtype=torch.int64).share_memory_()
         # What to read next, shared with workers that live through several epochs: the epoch, its first optimizer
@@ -341,14 +363,16 @@ class RecordBatches(torch.utils.data.IterableDataset):
                     if number + workers >= total and not first and steps == self.steps_per_epoch:
                         self._finished[index] = epoch + 1
                         if (self._finished[: min(workers, total)] == epoch + 1).all():
-                            self._check_pass()
+                            # By the worker that is the last to get here: the others' counts are whole then.
+                            self.counts.check()
                     yield batch
                 number += 1
 
     # -- rows -----------------------------------------------------------------------------------------------------
 
-    def collate(self, records: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def collate(self, records: list[dict[str, Any]]) -> MicroBatch:
         """One micro-batch: reads the audio, leaves out what is broken, and makes tensors ([`collate_rows`])."""
+        self.counts.recent = {}
         waveforms, kept = [], []
         for record in records:
             source = record.get("source") or "unnamed"
@@ -378,7 +402,9 @@ class RecordBatches(torch.utils.data.IterableDataset):
             (ids,) = self.processor._tokenize([PROMPT_TEMPLATE.format(prompt="")])
             rows = [{"input_ids": ids, "labels": [IGNORE_INDEX] * len(ids), "waveform": None}]
         packed = [[row] for row in rows] if self.pack_to is None else pack_rows(rows, self.pack_to)
-        return collate_rows(packed, self.processor, self.features, self.pack_to is not None, self.pad_to_multiple_of)
+        is_packed = self.pack_to is not None
+        batch = collate_rows(packed, self.processor, self.features, is_packed, self.pad_to_multiple_of)
+        return MicroBatch(batch, self.counts.recent)
 
     def _text_rows(self, records) -> list[dict[str, Any]]:
         if not records:
@@ -417,7 +443,7 @@ class RecordBatches(torch.utils.data.IterableDataset):
         return self.counts.total("cut")
 
     def report(self) -> dict[str, dict[str, int]]:
-        """What this process has read, by source.
+        """What this process has read, by source: with workers, also what they have read ahead.
 
         Returns:
             `dict`: `{source: {"seen", "broken", "truncated", "cut", "unanswered"}}`: records read; left out because
@@ -429,30 +455,7 @@ class RecordBatches(torch.utils.data.IterableDataset):
     def _count_broken(self, source: str, error: Exception) -> None:
         self._count_lost("broken", source, f"records are left out, since their audio cannot be read: {error}")
         if self.num_seen >= MIN_SEEN:
-            self._check_broken(error)
-
-    def _check_broken(self, error: Exception | None = None) -> None:
-        seen, broken = self.num_seen, self.num_broken
-        # One more than the share, which is then exact over any epochs and processes, and lets one file of few pass.
-        if broken > (seen * self.max_broken + 1 if self.max_broken else 0):
-            table = {name: f"{row['broken']} of {row['seen']}" for name, row in self.report().items() if row["broken"]}
-            last = "." if error is None else f"; the last one: {error}"
-            raise ValueError(
-                f"max_broken: the audio of {broken} of {seen} records cannot be read ("
-                f"{', '.join(f'{name}: {text}' for name, text in table.items())}), expected at most "
-                f"{self.max_broken:.2%}{last} Repair the files, leave the records out or raise max_broken."
-            ) from error
-
-    def _check_pass(self) -> None:
-        """Judges a pass at its end, by the worker that is the last to get there: the others' counts are whole then."""
-        self._check_broken()
-        seen, broken, unanswered = self.num_seen, self.num_broken, self.counts.total("unanswered")
-        if seen and seen == broken + unanswered:
-            raise ValueError(
-                f"source: none of the {seen} records that were read has a label, expected some: the audio of {broken} "
-                f"cannot be read, and text_cutoff leaves nothing of the answer of {unanswered}. Repair the files, or "
-                "raise text_cutoff."
-            )
+            self.counts.check_broken(error)
 
     def _count_lost(self, kind: str, source: str, what: str) -> None:
         if not self.counts.total(kind):
@@ -495,6 +498,47 @@ def _check_integers(least: int, **values: Any) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name}: got {value!r}, expected an integer of at least {least}.")
+
+
+class BatchesCallback(TrainerCallback):
+    """Tells [`RecordBatches`] where the training stands, counts what was trained on, and says at the end what was lost.
+
+    A Trainer that resumes skips as many batches as the epoch has behind it: these are empty, as nothing reads them.
+    """
+
+    def __init__(self, batches: RecordBatches):
+        self.batches, self.epoch = batches, None
+        self.kept: dict[str, dict[str, int]] = {}  # of all processes, up to the checkpoint that is resumed
+        self.read: dict[str, dict[str, int]] = {}  # of this process, since then
+
+    def count(self, read: dict[str, dict[str, int]]) -> None:
+        """Adds what was read for a micro-batch."""
+        self.read = merge_reports([self.read, read])
+
+    def report(self) -> dict[str, dict[str, int]]:
+        """What the training has read, by source, as [`~RecordBatches.report`], but over all processes, with what came
+        before resuming and without what workers have read ahead. All processes call it."""
+        return merge_reports([*gather_object([self.read]), self.kept])
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Finds the step to begin with: not the first one, where a checkpoint is resumed, which says what was read."""
+        self.kept, self.read = state.stateful_callbacks.get(COUNTS, {}), {}
+        self.epoch = state.global_step // self.batches.steps_per_epoch
+        self.batches.seek(state.global_step, placeholders=True)
+        if args.ignore_data_skip:
+            self.batches.set_epoch(self.epoch)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        """On to the next epoch, wherever this one was left."""
+        self.epoch += 1
+        self.batches.set_epoch(self.epoch)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Warns of what was lost, over all processes."""
+        lost, kinds = self.report(), SourceCounts.KINDS
+        if state.is_world_process_zero and any(row[kind] for row in lost.values() for kind in kinds if kind != "seen"):
+            lines = [f"{name}: {', '.join(f'{row[kind]} {kind}' for kind in kinds)}" for name, row in lost.items()]
+            logger.warning("Records of the training that were not read whole, by source:\n" + "\n".join(lines))
 
 
 def measure_loader(
@@ -551,4 +595,4 @@ def measure_loader(
     }
 
 
-__all__ = ["RecordBatches", "collate_rows", "compute_features", "measure_loader", "pack_rows"]
+__all__ = ["BatchesCallback", "RecordBatches", "collate_rows", "compute_features", "measure_loader", "pack_rows"]

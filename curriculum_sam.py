@@ -12,7 +12,7 @@ files), and for each stage `stage-N/` with
     encoder/          the encoder that was handed on, in bf16: loads with [`SamAudioModel`]
     samples.json      generated answers to validation questions
     trainer_state.json, runs/   losses; TensorBoard's curves
-    finished.json     written last
+    finished.json     steps, loss and what was read of each source (seen, broken, ...); written last
 """
 
 import copy
@@ -33,9 +33,12 @@ from peft import PeftModel
 from transformers import TrainerCallback, TrainingArguments
 from transformers.utils import is_flash_attn_2_available
 
+from augmentation_sam import AugmentLogMel
 from batches_sam import RecordBatches
 from modeling_sam import SamAudioModel, SamForConditionalGeneration
 from parts_sam import (
+    accumulation,
+    check_steps,
     choose_trainable,
     encoder_folder,
     load_base,
@@ -62,7 +65,7 @@ from sources_sam import (
     processes,
     validation_rows,
 )
-from training_sam import AugmentLogMel, CachedRows, SamTrainer, check_float32
+from training_sam import CachedRows, SamTrainer, check_float32
 
 DRAWN = "rows drawn of the validation source"  # beside the names of the sources
 LOCK_SECONDS = 15  # a killed run's loader workers end that much later, at most
@@ -119,21 +122,6 @@ def last_checkpoint(folder: Path) -> Path | None:
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def accumulation(stage: Stage, num_processes: int) -> int:
-    """Micro-batches that each process sums up to an optimiser step.
-
-    Raises:
-        ValueError: The global batch does not divide.
-    """
-    at_once = stage.micro_batch_size * num_processes
-    if stage.global_batch_size % at_once:
-        raise ValueError(
-            f"stages.{stage.number}: global_batch_size {stage.global_batch_size} is no multiple of micro_batch_size "
-            f"{stage.micro_batch_size} times {num_processes} process(es); change one of them with --set."
-        )
-    return stage.global_batch_size // at_once
-
-
 def stage_batches(stage: Stage, recipe: Recipe, sources: dict[str, Any], processor) -> RecordBatches:
     """The stage's batches as a stream from disk."""
     state = processes()
@@ -152,24 +140,30 @@ def stage_batches(stage: Stage, recipe: Recipe, sources: dict[str, Any], process
         features=recipe.features,
         max_broken=recipe.max_broken,
         train_on_prompt=recipe.train_on_prompt,
+        names=stage.data,
     )
 
 
-def cached_rows(stage: Stage, sources: dict[str, Any], processor, device) -> CachedRows:
+def cached_rows(stage: Stage, recipe: Recipe, sources: dict[str, Any], processor, device) -> CachedRows:
     """The stage's rows with their log-mel on the device.
 
     Raises:
-        ValueError: The cutoff leaves no label.
+        ValueError: Too many clips cannot be read, or the cutoff leaves no label.
     """
-    tables = [as_table(sources[name]).select_columns(["audio", "prompt", "answer"]) for name in stage.data]
-    table = datasets.concatenate_datasets(tables)
-    rows = CachedRows(table, processor, device, os.cpu_count() or 1, stage.text_cutoff)
-    if all(label == -100 for row in rows.rows for label in row["labels"]):
-        raise ValueError(
-            f"stages.{stage.number}.text_cutoff: {stage.text_cutoff} leaves nothing of any answer, so that there is "
-            "nothing to learn; raise it."
-        )
-    return rows
+    tables = [as_table(sources[name]) for name in stage.data]
+    origins: list[str] = []
+    for name, table in zip(stage.data, tables):
+        own = table["source"][:] if "source" in table.column_names else [None] * len(table)
+        origins += [source or name for source in own]
+    return CachedRows(
+        datasets.concatenate_datasets([table.select_columns(["audio", "prompt", "answer"]) for table in tables]),
+        processor,
+        device,
+        os.cpu_count() or 1,
+        stage.text_cutoff,
+        recipe.max_broken,
+        origins,
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -306,8 +300,9 @@ def run_stage(
         if stage.hand_over_step is None:
             trainer.save_weights(handed)
         trainer.save_state()
+        read = trainer.train_dataset.report() if trainer.progress is None else trainer.progress.report()
         if trainer.is_world_process_zero():
-            summary = {"steps": trainer.state.global_step, "best_step": trainer.state.best_global_step}
+            summary = {"steps": trainer.state.global_step, "best_step": trainer.state.best_global_step, "read": read}
             write_json({**summary, "loss": result.training_loss, "seconds": time.monotonic() - begin}, trained)
         trainer.accelerator.wait_for_everyone()
         del trainer
@@ -331,11 +326,7 @@ def stage_steps(
         return batches, None
     rows = [count_rows(sources[name]) for name in stage.data]
     steps = planned_steps(stage, rows) if batches is None else batches.num_steps
-    if max(stage.hand_over_step or 0, stage.warmup_steps) > steps:
-        raise ValueError(
-            f"stages.{stage.number}: its data make {steps} steps, hand_over_step is {stage.hand_over_step} and "
-            f"warmup_steps {stage.warmup_steps}, expected both within them."
-        )
+    check_steps(stage, steps)
     return batches, steps
 
 
@@ -361,7 +352,7 @@ def stage_trainer(recipe: Recipe, stage: Stage, output: Path, sources: dict[str,
         model=model,
         args=arguments,
         train_batches=batches,
-        train_dataset=cached_rows(stage, sources, processor, arguments.device) if batches is None else None,
+        train_dataset=cached_rows(stage, recipe, sources, processor, arguments.device) if batches is None else None,
         eval_dataset=evaluation,
         data_collator=SamDataCollator(processor, train_on_prompt=recipe.train_on_prompt),
         processing_class=processor,

@@ -25,7 +25,7 @@ from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from processing_sam import PROMPT_TEMPLATE
-from published_sam import read_openaqa, read_reasonaqa
+from published_sam import CAPTION_RULES, READINGS, read_openaqa, read_reasonaqa
 from records_sam import (
     CHUNK,
     MARKER_FILE,
@@ -45,8 +45,6 @@ from records_sam import (
 
 logger = logging.get_logger(__name__)
 
-READINGS = ("whole", "replacement")
-CAPTION_RULES = ("all_open", "caption_words", "not_yes_no")
 REPLACING_KINDS = ("binary", "multiple_choice")
 CAPTION_WORDS = re.compile(
     r"\b(caption|descri(be|bes|bing|ption)|summar(y|i[sz]e|i[sz]es|i[sz]ing)|overview|"

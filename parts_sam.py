@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from configuration_sam import SamConfig
 from modeling_sam import SamAudioModel, SamForConditionalGeneration
 from recipe_sam import PARTS, Recipe, Stage, last_stage
+from records_sam import parse_audio_roots
 from sources_sam import planned_rows
 from training_sam import lora_config, upcast_trainable
 
@@ -40,8 +42,9 @@ def model_config(recipe: Recipe, plan: bool = False) -> SamConfig:
     except OSError as error:
         connector = recipe.connector or "concatenation"
         raise FileNotFoundError(
-            f"model: there is no SAM checkpoint {recipe.model!r}, neither here nor on the Hub; make it with "
-            f"`sam-alm convert ... --connector {connector} --output {recipe.model}`, or name another with --set model=DIR."
+            f"model: there is no SAM checkpoint {recipe.model!r}, neither here nor on the Hub; make it as the head of "
+            f"{recipe.name}.yaml says, or with `sam-alm convert ... --connector {connector} --output {recipe.model}`, or "
+            "name another with --set model=DIR."
         ) from error
     if recipe.connector not in (None, config.connector):
         raise ValueError(
@@ -189,13 +192,55 @@ def merged_model(recipe: Recipe, weights: Path) -> SamForConditionalGeneration:
 # ---------------------------------------------------------------------------------------------------------------
 
 
+def accumulation(stage: Stage, num_processes: int) -> int:
+    """Micro-batches that each process sums up to an optimiser step.
+
+    Raises:
+        ValueError: The global batch does not divide.
+    """
+    at_once = stage.micro_batch_size * num_processes
+    if stage.global_batch_size % at_once:
+        raise ValueError(
+            f"stages.{stage.number}: global_batch_size {stage.global_batch_size} is no multiple of micro_batch_size "
+            f"{stage.micro_batch_size} times {num_processes} process(es); change one of them with --set."
+        )
+    return stage.global_batch_size // at_once
+
+
 def planned_steps(stage: Stage, rows: Sequence[int]) -> int:
     """Optimiser steps of a stage over data sources of so many rows; the last batch of an epoch may be smaller."""
     return math.ceil(math.ceil(sum(rows) / stage.global_batch_size) * stage.epochs)
 
 
-# Pairs a second of one NVIDIA H100 by size, with connector (a), LoRA of rank 256 and the encoder trained: BENCHMARKS.md.
-MEASURED = {"2.7b": 94.4}
+def check_steps(stage: Stage, steps: int) -> None:
+    """Raises `ValueError` where a stage has fewer steps than its warm-up or `hand_over_step`."""
+    if max(stage.hand_over_step or 0, stage.warmup_steps) > steps:
+        raise ValueError(
+            f"stages.{stage.number}: its data make {steps} steps, hand_over_step is {stage.hand_over_step} and "
+            f"warmup_steps {stage.warmup_steps}, expected both within them."
+        )
+
+
+# Pairs a second of one NVIDIA H100 by micro-batch, for (size, rank of LoRA, whether the encoder is trained), with
+# connector (a) and text cut at 108 tokens: BENCHMARKS.md.
+MEASURED = {("2.7b", 256, True): {32: 51.5, 64: 94.4}}
+MEASURED_CUTOFF = 108
+
+
+def measured_speed(recipe: Recipe, stage: Stage) -> float | None:
+    """Pairs a second that one H100 would train in a stage, by what was measured; `None` where nothing like it was.
+
+    Small micro-batches take as long as larger ones, for Python launches no faster: below the smallest that was
+    measured the speed falls in proportion.
+    """
+    speeds = MEASURED.get((recipe.size or "", recipe.lora_rank, recipe.joint_encoder))
+    plain = recipe.connector in (None, "concatenation") and recipe.pack_to is None and not recipe.recompute
+    if speeds is None or not plain or stage.text_cutoff is None or stage.text_cutoff > MEASURED_CUTOFF:
+        return None
+    sizes, size = sorted(speeds), stage.micro_batch_size
+    if size <= sizes[0]:
+        return speeds[sizes[0]] * size / sizes[0]
+    return float(np.interp(size, sizes, [speeds[each] for each in sizes]))
 
 
 def plan(
@@ -205,22 +250,22 @@ def plan(
 
     Args:
         recipe ([`Recipe`]): The recipe; its model and data may be missing, then `size` and published counts count.
-        pairs_per_second (`float`, *optional*): Speed to estimate hours from; by default what was measured of this
-            size on one H100, if anything.
+        pairs_per_second (`float`, *optional*): Speed to estimate hours from; by default [`measured_speed`].
         stage (`int`, *optional*): Plan this stage only.
         output (`Path`, *optional*): The run's folder, where published files may have been read and counted already.
 
     Returns:
         For each stage: `stage`, `name`, `trained` (parameters by part), `parameters` (of all), `rows`, `steps`,
         `tokens` (audio slots and text, with the cutoff as its length where the data is not there) and `hours`; `None`
-        where it cannot be known. `rows_from` says where the count comes from, `pairs_per_second` of what the hours are.
+        where it cannot be known. `rows_from` says where the count comes from, `pairs_per_second` and
+        `micro_batch_size` of what the hours are.
 
     Raises:
-        ValueError: The recipe has no such stage.
+        ValueError: The recipe has no such stage; a stage has fewer steps than its warm-up or `hand_over_step`, or a
+            global batch that does not divide.
     """
     wanted = recipe.chosen(stage)
-    if pairs_per_second is None and recipe.connector in (None, "concatenation"):
-        pairs_per_second = MEASURED.get(recipe.size or "")
+    parse_audio_roots(recipe.audio_roots)
     config = model_config(recipe, plan=True)
     with torch.device("meta"):
         base = SamForConditionalGeneration(config)
@@ -231,10 +276,14 @@ def plan(
         counts, origins = zip(*(planned_rows(recipe, name, output) for name in each.data))
         known = each.epochs is not None and None not in counts
         steps = planned_steps(each, counts) if known else None
+        accumulation(each, 1)
+        if steps is not None:
+            check_steps(each, steps)
+        speed = measured_speed(recipe, each) if pairs_per_second is None else pairs_per_second
         pairs = each.epochs * sum(counts) if known else None
         hours = None if each.max_seconds is None else each.max_seconds / 3600
-        if pairs is not None and pairs_per_second is not None:
-            hours = pairs / pairs_per_second / 3600
+        if pairs is not None and speed is not None:
+            hours = pairs / speed / 3600
         length = None if each.text_cutoff is None else config.num_audio_slots + each.text_cutoff
         stages.append(
             {
@@ -247,7 +296,8 @@ def plan(
                 "steps": steps,
                 "tokens": None if pairs is None or length is None else int(pairs * length),
                 "hours": hours,
-                "pairs_per_second": None if pairs is None else pairs_per_second,
+                "micro_batch_size": each.micro_batch_size,
+                "pairs_per_second": None if pairs is None else speed,
             }
         )
     return stages
@@ -260,15 +310,19 @@ def plan_text(stages: Sequence[dict[str, Any]]) -> str:
         trained = ", ".join(f"{part} {count / 1e6:.2f}" for part, count in stage["trained"].items())
         count = "unknown" if stage["rows"] is None else f"{stage['rows']:,}"
         steps = "unknown" if stage["steps"] is None else f"{stage['steps']:,}"
-        tokens = "unknown" if stage["tokens"] is None else f"{stage['tokens'] / 1e9:.3g}e9"
+        tokens = "unknown" if stage["tokens"] is None else f"{stage['tokens']:.3g}"
         hours = "unknown" if stage["hours"] is None else f"{stage['hours']:.1f}"
         lines.append(f"{stage['stage']:<6} {trained:<48} {count:>10} {steps:>10} {tokens:>9} {hours:>8}")
         lines.append(f"       {stage['name']}; rows {stage['rows_from']}")
     lines.append(f"of {stages[0]['parameters'] / 1e6:.2f} million parameters without the adapters")
-    speeds = {stage["pairs_per_second"] for stage in stages} - {None}
-    lines += [
-        f"hours of training at {speed:g} pairs/s; loading, saving and evaluation come on top" for speed in speeds
-    ]
+    for speed, size in dict.fromkeys((stage["pairs_per_second"], stage["micro_batch_size"]) for stage in stages):
+        if speed is not None:
+            lines.append(
+                f"hours of training at {speed:.3g} pairs/s in micro-batches of {size}, at most (larger ones are faster, "
+                "where they fit); loading, saving and evaluation come on top"
+            )
+    if any(stage["hours"] is None and stage["steps"] is not None for stage in stages):
+        lines.append("unknown hours: nothing like it was measured; measure it, and give --pairs-per-second")
     return "\n".join(lines)
 
 

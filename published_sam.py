@@ -56,6 +56,9 @@ CAPTION_PROMPTS = (
     "summarize what happens in the audio",
     "what is going on in this clip?",
 )
+# What the paper leaves open of its mix of both, OpenReasonAQA: see openreasonaqa_sam.py.
+READINGS = ("whole", "replacement")
+CAPTION_RULES = ("all_open", "caption_words", "not_yes_no")
 
 # ---------------------------------------------------------------------------------------------------------------
 # JSON files larger than memory

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from configuration_sam import CONNECTORS, LANGUAGE_MODEL_SIZES
+from published_sam import CAPTION_RULES, READINGS
 
 PARTS = ("connector", "encoder", "lora", "language_model")
 # What a stage takes from the recipe where it does not say otherwise.
@@ -29,7 +30,9 @@ CHOICES = {
     "precision": ("bf16", "fp32"),
     "schedule": ("linear", "cosine"),
     "features": ("workers", "device"),
-    "format": ("records", "openaqa", "reasonaqa", "table"),
+    "format": ("records", "shards", "openaqa", "reasonaqa", "openreasonaqa", "table"),
+    "reading": READINGS,
+    "caption_rule": CAPTION_RULES,
     "init": ("previous", "model"),
     "augment": ("none", "everything", "in_place"),
     "trains": PARTS,
@@ -59,14 +62,20 @@ class DataSource:
     Args:
         path (`str`): A file or folder; one that is relative begins at the recipe's `data_root`.
         format (`str`, *optional*, defaults to `"records"`): `"records"` (a folder that `write_records` has written),
-            `"openaqa"` or `"reasonaqa"` (the published JSON), or `"table"` (whatever `read_table` reads).
+            `"shards"` (other Parquet or JSON lines, a file or a folder, with the columns `audio`, `prompt` and
+            `answer`; they are streamed, may be larger than memory, and where audio is missing it counts as broken),
+            `"openaqa"` or `"reasonaqa"` (the published JSON), `"openreasonaqa"` (OpenAQA's JSON, mixed with the files
+            of `reasonaqa`), or `"table"` (whatever `read_table` reads).
         split (`str`, *optional*, defaults to `"train"`): Split of a table that has several.
         audio_roots (list of `str`, *optional*): `FROM=TO`, where audio files are now; before the recipe's own.
         closed_prefix (`float`, *optional*, defaults to 0): Probability with which a closed question of OpenAQA gets
             LTU's prefix "Closed-ended question: ". In the published `openaqa_5.6M.json` half of them have it already.
         skip_unanswerable (`bool`, *optional*, defaults to `False`): Leave out answers such as "cannot be determined".
         max_missing (`float`, *optional*, defaults to 0.05): Largest share of rows whose audio may be missing.
-        rows (`int`, *optional*): How many there should be, as published: for planning without the data.
+        rows (`int`, *optional*): How many there should be, as published: for planning without the data. Of
+            `"openreasonaqa"`: how many to draw, 3.8 million by default.
+        reasonaqa (list of `str`, *optional*): ReasonAQA's files for `"openreasonaqa"`, which begin at `data_root` too.
+        reading, caption_rule (`str`, *optional*): How that mix is drawn, see [`OpenReasonAQA`].
     """
 
     path: str
@@ -77,6 +86,9 @@ class DataSource:
     skip_unanswerable: bool = False
     max_missing: float = 0.05
     rows: int | None = None
+    reasonaqa: list[str] = field(default_factory=list)
+    reading: str = "whole"
+    caption_rule: str = "all_open"
 
 
 @dataclass(frozen=True)
@@ -489,6 +501,12 @@ def _problems(recipe: Recipe) -> Iterable[tuple[str, str]]:
             f"got {recipe.save_steps} with logging_steps {recipe.logging_steps}, expected a multiple of it: else the "
             "losses logged after resuming are means over other steps.",
         )
+    for name, source in recipe.data.items():
+        if bool(source.reasonaqa) != (source.format == "openreasonaqa"):
+            yield (
+                f"data.{name}.reasonaqa",
+                f"got {source.reasonaqa} with the format {source.format}, expected files with openreasonaqa alone.",
+            )
     for stage in recipe.stages:
         where = f"stages.{stage.number}"
         if not stage.trains:

@@ -6,17 +6,21 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from accelerate import PartialState
+from tqdm.auto import tqdm
 
 from audio_sam import load_audio
 from batches_sam import BROKEN
+from openreasonaqa_sam import build_openreasonaqa, report_table
 from provenance_sam import checkpoint_hash
-from published_sam import read_openaqa, read_reasonaqa
+from published_sam import read_json, read_openaqa, read_reasonaqa
 from recipe_sam import Recipe
 from records_sam import (
     coverage_table,
@@ -28,7 +32,8 @@ from records_sam import (
     write_json,
     write_records,
 )
-from tabular_sam import rows_with_audio
+from streams_sam import COLUMNS, RecordSource
+from tabular_sam import audio_file, rows_with_audio
 
 PATIENCE = timedelta(hours=4)  # of processes that wait for the first: it converts data, merges and generates
 
@@ -46,43 +51,95 @@ def prepare_data(recipe: Recipe, output: Path, names: Sequence[str]) -> dict[str
     process, and the coverage of their audio is printed.
 
     Raises:
-        FileNotFoundError: The data of a source is not there.
+        FileNotFoundError: The data of a source is not there; found out before any of them is converted.
         ValueError: It is empty, or too much of its audio is missing.
     """
+    parse_audio_roots(recipe.audio_roots)  # also where no source needs them
+    for name in names:
+        _check_there(recipe, name)
     prepared: dict[str, Path | datasets.Dataset] = {}
     for name in names:
-        source, path = recipe.data[name], recipe.path(name)
-        if source.format == "table":
-            is_name = not path.exists() and not path.suffix  # of a dataset on the Hub
-            try:
-                prepared[name] = read_table(source.path if is_name else str(path), source.split)
-            except ValueError as error:
-                raise ValueError(f"data.{name}: {str(path)!r}: {error}") from error
-            rows = len(prepared[name])
-            prepared[name] = rows_with_audio(prepared[name], f"data.{name}: {str(path)!r}", source.max_missing)
-            if processes().is_main_process:
-                print(f"{name}: the audio of {len(prepared[name]):,} of {rows:,} rows is there", flush=True)
-        elif source.format == "records":
-            prepared[name] = path
-            if not (path / "summary.json").is_file():
-                raise FileNotFoundError(
-                    f"data.{name}.path: there is no folder of records {str(path)!r}, or it is not whole; say where the "
-                    "data is with --set data_root=DIR."
-                )
-            if processes().is_main_process:
-                print(f"{name}: {path}\n{coverage_table(read_summary(path))}", flush=True)
-        else:
-            if not path.is_file():
-                raise FileNotFoundError(
-                    f"data.{name}.path: there is no file {str(path)!r}; say where the data is with --set data_root=DIR."
-                )
-            prepared[name] = records_folder(recipe, output) / name
-            if processes().is_main_process:
-                _convert(recipe, name, records_folder(recipe, output) / name)
-            processes().wait_for_everyone()
-        if not count_rows(prepared[name]):
-            raise ValueError(f"data.{name}: {str(path)!r} has no rows, expected some.")
+        try:
+            prepared[name] = _prepare(recipe, output, name)
+            if not count_rows(prepared[name]):
+                raise ValueError("there are no rows, expected some.")
+        except (FileNotFoundError, ValueError) as error:
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            raise kind(f"data.{name}: {str(recipe.path(name))!r}: {error}") from error
     return prepared
+
+
+def _check_there(recipe: Recipe, name: str) -> None:
+    source, path = recipe.data[name], recipe.path(name)
+    if source.format == "records":
+        missing, what = path if not (path / "summary.json").is_file() else None, "whole folder of records"
+    elif source.format in ("table", "shards"):
+        missing, what = path if not path.exists() and not _is_name(recipe, name) else None, "file or folder"
+    else:
+        files = [path, *mixed_files(recipe, name)]
+        missing, what = next((file for file in files if not file.is_file()), None), "file"
+    if missing is not None:
+        raise FileNotFoundError(
+            f"data.{name}.path: there is no {what} {str(missing)!r}; say where the data is with --set data_root=DIR."
+        )
+
+
+def _is_name(recipe: Recipe, name: str) -> bool:
+    """Whether a table is a dataset on the Hub."""
+    return recipe.data[name].format == "table" and not recipe.path(name).exists() and not recipe.path(name).suffix
+
+
+def mixed_files(recipe: Recipe, name: str) -> list[Path]:
+    """ReasonAQA's files of a data source that mixes them with OpenAQA's."""
+    root = Path(recipe.data_root).expanduser()
+    return [root / Path(file).expanduser() for file in recipe.data[name].reasonaqa]
+
+
+def _prepare(recipe: Recipe, output: Path, name: str) -> Path | datasets.Dataset:
+    source, path, is_first = recipe.data[name], recipe.path(name), processes().is_main_process
+    if source.format == "table":
+        table = read_table(source.path if _is_name(recipe, name) else str(path), source.split)
+        kept = rows_with_audio(table, "table", source.max_missing)
+        if is_first:
+            print(f"{name}: the audio of {len(kept):,} of {len(table):,} rows is there", flush=True)
+        return kept
+    if source.format == "shards":
+        if is_first:
+            _say_coverage(recipe, name)
+        processes().wait_for_everyone()
+        return path
+    if source.format == "records":
+        if is_first:
+            print(f"{name}: {path}\n{coverage_table(read_summary(path))}", flush=True)
+        return path
+    folder = records_folder(recipe, output) / name
+    if is_first:
+        _convert(recipe, name, folder)
+    processes().wait_for_everyone()
+    return folder
+
+
+def _say_coverage(recipe: Recipe, name: str) -> None:
+    """Looks for every file that shards name: nothing leaves these records out before the training meets them.
+
+    Raises:
+        ValueError: More are missing than the training bears.
+    """
+    records = RecordSource(recipe.path(name), 1).records()
+    rows, missing, example = 0, 0, ""
+    with ThreadPoolExecutor(16) as pool, tqdm(desc=f"looking for the audio of {name}", unit=" records") as progress:
+        while batch := list(islice(records, 10_000)):
+            paths = [audio_file(record["audio"]) for record in batch]
+            files = [path for path in paths if isinstance(path, str)]
+            lost = [path for path, is_there in zip(files, pool.map(os.path.isfile, files)) if not is_there]
+            rows, missing, example = rows + len(batch), missing + len(lost), example or (lost or [""])[0]
+            progress.update(len(batch))
+    if missing > recipe.max_broken * rows:
+        raise ValueError(
+            f"the audio of {missing:,} of {rows:,} records is not there ({example}), more than "
+            f"max_broken={recipe.max_broken:g} allows; correct the paths, or leave the records out."
+        )
+    print(f"{name}: the audio of {rows - missing:,} of {rows:,} records is there", flush=True)
 
 
 def validation_rows(recipe: Recipe, source: Path | datasets.Dataset) -> datasets.Dataset:
@@ -93,8 +150,12 @@ def validation_rows(recipe: Recipe, source: Path | datasets.Dataset) -> datasets
     Raises:
         ValueError: More than `max_broken` of the clips cannot be read.
     """
-    rows = as_table(source).shuffle(seed=recipe.seed)
-    rows = first_rows(rows, max(recipe.evaluation_rows, recipe.generated_rows))
+    count = max(recipe.evaluation_rows, recipe.generated_rows)
+    if _are_shards(source):  # which may be larger than memory
+        records = RecordSource(source, 20_000).walk([recipe.seed])
+        rows = datasets.Dataset.from_list([{key: record[key] for key in COLUMNS} for record in islice(records, count)])
+    else:
+        rows = first_rows(as_table(source).shuffle(seed=recipe.seed), count)
 
     def problem(clip: Any) -> str | None:
         try:
@@ -141,7 +202,10 @@ def claim_inputs(recipe: Recipe, output: Path, sources: dict[str, Path | dataset
 
 def _rows_hash(source: Path | datasets.Dataset) -> str:
     digest = hashlib.sha256()
-    if isinstance(source, Path):  # the summary counts every source and kind of what was written
+    if _are_shards(source):
+        files = _shard_files(source)
+        digest.update(json.dumps([count_rows(source), *((file.name, file.stat().st_size) for file in files)]).encode())
+    elif isinstance(source, Path):  # the summary counts every source and kind of what was written
         summary = {key: value for key, value in read_summary(source).items() if key != "fingerprint"}
         digest.update(json.dumps(summary, sort_keys=True).encode())
     else:
@@ -152,6 +216,25 @@ def _rows_hash(source: Path | datasets.Dataset) -> str:
 
 def _convert(recipe: Recipe, name: str, folder: Path) -> None:
     source, path = recipe.data[name], recipe.path(name)
+    roots = parse_audio_roots([*source.audio_roots, *recipe.audio_roots])
+    if source.format == "openreasonaqa":
+        options = {} if source.rows is None else {"size": source.rows}
+        report = build_openreasonaqa(
+            path,
+            mixed_files(recipe, name),
+            folder,
+            **options,
+            reading=source.reading,
+            caption_rule=source.caption_rule,
+            seed=recipe.seed,
+            closed_prefix=source.closed_prefix,
+            skip_unanswerable=source.skip_unanswerable,
+            audio_roots=roots,
+            max_missing=source.max_missing,
+            tokenizer=str(Path(recipe.model).expanduser()),
+        )
+        print(f"{name}: {path}\n{coverage_table(report['coverage'])}\n\n{report_table(report)}", flush=True)
+        return
     counts: dict[str, int] = {}
     if source.format == "openaqa":
         collection = "OpenAQA"
@@ -162,7 +245,7 @@ def _convert(recipe: Recipe, name: str, folder: Path) -> None:
     summary = write_records(
         records,
         folder,
-        audio_roots=parse_audio_roots([*source.audio_roots, *recipe.audio_roots]),
+        audio_roots=roots,
         max_missing=source.max_missing,
         counts={collection: counts},
         fingerprint=records_fingerprint(
@@ -177,12 +260,32 @@ def _convert(recipe: Recipe, name: str, folder: Path) -> None:
 
 
 def count_rows(source: Path | datasets.Dataset) -> int:
-    """Rows of a folder of records or of a table."""
+    """Rows of a folder of records, of shards or of a table."""
+    if _are_shards(source):
+        state = [file.stat() for file in _shard_files(source)]
+        return _count_shards(source, tuple((each.st_mtime_ns, each.st_size) for each in state))
     return read_summary(source)["rows"] if isinstance(source, Path) else len(source)
+
+
+@lru_cache(maxsize=64)
+def _count_shards(source: Path, state: tuple[tuple[int, int], ...]) -> int:
+    return RecordSource(source, 1).num_rows
+
+
+def _are_shards(source: Path | datasets.Dataset) -> bool:
+    """Whether they were written by somebody else: [`write_records`] leaves a summary."""
+    return isinstance(source, Path) and not (source / "summary.json").is_file()
+
+
+def _shard_files(source: Path) -> list[Path]:
+    return [source] if source.is_file() else sorted(source.iterdir())
 
 
 def as_table(source: Path | datasets.Dataset) -> datasets.Dataset:
     """A data source as a table that can be indexed."""
+    if _are_shards(source):
+        records = RecordSource(source, 1).records()
+        return datasets.Dataset.from_list([{key: record[key] for key in COLUMNS} for record in records])
     return records_dataset(source, streaming=False) if isinstance(source, Path) else source
 
 
@@ -197,19 +300,26 @@ def records_folder(recipe: Recipe, output: Path) -> Path:
 
 
 def planned_rows(recipe: Recipe, name: str, output: Path | None = None) -> tuple[int | None, str]:
-    """How many rows a data source has, and where that comes from, without needing it."""
+    """How many rows a data source has, and where that comes from, without needing it.
+
+    What is there is counted; of published files all records, of which the training leaves out those without audio.
+    """
     source, path = recipe.data[name], recipe.path(name)
     made = None if output is None else records_folder(recipe, output) / name
-    if source.format in ("openaqa", "reasonaqa") and made is not None and (made / "summary.json").is_file():
-        return count_rows(made), "counted"
-    if source.format == "records" and (path / "summary.json").is_file():
-        return count_rows(path), "counted"
-    if source.format == "table" and path.exists():
+    if source.format in ("openaqa", "reasonaqa", "openreasonaqa"):
+        if made is not None and (made / "summary.json").is_file():
+            return count_rows(made), "counted"
+        if source.format != "openreasonaqa" and path.is_file():
+            records = tqdm(read_json(path), desc=f"counting {path.name}", unit=" records")
+            return sum(1 for _ in records), "counted, with those whose audio is not there"
+    elif source.format == "table" and path.exists():
         return len(read_table(str(path), source.split)), "counted"
+    elif source.format == "shards" and path.exists():
+        return count_rows(path), "counted"
+    elif source.format == "records" and (path / "summary.json").is_file():
+        return count_rows(path), "counted"
     if source.rows is not None:
         return source.rows, "as the recipe says"
-    if path.exists():
-        return None, f"unknown: {path} is counted when it is read"
     return None, f"unknown: {path} is not there"
 
 

@@ -45,6 +45,7 @@ class RecordSource:
         shuffle_buffer (`int`): Records that are held to be shuffled. A `Dataset` is shuffled as a whole; up to 16
             shards of a folder are read side by side, and share the buffer.
         special_tokens (list of `str`, *optional*): What no answer may hold besides `<|audio|>`.
+        source_name (`str`, *optional*): The `source` of records that have none of their own.
 
     Raises:
         FileNotFoundError: No such file or folder, or no shards in it.
@@ -54,8 +55,14 @@ class RecordSource:
         TypeError: Something else.
     """
 
-    def __init__(self, source: Any, shuffle_buffer: int, special_tokens: Sequence[str] = ()):
-        self.shuffle_buffer = shuffle_buffer
+    def __init__(
+        self,
+        source: Any,
+        shuffle_buffer: int,
+        special_tokens: Sequence[str] = (),
+        source_name: str | None = None,
+    ):
+        self.shuffle_buffer, self.source_name = shuffle_buffer, source_name
         self.special_tokens = (AUDIO_TOKEN, *special_tokens)
         self.name = repr(str(source)) if isinstance(source, (str, Path)) else f"the {type(source).__name__}"
         if isinstance(source, (str, Path)):
@@ -85,9 +92,13 @@ class RecordSource:
             raise ValueError(f"source: {self.name} has no records, expected at least one.")
         self.first(1)
 
+    def records(self) -> Iterator[dict[str, Any]]:
+        """All records in the order in which they are stored."""
+        return chain.from_iterable(map(self._records, self.streams))
+
     def first(self, number: int) -> list[dict[str, Any]]:
         """The first records, as they are stored."""
-        return list(islice(chain.from_iterable(map(self._records, self.streams)), number))
+        return list(islice(self.records(), number))
 
     def walk(self, seed: list[int]) -> Iterator[dict[str, Any]]:
         """Every record once, in the order of the seed."""
@@ -120,6 +131,8 @@ class RecordSource:
     def _records(self, stream) -> Iterator[dict[str, Any]]:
         for where, record in self._rows(stream):
             self._check(record, where)
+            if self.source_name is not None and not record.get("source"):
+                record["source"] = self.source_name
             yield record
 
     def _rows(self, stream) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -339,13 +352,25 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
 
 
 class SourceCounts:
-    """Counts by source, in memory that a DataLoader's workers share: each has its own place, so none needs a lock."""
+    """Counts by source, in memory that a DataLoader's workers share: each has its own place, so none needs a lock.
+
+    Args:
+        max_broken (`float`, *optional*, defaults to 0.01): The largest share of broken records, of those seen, and one
+            more, unless it is 0.
+
+    Raises:
+        ValueError: `max_broken` is no share.
+    """
 
     KINDS = ("seen", "broken", "truncated", "cut", "unanswered")
     NUM_WORKERS, NUM_SOURCES, NAME_BYTES = 257, 64, 64
     OTHERS = "(others)"  # where there are more sources than places
 
-    def __init__(self):
+    def __init__(self, max_broken: float = 0.01):
+        if not 0 <= max_broken <= 1:
+            raise ValueError(f"max_broken: got {max_broken!r}, expected a share from 0 to 1.")
+        self.max_broken = max_broken
+        self.recent: dict[str, dict[str, int]] = {}  # what this process, or worker, has added; its owner empties it
         shape = (self.NUM_WORKERS, self.NUM_SOURCES)
         self.names = torch.zeros(*shape, self.NAME_BYTES, dtype=torch.uint8).share_memory_()
         self.values = torch.zeros(*shape, len(self.KINDS), dtype=torch.int64).share_memory_()
@@ -355,6 +380,7 @@ class SourceCounts:
         worker = torch.utils.data.get_worker_info()
         worker = 0 if worker is None else worker.id + 1
         self.values[worker, self._place(worker, source), self.KINDS.index(kind)] += number
+        self.recent.setdefault(source, dict.fromkeys(self.KINDS, 0))[kind] += number
 
     def total(self, kind: str) -> int:
         """Over all sources and workers."""
@@ -368,6 +394,44 @@ class SourceCounts:
             for kind, value in zip(self.KINDS, self.values[worker, place].tolist()):
                 row[kind] += value
         return dict(sorted(found.items()))
+
+    def check_broken(self, error: Exception | None = None) -> None:
+        """Refuses more broken records than `max_broken` allows.
+
+        Args:
+            error (`Exception`, *optional*): What one of them said.
+
+        Raises:
+            ValueError: There are more.
+        """
+        seen, broken = self.total("seen"), self.total("broken")
+        # One more than the share, which is then exact over any epochs and processes, and lets one file of few pass.
+        if broken > (seen * self.max_broken + 1 if self.max_broken else 0):
+            table = {name: f"{row['broken']} of {row['seen']}" for name, row in self.table().items() if row["broken"]}
+            last = "." if error is None else f"; one of them: {error}"
+            raise ValueError(
+                f"max_broken: the audio of {broken} of {seen} records cannot be read ("
+                f"{', '.join(f'{name}: {text}' for name, text in table.items())}), expected at most "
+                f"{self.max_broken:.2%}{last} Repair the files, leave the records out or raise max_broken."
+            ) from error
+
+    def check(self, error: Exception | None = None) -> None:
+        """Judges what was read to its end.
+
+        Args:
+            error (`Exception`, *optional*): What one of the broken records said.
+
+        Raises:
+            ValueError: Too many records are broken, or none has a label.
+        """
+        self.check_broken(error)
+        seen, broken, unanswered = (self.total(kind) for kind in ("seen", "broken", "unanswered"))
+        if seen and seen == broken + unanswered:
+            raise ValueError(
+                f"source: none of the {seen} records that were read has a label, expected some: the audio of {broken} "
+                f"cannot be read, and text_cutoff leaves nothing of the answer of {unanswered}. Repair the files, or "
+                "raise text_cutoff."
+            )
 
     def _name(self, worker: int, place: int) -> str:
         return bytes(self.names[worker, place].tolist()).rstrip(b"\0").decode(errors="ignore")
@@ -390,7 +454,7 @@ class SourceCounts:
 
 
 def merge_reports(reports: list[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:
-    """The sum of several processes' counts by source."""
+    """The sum of several reports of counts by source."""
     merged: dict[str, dict[str, int]] = {}
     for report in reports:
         for source, row in report.items():

@@ -355,13 +355,14 @@ def clip_key(clip: str | bytes | dict[str, Any] | None) -> str | None:
         return clip
     content = clip
     if isinstance(clip, dict):
-        if _file(clip):
-            return _file(clip)
+        if audio_file(clip):
+            return audio_file(clip)
         content = np.asarray(clip["array"]).tobytes() if "array" in clip else clip.get("bytes") or b""
     return hashlib.sha256(content).hexdigest()
 
 
-def _file(clip: Any) -> str | None:
+def audio_file(clip: Any) -> str | None:
+    """The file that a row's `audio` is in; `None` where its content is in the table, or there is none."""
     if isinstance(clip, dict):
         return None if clip.get("bytes") or "array" in clip else clip.get("path")
     return clip if isinstance(clip, str) else None
@@ -379,7 +380,7 @@ def rows_with_audio(table: datasets.Dataset, name: str, max_missing: float = 0.0
         ValueError: No row, or too many without their file; the message names some of the files.
     """
     clips = (clip for batch in table.select_columns("audio").iter(1000) for clip in batch["audio"])
-    paths = [_file(clip) for clip in clips]  # never the clips: they may be larger than memory
+    paths = [audio_file(clip) for clip in clips]  # never the clips: they may be larger than memory
     files = list(dict.fromkeys(path for path in paths if isinstance(path, str)))
     with ThreadPoolExecutor(16) as pool:
         missing = [path for path, is_there in zip(files, pool.map(os.path.isfile, files)) if not is_there]

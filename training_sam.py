@@ -1,18 +1,19 @@
-"""From rows of (audio, prompt, answer) to training: LoRA, parameter types, features, augmentation."""
+"""From rows of (audio, prompt, answer) to training: LoRA, parameter types, features, Trainer."""
 
 import math
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from tqdm.auto import tqdm
@@ -21,14 +22,15 @@ from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
 from audio_sam import SAMPLING_RATE, load_audio
-from batches_sam import RecordBatches, compute_features
+from augmentation_sam import AugmentLogMel
+from batches_sam import BROKEN, COUNTS, BatchesCallback, RecordBatches, compute_features
 from modeling_sam import positions_with_loss
-from streams_sam import merge_reports
+from processing_sam import IGNORE_INDEX
+from streams_sam import SourceCounts
 from tabular_sam import clip_key
 
 logger = logging.get_logger(__name__)
 
-LOG_FLOOR = -15.9424  # log of float32's epsilon: Kaldi's log-mel does not go below
 # As a pattern, because the bare names would also match an `out_proj` outside the language model.
 LORA_TARGETS = r".*language_model\.layers\.\d+\.mixer\.(in_proj|out_proj)"
 
@@ -141,41 +143,59 @@ def save_checkpoint(model, processor, folder: str | Path) -> None:
     shutil.rmtree(unfinished.parent)
 
 
+def save_state(state: dict[str, Any], file: Path) -> None:
+    """`torch.save` that a kill does not break: the file is the one before until the new one is whole."""
+    unfinished = file.with_name(f"{file.name}.unfinished")
+    torch.save(state, unfinished)
+    os.replace(unfinished, file)
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Features
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def extract_features(clips: Sequence[Any], processor, device="cpu", num_threads: int = 8) -> torch.Tensor:
+def extract_features(
+    clips: Sequence[Any],
+    processor,
+    device="cpu",
+    num_threads: int = 8,
+    read: Callable[[Any], np.ndarray | None] = load_audio,
+) -> torch.Tensor:
     """Log-mel of many clips, in half precision, to be kept where the training runs.
 
     Args:
-        clips (list): Anything that [`load_audio`] reads; of clips over 10.24 s the beginning is taken.
+        clips (list): Anything that `read` reads; of clips over 10.24 s the beginning is taken.
         processor ([`SamAudioLanguageProcessor`]): Its feature extractor is used.
         device (*optional*, defaults to `"cpu"`): Where the result lives: 256 KiB a clip.
         num_threads (`int`, *optional*, defaults to 8): Threads that read and decode files.
+        read (callable, *optional*, defaults to [`load_audio`]): Gives a clip's waveform, or `None` to leave it out.
 
     Returns:
-        `torch.Tensor`: `[clips, 1024, 128]`, float16, normalised.
+        `torch.Tensor`: `[clips, 1024, 128]`, float16, normalised, of the clips that are not left out.
     """
     extractor = processor.feature_extractor
     shape = (len(clips), extractor.max_frames, extractor.feature_size)
     features = torch.empty(shape, dtype=torch.float16, device=device)
+    count = 0
     with ThreadPoolExecutor(num_threads) as pool, tqdm(total=len(clips), desc="features", unit="clip") as bar:
         for begin in range(0, len(clips), 64):
             part = clips[begin : begin + 64]
-            waveforms = [waveform[: extractor.max_frames * 160 + 240] for waveform in pool.map(load_audio, part)]
-            batch = extractor(waveforms, SAMPLING_RATE, return_tensors="pt", overflow="truncate", device=device)
-            features[begin : begin + len(part)] = batch["input_features"]
+            heard = (waveform for waveform in pool.map(read, part) if waveform is not None)
+            if waveforms := [waveform[: extractor.max_frames * 160 + 240] for waveform in heard]:
+                batch = extractor(waveforms, SAMPLING_RATE, return_tensors="pt", overflow="truncate", device=device)
+                features[count : count + len(waveforms)] = batch["input_features"]
+            count += len(waveforms)
             bar.update(len(part))
-    return features
+    return features[:count]
 
 
 class CachedRows(torch.utils.data.Dataset):
     """Rows whose log-mel was computed once and stays on the training device; rows without audio are text.
 
     With small data the loader is the bottleneck: this takes reading, decoding and the filter bank out of the loop.
-    Give it to Trainer with `dataloader_num_workers=0` and `dataloader_pin_memory=False`.
+    Give it to Trainer with `dataloader_num_workers=0` and `dataloader_pin_memory=False`. Rows whose clip cannot be read
+    are left out and counted by source: [`~CachedRows.report`].
 
     Args:
         table (`datasets.Dataset`): Rows `audio`, `prompt`, `answer`, as [`read_table`] gives them.
@@ -184,27 +204,66 @@ class CachedRows(torch.utils.data.Dataset):
         num_threads (`int`, *optional*, defaults to 8): Threads that read and decode files.
         text_cutoff (`int`, *optional*): Tokens of template, prompt and answer that are kept, as in [`RecordBatches`];
             a warning counts the rows that are cut.
+        max_broken (`float`, *optional*, defaults to 0.01): The largest share of rows whose clip cannot be read, and one
+            more, unless it is 0: as in [`RecordBatches`], so that what trains from disk also trains from memory.
+        sources (list of `str`, *optional*): What each row is counted as; `"unnamed"` by default.
+
+    Raises:
+        ValueError: Too many clips cannot be read, or no row has a label.
     """
 
     def __init__(
-        self, table: datasets.Dataset, processor, device="cpu", num_threads: int = 8, text_cutoff: int | None = None
+        self,
+        table: datasets.Dataset,
+        processor,
+        device="cpu",
+        num_threads: int = 8,
+        text_cutoff: int | None = None,
+        max_broken: float = 0.01,
+        sources: Sequence[str] | None = None,
     ):
+        self.counts = SourceCounts(max_broken)
+        sources = sources or ["unnamed"] * len(table)
         clips = table["audio"][:] if len(table) else []
         keys = [clip_key(clip) for clip in clips]
         first = {key: index for index, key in reversed(list(enumerate(keys))) if key is not None}
-        place = {key: row for row, key in enumerate(first)}
-        self.clip = [place.get(key) for key in keys]  # None: a row of text
-        self.features = extract_features([clips[index] for index in first.values()], processor, device, num_threads)
-        self.rows = []
+        errors, long = {}, set()  # by key
+
+        def read(key):
+            try:
+                waveform = load_audio(clips[first[key]])
+            except BROKEN as error:
+                errors[key] = error
+                return None
+            if processor.feature_extractor.num_frames(len(waveform)) > processor.feature_extractor.max_frames:
+                long.add(key)
+            return waveform
+
+        self.features = extract_features(list(first), processor, device, num_threads, read)
+        place = {key: row for row, key in enumerate(key for key in first if key not in errors)}
+        kept = [index for index, key in enumerate(keys) if key not in errors]
+        self.clip = [place.get(keys[index]) for index in kept]  # None: a row of text
+        table, self.rows = table.select(kept), []
+        lost = {"seen": range(len(keys)), "broken": [index for index, key in enumerate(keys) if key in errors]}
+        lost["truncated"] = [index for index, key in enumerate(keys) if key in long]
         if len(table):
-            counts = [int(clip is not None) for clip in self.clip]
-            tokens = processor._encode_text(table["prompt"][:], counts, table["answer"][:], False, text_cutoff)
+            slots = [int(clip is not None) for clip in self.clip]
+            tokens = processor._encode_text(table["prompt"][:], slots, table["answer"][:], False, text_cutoff)
             if num_cut := sum(tokens["is_cut"]):
                 logger.warning(
                     f"{num_cut} of {len(table)} rows are longer than {text_cutoff} text tokens and are cut."
                 )
             pairs = zip(tokens["input_ids"], tokens["labels"])
             self.rows = [{"input_ids": ids, "labels": labels} for ids, labels in pairs]
+            lost["cut"] = compress(kept, tokens["is_cut"])
+            lost["unanswered"] = [index for index, row in zip(kept, self.rows) if set(row["labels"]) == {IGNORE_INDEX}]
+        for kind, indices in lost.items():
+            for source, number in Counter(sources[index] for index in indices).items():
+                self.counts.add(source, kind, number)
+        error = next((errors[key] for key in keys if key in errors), None)
+        self.counts.check(error)
+        if error is not None:
+            logger.warning(f"{len(lost['broken'])} of {len(keys)} rows with unreadable audio are left out: {error}")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -213,131 +272,14 @@ class CachedRows(torch.utils.data.Dataset):
         clip = self.clip[index]
         return self.rows[index] if clip is None else {**self.rows[index], "input_features": self.features[clip]}
 
+    def report(self) -> dict[str, dict[str, int]]:
+        """What became of the table's rows, by source, in the form of [`~RecordBatches.report`]; each counts once."""
+        return self.counts.table()
+
 
 # ---------------------------------------------------------------------------------------------------------------
-# Augmentation
+# Trainer
 # ---------------------------------------------------------------------------------------------------------------
-
-
-class AugmentLogMel:
-    """Random changes of log-mel spectrograms that leave what is heard: for training on few clips.
-
-    In this order: the clip is turned round in time and stretched, its frequencies are shifted and scaled, its
-    loudness is changed, another clip of the batch is added at a lower level, and stripes in time and frequency are
-    erased (SpecAugment). The sum of two clips is taken of their powers, which is what a mixture of independent sounds
-    has on average. All of it works on whole batches, on any device, with torch's global random numbers.
-
-    Args:
-        mean, std (`float`): The feature extractor's normalisation.
-        stretch (`float`, *optional*, defaults to 0.2): A clip becomes up to so much longer or shorter.
-        shift (`float`, *optional*, defaults to 4.0): Largest shift in mel bins.
-        scale (`float`, *optional*, defaults to 0.05): Largest share by which distances in mel bins grow or shrink.
-        gain (`float`, *optional*, defaults to 8.0): Largest change of level, in dB.
-        mix (`float`, *optional*, defaults to 0.5): How often another clip is added.
-        snr (`tuple[float, float]`, *optional*, defaults to `(3, 25)`): By how many dB it is weaker.
-        time_mask (`float`, *optional*, defaults to 0.15): Longest erased stripe, as a share of the clip; two of them.
-        frequency_mask (`int`, *optional*, defaults to 20): Widest erased stripe in mel bins; two of them.
-        tile (`bool`, *optional*, defaults to `False`): Repeat short clips until the frames are full.
-        turn (`bool`, *optional*, defaults to `True`): Turn the clip round in time, to begin anywhere in it. With
-            `turn=False` and `mix=0` the order and the number of sounds stay what they were.
-    """
-
-    def __init__(
-        self,
-        mean=-4.268,
-        std=4.569,
-        stretch=0.2,
-        shift=4.0,
-        scale=0.05,
-        gain=8.0,
-        mix=0.5,
-        snr=(3.0, 25.0),
-        time_mask=0.15,
-        frequency_mask=20,
-        tile=False,
-        turn=True,
-    ):
-        self.mean, self.std = mean, std
-        self.stretch, self.shift, self.scale, self.gain = stretch, shift, scale, gain
-        self.mix, self.snr = mix, snr
-        self.time_mask, self.frequency_mask = time_mask, frequency_mask
-        self.tile, self.turn = tile, turn
-
-    @torch.no_grad()
-    def __call__(self, features: torch.Tensor, num_frames: int | None = None) -> torch.Tensor:
-        """
-        Args:
-            features (`torch.Tensor` of shape `[B, frames, bins]`): Normalised log-mel, filled with zeros before the
-                normalisation, as [`SamFeatureExtractor`] gives it.
-            num_frames (`int`, *optional*): Frames of the result, from anywhere in the clip; all of them by default.
-
-        Returns:
-            `torch.Tensor` of shape `[B, num_frames, bins]`, float32.
-        """
-        x = features.float() * (2 * self.std) + self.mean  # log power
-        lengths = self.lengths(x)
-        x, lengths = self._move(x, lengths, num_frames or x.shape[1])
-        decibel = 0.1 * float(np.log(10.0))
-        x = x + self._uniform(x, -self.gain, self.gain) * decibel
-        x = x.clamp(min=LOG_FLOOR)
-        inside = torch.arange(x.shape[1], device=x.device) < lengths[:, None]  # [B, T]
-        if self.mix and len(x) > 1:
-            order = torch.roll(torch.arange(len(x), device=x.device), 1)
-            level = self._level(x, inside)
-            weaker = level - level[order] - self._uniform(x, *self.snr)[:, 0, 0] * decibel
-            other = (x[order] + weaker[:, None, None]).masked_fill(~inside[order][:, :, None], -torch.inf)
-            chosen = (torch.rand(len(x), device=x.device) < self.mix)[:, None, None]
-            x = torch.where(chosen, torch.logaddexp(x, other), x)
-        x = self._erase(x, lengths)
-        x = x.masked_fill(~inside[:, :, None], 0.0)
-        return (x - self.mean) / (2 * self.std)
-
-    @staticmethod
-    def lengths(log_mel: torch.Tensor) -> torch.Tensor:
-        """Frames of each clip `[B]`: what follows its last frame that is not all zero is filling."""
-        real = (log_mel.abs() > 0.02).any(dim=2)  # half precision leaves zeros within 0.003
-        frames = torch.arange(1, log_mel.shape[1] + 1, device=log_mel.device)
-        return (real * frames).amax(dim=1).clamp(min=1)
-
-    def _uniform(self, x, low, high):
-        return low + (high - low) * torch.rand(len(x), 1, 1, device=x.device)
-
-    @staticmethod
-    def _level(x, inside):
-        """Log of the mean power over the clip, `[B]`."""
-        inside = inside[:, :, None]
-        total = torch.logsumexp(x.masked_fill(~inside, -torch.inf), dim=(1, 2))
-        return total - (inside.sum(dim=(1, 2)) * x.shape[2]).log()
-
-    def _move(self, x, lengths, frames):
-        """Rotation and stretching in time, shift and scaling in frequency; the nearest value is taken, since
-        interpolation would blur what evaluation sees sharp."""
-        batch, _, bins = x.shape
-        stretch = 1 + self._uniform(x, -self.stretch, self.stretch)[:, 0]  # [B, 1]
-        new_lengths = (lengths * stretch[:, 0]).long().clamp(1, frames)
-        if self.tile:
-            new_lengths = torch.full_like(new_lengths, frames)
-        start = (torch.rand(batch, 1, device=x.device) * lengths[:, None] * self.turn).long()
-        time_index = ((torch.arange(frames, device=x.device) / stretch).long() + start) % lengths[:, None]  # [B, T]
-        x = x[torch.arange(batch, device=x.device)[:, None], time_index]
-        scale = 1 + self._uniform(x, -self.scale, self.scale)
-        bin_index = (torch.arange(bins, device=x.device) - self._uniform(x, -self.shift, self.shift)) * scale
-        return x.gather(2, bin_index.round().long().clamp(0, bins - 1).expand(-1, frames, -1)), new_lengths
-
-    def _erase(self, x, lengths):
-        """Two stripes in time and two in frequency, filled with the clip's mean."""
-        batch, _, bins = x.shape
-        fill = x.mean(dim=(1, 2), keepdim=True)
-        for axis, size, longest in (
-            (1, lengths.view(-1, 1, 1), self.time_mask),
-            (2, bins, self.frequency_mask / bins),
-        ):
-            index = torch.arange(x.shape[axis], device=x.device).view((1, -1, 1) if axis == 1 else (1, 1, -1))
-            for _ in range(2):
-                width = self._uniform(x, 0, longest) * size
-                begin = torch.rand(batch, 1, 1, device=x.device) * (size - width)
-                x = torch.where((index >= begin) & (index < begin + width), fill, x)
-        return x
 
 
 class SamTrainer(Trainer):
@@ -371,6 +313,7 @@ class SamTrainer(Trainer):
         self.augment = augment
         self.clock = None
         self.train_batches = train_batches
+        self.progress = None if train_batches is None else BatchesCallback(train_batches)
         if max_seconds is not None:
             if self.args.world_size > 1:
                 raise ValueError(f"max_seconds: got it with {self.args.world_size} processes, expected one.")
@@ -382,7 +325,7 @@ class SamTrainer(Trainer):
             if self.args.max_steps <= 0:
                 self.args.max_steps = train_batches.num_steps
             train_batches.stop_at(self.args.max_steps)
-            self.add_callback(BatchesCallback(train_batches))
+            self.add_callback(self.progress)
 
     def _check_batches(self) -> None:
         args, batches = self.args, self.train_batches
@@ -446,6 +389,18 @@ class SamTrainer(Trainer):
             index = positions_with_loss(labels)
             inputs["loss_index"] = index.pin_memory() if device.type == "cuda" else index
         return super()._prepare_inputs({name: self._without_waiting(value) for name, value in inputs.items()})
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        """As in `Trainer`; what was read for the micro-batch counts."""
+        if self.progress is not None:
+            self.progress.count(inputs.read)
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def _save_checkpoint(self, model, trial):
+        """As in `Trainer`; the checkpoint also keeps what all processes have read."""
+        if self.progress is not None:
+            self.state.stateful_callbacks[COUNTS] = self.progress.report()
+        super()._save_checkpoint(model, trial)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """As in `Trainer`, after log-mel and augmentation; where the logits are not asked for, of the loss alone."""
@@ -512,42 +467,12 @@ class SecondsCallback(TrainerCallback, ExportableState):
         control.should_training_stop |= self.share >= 1.0
 
 
-class BatchesCallback(TrainerCallback):
-    """Tells [`RecordBatches`] where the training stands, and says at its end what was lost.
-
-    A Trainer that resumes skips as many batches as the epoch has behind it: these are empty, as nothing reads them.
-    """
-
-    def __init__(self, batches: RecordBatches):
-        self.batches, self.epoch = batches, None
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Finds the step to begin with: not the first one, where a checkpoint is resumed."""
-        self.epoch = state.global_step // self.batches.steps_per_epoch
-        self.batches.seek(state.global_step, placeholders=True)
-        if args.ignore_data_skip:
-            self.batches.set_epoch(self.epoch)
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        """On to the next epoch, wherever this one was left."""
-        self.epoch += 1
-        self.batches.set_epoch(self.epoch)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        """Warns of what was lost, over all processes."""
-        lost = merge_reports(gather_object([self.batches.report()]))
-        if state.is_world_process_zero and any(row[kind] for row in lost.values() for kind in row if kind != "seen"):
-            lines = [f"{name}: {', '.join(f'{row[kind]} {kind}' for kind in row)}" for name, row in lost.items()]
-            logger.warning("Records of the training that were not read whole, by source:\n" + "\n".join(lines))
-
-
 def warmup_cosine(share: float, warmup: float = 0.05) -> float:
     """Factor of the learning rate after a share of the training: up in a line, then down as a cosine."""
     return min(1.0, share / warmup + 1e-3) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
 __all__ = [
-    "AugmentLogMel",
     "CachedRows",
     "SamTrainer",
     "check_float32",
@@ -555,6 +480,7 @@ __all__ = [
     "follow_autocast",
     "lora_config",
     "save_checkpoint",
+    "save_state",
     "upcast_trainable",
     "warmup_cosine",
 ]

@@ -28,13 +28,13 @@ from transformers import AutoProcessor, HfArgumentParser, TrainingArguments, set
 from transformers.trainer_utils import HubStrategy
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout works without installing it
+from augmentation_sam import AugmentLogMel
 from configuration_sam import SamConfig
 from modeling_sam import SamForConditionalGeneration
 from predictions_sam import generate_answers
 from processing_sam import SamDataCollator
 from tabular_sam import DEFAULT_PROMPT, read_table, rows_with_audio
 from training_sam import (
-    AugmentLogMel,
     CachedRows,
     SamTrainer,
     check_float32,

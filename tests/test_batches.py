@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 
 import datasets
@@ -17,10 +17,11 @@ import torch
 from pyarrow import parquet
 from tiny import tiny_model, tiny_processor
 from torch.utils.data import DataLoader
+from torch.utils.data._utils.pin_memory import pin_memory
 from transformers import TrainerCallback, TrainingArguments
 
 import batches_sam
-from batches_sam import RecordBatches, collate_rows, compute_features, measure_loader, pack_rows
+from batches_sam import COUNTS, RecordBatches, collate_rows, compute_features, measure_loader, pack_rows
 from processing_sam import SamDataCollator, load_audio
 from streams_sam import RecordSource, SourceCounts, mix, shares
 from training_sam import SamTrainer
@@ -611,6 +612,19 @@ def test_broken_audio_is_left_out_and_counted(processor, broken, num_workers, ca
         assert str(Path(broken[0]["audio"]).parent) in warning.message
 
 
+def test_records_without_a_source_are_counted_by_the_name_of_their_table(processor, records):
+    tables = [datasets.Dataset.from_list([dict(record) for record in part]) for part in (records[:6], records[6:12])]
+    tables[1] = tables[1].remove_columns("source")
+    sources = [(table, 1.0) for table in tables]
+    for names, expected in ((["x", "y"], {"a", "b", "c", "y"}), (None, {"a", "b", "c", "unnamed"})):
+        batches = RecordBatches(sources, processor, 4, names=names)
+        load(batches)
+        report = batches.report()
+        assert report.keys() == expected and report[names[1] if names else "unnamed"]["seen"] == 6
+    with pytest.raises(ValueError, match="names: got 1, expected 2, one for each source"):
+        RecordBatches(sources, processor, 4, names=["x"])
+
+
 def test_whatever_a_decoder_raises_is_broken_audio(processor, records, monkeypatch):
     errors = [OSError("x"), ValueError("x"), soundfile.LibsndfileError(1)]  # the last is a RuntimeError
 
@@ -852,6 +866,50 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     if not num_workers:  # where they share the memory of this process
         assert sorted(heard) == sorted(expected)
     assert second.train_batches.num_seen == sum(map(len, order[killed:steps]))
+    counts = Counter(record["source"] for step in order[:steps] for record in step)
+    assert {name: row["seen"] for name, row in second.progress.report().items()} == counts
+    assert second.progress.report() == whole.progress.report()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_checkpoint_keeps_what_was_trained_on(num_workers, processor, broken, tmp_path):
+    """Not what the workers had read ahead: that is read again."""
+    table = datasets.Dataset.from_list(broken)
+    options = {"batch_size": 2, "accumulation": 2, "max_broken": 0.3, "epochs": 2}
+    options["arguments_too"] = {"dataloader_num_workers": num_workers, "save_strategy": "steps", "save_steps": 2}
+    first = trainer_of(tmp_path, table, processor, callbacks=[Kill(2)], **options)
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    trained = list(chain(*islice(first.train_batches.global_batches(0), 2)))
+    kept = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())["stateful_callbacks"]
+    whole = {record["audio"] for record in broken if record["audio"] is not None and is_heard(record["audio"])}
+    lost = [record["source"] for record in trained if record["audio"] not in {None, *whole}]
+    assert {name: row["seen"] for name, row in kept[COUNTS].items()} == Counter(r["source"] for r in trained)
+    assert Counter({name: row["broken"] for name, row in kept[COUNTS].items()}) == Counter(lost)
+    again = trainer_of(tmp_path, table, processor, **options)
+    again.train(resume_from_checkpoint=True)
+    assert {name: row["seen"] for name, row in again.progress.report().items()} == {"a": 16, "b": 16, "c": 14}
+    assert {name: row["broken"] for name, row in again.progress.report().items()} == {"a": 4, "b": 4, "c": 0}
+    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
+    del state["stateful_callbacks"][COUNTS]  # as in a checkpoint of before
+    (tmp_path / "checkpoint-2" / "trainer_state.json").write_text(json.dumps(state))
+    older = trainer_of(tmp_path, table, processor, **options)
+    older.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert sum(row["seen"] for row in older.progress.report().values()) == 2 * NUM_RECORDS - 8
+
+
+def is_heard(path) -> bool:
+    try:
+        return load_audio(path) is not None
+    except batches_sam.BROKEN:
+        return False
+
+
+def test_pinned_batches_say_what_was_read(processor, records, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # there may be no GPU
+    batch = RecordBatches(datasets.Dataset.from_list(records), processor, 4).collate(records[:3])
+    assert pin_memory(batch).read == batch.read
+    assert {name: row["seen"] for name, row in batch.read.items()} == Counter(r["source"] for r in records[:3])
 
 
 def test_a_finished_run_that_is_resumed_has_nothing_left_to_do(folder, processor, tmp_path):
@@ -978,8 +1036,8 @@ class Recorded(SamTrainer):
 args = TrainingArguments(
     output, learning_rate=1e-2, lr_scheduler_type="constant", logging_steps=1, per_device_train_batch_size=3,
     gradient_accumulation_steps=2 // world, ddp_backend="gloo" if world > 1 else None, ddp_timeout=200,
-    ddp_find_unused_parameters=False, use_cpu=True, dataloader_pin_memory=False, save_strategy="no",
-    report_to="none", disable_tqdm=True,
+    ddp_find_unused_parameters=False, use_cpu=True, dataloader_pin_memory=False, dataloader_num_workers=1,
+    report_to="none", disable_tqdm=True, save_steps=4,
 )
 batches = RecordBatches(
     folder, processor, 3, num_processes=world, process_index=rank, accumulation=2 // world, epochs=2, shuffle_buffer=8,
@@ -988,7 +1046,10 @@ batches = RecordBatches(
 trainer = Recorded(tiny_model(), args, train_batches=batches)
 trainer.train()
 losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-torch.save({"losses": losses, "seen": seen, "world": args.world_size}, output + f"/{world}-{rank}.pt")
+read, kept = trainer.progress.report(), trainer.state.stateful_callbacks["records_read"]
+torch.save(
+    {"losses": losses, "seen": seen, "world": args.world_size, "read": read, "kept": kept}, f"{output}/{world}-{rank}.pt"
+)
 """
 
 
@@ -1012,6 +1073,8 @@ def test_two_processes_equal_one(records, tmp_path):
     assert len(one["losses"]) == 8
     assert zeroth["losses"] == pytest.approx(one["losses"], abs=1e-5)
     assert first["seen"] != zeroth["seen"]
+    assert {name: row["seen"] for name, row in one["read"].items()} == Counter(r["source"] for r in records[:19] * 2)
+    assert one["read"] == one["kept"] == zeroth["read"] == zeroth["kept"] == first["read"]
     expected = sorted(record["prompt"] for record in records[:19])
     for epoch in range(2):
         steps = slice(4 * epoch, 4 * epoch + 4)

@@ -9,16 +9,17 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import soundfile
 import torch
 from peft import PeftModel, get_peft_model
 from tiny import tiny_inputs, tiny_model, tiny_processor
 from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments
 
+from augmentation_sam import AugmentLogMel
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamDataCollator, load_audio
 from tabular_sam import clip_key, rows_with_audio
 from training_sam import (
-    AugmentLogMel,
     CachedRows,
     SamTrainer,
     check_float32,
@@ -604,6 +605,50 @@ def test_cached_rows_are_cut_as_ltu_cuts_with_and_without_a_clip(rows, processor
         assert cut[index]["input_ids"] == whole[index]["input_ids"][:expected], index
         assert cut[index]["labels"] == whole[index]["labels"][:expected], index
     assert said == [f"2 of 3 rows are longer than {cutoff} text tokens and are cut."]
+
+
+def test_cached_rows_without_the_clips_that_cannot_be_read(rows, processor, tmp_path, monkeypatch):
+    import training_sam
+
+    said = []
+    monkeypatch.setattr(training_sam.logger, "warning", said.append)
+    (tmp_path / "text.wav").write_text("This is no sound.")
+    soundfile.write(tmp_path / "long.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 11 * 16000), 16000)
+    broken, long = ({**rows[0], "audio": str(tmp_path / name)} for name in ("text.wav", "long.wav"))
+    table = [broken, rows[0], {**rows[0], "audio": None}, broken, *rows[1:], long, {**broken, "audio": "nope.wav"}]
+    sources = ["b", "a", "a", "a", *"aaa", "b", "a"]
+    cached = CachedRows(datasets.Dataset.from_list(table), processor, max_broken=2 / 9, sources=sources)
+    expected = CachedRows(datasets.Dataset.from_list([rows[0], table[2], *rows[1:], long]), processor)
+    assert len(cached) == len(expected) == 6 and len(cached.features) == 4
+    for index in range(6):
+        one, other = cached[index], expected[index]
+        assert (one["input_ids"], one["labels"]) == (other["input_ids"], other["labels"]), index
+        assert ("input_features" in one) == (index != 1)
+        assert index == 1 or torch.equal(one["input_features"], other["input_features"]), index
+    none = {"cut": 0, "unanswered": 0}
+    assert cached.report() == {
+        "a": {"seen": 7, "broken": 2, "truncated": 0, **none},
+        "b": {"seen": 2, "broken": 1, "truncated": 1, **none},
+    }
+    assert expected.report() == {"unnamed": {"seen": 6, "broken": 0, "truncated": 1, **none}}
+    (warning,) = said
+    assert warning.startswith("3 of 9 rows with unreadable audio are left out") and "text.wav" in warning
+
+
+def test_cached_rows_with_too_many_clips_that_cannot_be_read(rows, processor):
+    table = datasets.Dataset.from_list([*rows, {**rows[0], "audio": "nope.wav"}, {**rows[0], "audio": "gone.wav"}])
+    message = r"max_broken: the audio of 2 of 6 records cannot be read \(unnamed: 2 of 6\), .* 1\.00%; .*nope\.wav"
+    with pytest.raises(ValueError, match=message):
+        CachedRows(table, processor)
+    assert len(CachedRows(table.select(range(5)), processor)) == 4  # one more than the share
+    with pytest.raises(ValueError, match="max_broken: the audio of 1 of 5 records"):
+        CachedRows(table.select(range(5)), processor, max_broken=0.0)
+    with pytest.raises(
+        ValueError, match=r"none of the 2 records that were read has a label, .* the audio of 2 cannot"
+    ):
+        CachedRows(table.select([4, 5]), processor, max_broken=1.0)
+    with pytest.raises(ValueError, match="max_broken: got 2, expected a share from 0 to 1"):
+        CachedRows(table, processor, max_broken=2)
 
 
 @pytest.mark.parametrize("num_frames", [None, 500])

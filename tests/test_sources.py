@@ -1,0 +1,199 @@
+"""The data sources of a recipe: shards that nobody converted, a mix drawn when the run begins, what is missing."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import soundfile
+
+from curriculum_sam import load_recipe, plan, plan_text, run_recipe
+from sources_sam import as_table, claim_inputs, count_rows, prepare_data, validation_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = ROOT / "examples" / "recipes"
+
+
+@pytest.fixture
+def noises(tmp_path):
+    """Eight records of four noises, as shards of JSON lines, as one file of Parquet, and with the audio inside it."""
+    records = []
+    for index in range(8):
+        path = tmp_path / f"{index % 4}.wav"
+        soundfile.write(path, np.random.default_rng(index % 4).uniform(-0.1, 0.1, 4000), 16000)
+        records.append({"audio": str(path), "prompt": "What?", "answer": f"Noise {index}"})
+    (tmp_path / "lines").mkdir()
+    for number, part in enumerate((records[:5], records[5:])):
+        text = "\n".join(json.dumps(record) for record in part)
+        (tmp_path / "lines" / f"part-{number}.jsonl").write_text(text)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "rows.parquet")
+    inside = [{**row, "audio": {"bytes": Path(row["audio"]).read_bytes(), "path": "x.wav"}} for row in records]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(inside), tmp_path / "inside.parquet")
+    return tmp_path
+
+
+def toy(folder, path, *overrides, format="shards"):
+    data = [f"data.{name}={{path: {path}, format: {format}}}" for name in ("classification", "closed", "mix")]
+    return load_recipe(
+        RECIPES / "toy.yaml", [f"model={ROOT / 'examples/sam-tiny'}", f"data_root={folder}", *data, *overrides]
+    )
+
+
+@pytest.mark.parametrize("path", ["lines", "rows.parquet", "inside.parquet"])
+def test_shards_are_counted_looked_through_and_drawn_from(noises, path, capsys):
+    recipe = toy(noises, path)
+    sources = prepare_data(recipe, noises / "run", ["mix"])
+    assert "mix: the audio of 8 of 8 records is there" in capsys.readouterr().out
+    assert sources == {"mix": noises / path} and count_rows(sources["mix"]) == 8
+    drawn = validation_rows(recipe, sources["mix"])
+    assert len(drawn) == recipe.evaluation_rows == 4
+    assert set(drawn["answer"]) < set(as_table(sources["mix"])["answer"]) == {f"Noise {index}" for index in range(8)}
+    assert [row["steps"] for row in plan(recipe)] == [4, 4, 2, 2]
+
+
+def test_a_recipe_trains_on_shards_and_knows_them_again(noises):
+    recipe = toy(noises, "lines")
+    last = run_recipe(recipe, noises / "run", stage=1)
+    history = json.loads((last / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "loss" in entry] == [1, 2, 3, 4]
+    sources = prepare_data(recipe, noises / "run", ["classification"])
+    claim_inputs(recipe, noises / "run", sources)
+    with open(noises / "lines" / "part-1.jsonl", "a") as file:
+        file.write("\n" + json.dumps({"audio": str(noises / "0.wav"), "prompt": "What?", "answer": "More"}))
+    assert count_rows(noises / "lines") == 9  # no count of before
+    with pytest.raises(ValueError, match=r"begun with other contents of data\.classification"):
+        claim_inputs(recipe, noises / "run", sources)
+
+
+def test_audio_that_shards_miss_counts_as_broken(noises, capsys):
+    (noises / "3.wav").unlink()  # of two records
+    with pytest.raises(
+        ValueError, match=r"data\.mix: .*the audio of 2 of 8 records is not there \(.*3\.wav\), .*0\.01"
+    ):
+        prepare_data(toy(noises, "lines"), noises / "run", ["mix"])
+    prepare_data(toy(noises, "lines", "max_broken=0.25"), noises / "run", ["mix"])
+    assert "mix: the audio of 6 of 8 records is there" in capsys.readouterr().out
+
+
+def openaqa(index, question, closed):
+    task = "temporal" if closed else "open-ended question"
+    row = {"instruction": question, "input": "", "audio_id": f"/there/{index % 4}.wav", "dataset": "vggsound_train"}
+    return {**row, "task": task, "output": "a noise"}
+
+
+def reasonaqa(index, question):
+    row = {
+        "taskname": "audiocaps",
+        "filepath1": f"there/{index % 4}.wav",
+        "filepath2": "",
+        "caption1": "",
+        "caption2": "",
+    }
+    return {**row, "input": question, "answer": "yes", "subtype": "ClothoAQA.json"}
+
+
+@pytest.fixture
+def published(noises):
+    """Four closed and six open questions of OpenAQA, two yes/no questions of ReasonAQA."""
+    rows = [openaqa(index, "Name it.", True) for index in range(4)]
+    rows += [openaqa(index, "Describe the sound." if index < 2 else "Is it loud?", False) for index in range(6)]
+    (noises / "openaqa.json").write_text(json.dumps(rows))
+    (noises / "train.json").write_text(json.dumps([reasonaqa(index, f"is it {index}?") for index in range(2)]))
+    return noises
+
+
+def mixed(folder, reading, rule, rows):
+    source = f"path: openaqa.json, format: openreasonaqa, reasonaqa: [train.json], reading: {reading}, "
+    source += f"caption_rule: {rule}, rows: {rows}"
+    roots = f"audio_roots=['/there={folder}', 'there={folder}']"
+    return toy(folder, "rows.parquet", "data.mix={" + source + "}", roots)
+
+
+@pytest.mark.parametrize(
+    ("reading", "rule", "rows", "kinds"),
+    [
+        ("whole", "all_open", 9, {"closed": 4, "binary": 5}),  # the six open ones give way; nine are all there is
+        ("whole", "caption_words", 10, {"closed": 4, "open": 4, "binary": 2}),  # two of the open ones give way
+        ("replacement", "all_open", 9, {"closed": 4, "binary": 9}),  # nine are what replaces
+    ],
+)
+def test_openreasonaqa_is_drawn_as_the_recipe_says(published, reading, rule, rows, kinds, capsys):
+    recipe = mixed(published, reading, rule, rows)
+    source = prepare_data(recipe, published / "run", ["mix"])["mix"]
+    found = as_table(source)["kind"][:]
+    assert {kind: found.count(kind) for kind in set(found)} == kinds
+    report = json.loads((source / "openreasonaqa.json").read_text())
+    assert (report["reading"], report["caption_rule"], report["rows"]) == (reading, rule, len(found))
+    printed = capsys.readouterr().out
+    assert "108" in printed and "binary" in printed  # the counts, and what LTU's cutoff would cut
+    assert plan(recipe, stage=4, output=published / "run")[0]["rows"] == len(found)
+
+
+def test_reasonaqas_files_belong_to_the_mix_alone(published):
+    with pytest.raises(ValueError, match=r"data\.mix\.reasonaqa: got \[\] with the format openreasonaqa"):
+        toy(published, "rows.parquet", "data.mix.format=openreasonaqa")
+    with pytest.raises(ValueError, match=r"data\.mix\.reasonaqa: got \['a'\] with the format shards"):
+        toy(published, "rows.parquet", "data.mix.reasonaqa=[a]")
+    (published / "train.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"data\.mix\.path: there is no file .*train\.json"):
+        prepare_data(mixed(published, "whole", "all_open", 9), published / "run", ["mix"])
+
+
+def test_what_is_missing_is_found_before_anything_is_converted(published):
+    recipe = mixed(published, "whole", "all_open", 9)
+    data = dict.fromkeys(("mix", "closed"))
+    shutil.move(published / "rows.parquet", published / "elsewhere.parquet")
+    with pytest.raises(FileNotFoundError, match=r"data\.closed\.path: there is no file or folder .*rows\.parquet"):
+        prepare_data(recipe, published / "run", list(data))
+    assert not (published / "run").exists()
+
+
+def test_an_error_names_the_data_source(published):
+    (published / "empty.json").write_text("[]")
+    recipe = toy(published, "empty.json", format="openaqa")
+    with pytest.raises(ValueError, match=r"data\.mix: .*empty\.json.*"):
+        prepare_data(recipe, published / "run", ["mix"])
+    with pytest.raises(ValueError, match=r"got 'nothing', expected FROM=TO"):
+        prepare_data(toy(published, "lines", "audio_roots=[nothing]"), published / "run", ["mix"])
+
+
+def test_a_plan_counts_published_files_that_are_there(published):
+    recipe = toy(published, "openaqa.json", "data.mix.rows=5681708", format="openaqa")
+    stages = plan(recipe)
+    assert [stage["rows"] for stage in stages] == [10] * 4  # what is there, not what was published
+    assert "counted, with those whose audio is not there" in plan_text(stages)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["warmup_steps=100"], r"stages\.1: its data make 4 steps, .* warmup_steps 100"),
+        (["stages.2.hand_over_step=99"], r"stages\.2: its data make 4 steps, hand_over_step is 99"),
+        (["stages.3.global_batch_size=5"], r"stages\.3: global_batch_size 5 is no multiple"),
+        (["audio_roots=[nothing]"], r"got 'nothing', expected FROM=TO"),
+    ],
+)
+def test_a_plan_refuses_what_the_run_would(noises, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        plan(toy(noises, "lines", *overrides))
+
+
+def test_hours_are_of_what_was_measured():
+    def hours(name, *overrides):
+        values = ["model=nowhere/at-all", "data.classification.rows=1000000", *overrides]
+        stages = plan(load_recipe(RECIPES / f"{name}.yaml", values))
+        return [None if stage["hours"] is None else stage["rows"] / 3600 / stage["hours"] for stage in stages]
+
+    assert hours("E6", "micro_batch_size=64")[2:] == pytest.approx([94.4, 94.4])
+    assert hours("E6", "micro_batch_size=128")[2:] == pytest.approx([94.4, 94.4])
+    assert hours("E6")[2:] == pytest.approx([51.5 / 4] * 2)  # micro-batches of 8 take as long as of 32
+    assert hours("E6", "micro_batch_size=32", "stages.4.micro_batch_size=64")[2:] == pytest.approx([51.5, 94.4])
+    assert hours("E18")[3] is None  # a cutoff of 256
+    for other in ("E3", "E4", "E9", "E14"):  # rank, size, frozen encoder, connector
+        assert hours(other) == [None] * 4
+    assert hours("E6", "recompute=true") == [None] * 4
+    text = plan_text(plan(load_recipe(RECIPES / "E3.yaml", ["model=nowhere/at-all"])))
+    assert "unknown hours: nothing like it was measured" in text
