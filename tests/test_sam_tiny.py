@@ -133,14 +133,20 @@ def test_a_scene_has_no_single_answer(table):
     assert answers["dog.ogg"] == "Dog barking." and answers["scenes/00000.flac"] is None and len(answers) == 5
 
 
+@pytest.fixture(scope="module")
+def scores(table):
+    """What a teacher might hear in the clips."""
+    clips = sorted(distill.clips_of(table))
+    heard = np.random.default_rng(0).normal(size=(len(clips), 7)).astype(np.float32)
+    np.savez(table.with_name("scores.npz"), clips=np.array(clips), scores=heard)
+    return table.with_name("scores.npz")
+
+
 def interrupt(*arguments):
     raise KeyboardInterrupt
 
 
-def test_the_encoder_learns_scores_and_answers(run, base, table, tmp_path, monkeypatch, capsys):
-    clips = sorted(distill.clips_of(table))
-    scores = np.random.default_rng(0).normal(size=(len(clips), 7)).astype(np.float32)
-    np.savez(tmp_path / "scores.npz", clips=np.array(clips), scores=scores)
+def test_the_encoder_learns_scores_and_answers(run, base, table, scores, tmp_path, monkeypatch, capsys):
     esc50 = tmp_path / "esc50"
     (esc50 / "meta").mkdir(parents=True)
     (esc50 / "audio").mkdir()
@@ -148,7 +154,7 @@ def test_the_encoder_learns_scores_and_answers(run, base, table, tmp_path, monke
         shutil.copy(EXAMPLES / "audio" / f"{name}.ogg", esc50 / "audio")
     (esc50 / "meta" / "esc50.csv").write_text("filename,fold,category\ndog.wav,4,dog\nrain.wav,4,rain\n")
     output = tmp_path / "distilled"
-    options = ("--train", table, "--scores", tmp_path / "scores.npz", "--output", output, "--batch-size", 5)
+    options = ("--train", table, "--scores", scores, "--output", output, "--batch-size", 5)
     options += ("--learning-rate", 3e-3, "--validation", esc50)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # a kill before all is written
         patch.setattr(distill, "validate", interrupt)
@@ -160,6 +166,34 @@ def test_the_encoder_learns_scores_and_answers(run, base, table, tmp_path, monke
     result = json.loads((output / "classifier.json").read_text())
     assert result["count"] == 2 and result["value"] in (0.0, 0.5, 1.0)
     assert "the encoder's own answers" in capsys.readouterr().out
+
+
+def test_a_killed_distillation_goes_on_from_its_state(run, base, table, scores, tmp_path, monkeypatch, capsys):
+    options = ["--model", base, "--train", table, "--scores", scores, "--output", tmp_path, "--batch-size", 5]
+    monkeypatch.setattr(distill, "SAVE_SECONDS", 0.0)
+    states, shares = [], []
+
+    def two_steps(share):
+        shares.append(share)
+        if len(shares) % 3 == 0:
+            raise KeyboardInterrupt
+        return 1.0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distill, "warmup_cosine", two_steps)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                run(distill, "train", *options, "--seconds", 100, "--resume")
+            states.append(torch.load(tmp_path / "distilling.pt", weights_only=True))
+    assert [state["step"] for state in states] == [2, 4]
+    assert {moments["step"].item() for moments in states[1]["optimizer"]["state"].values()} == {4}
+    assert shares[3] >= states[0]["spent"] / 100  # the time that was spent is not had again
+    run(distill, "train", *options, "--seconds", states[1]["spent"], "--resume")  # nothing left to do
+    assert "4 steps of 5 clips" in capsys.readouterr().out
+    kept, place = tensors(tmp_path), "model.audio_tower."
+    learned = {name.removeprefix("encoder."): value for name, value in states[1]["listener"].items()}
+    assert all(torch.equal(value, learned[name[len(place) :]]) for name, value in kept.items() if place in name)
+    assert trained(tmp_path, base) and not (tmp_path / "distilling.pt").exists()
 
 
 def test_padding_is_not_averaged(base):
