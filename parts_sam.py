@@ -271,9 +271,11 @@ def plan(
         base = SamForConditionalGeneration(config)
         total = sum(parameter.numel() for parameter in base.parameters())
         model = with_adapters(base, recipe)
+    names = dict.fromkeys(name for each in wanted for name in each.data)
+    rows = {name: planned_rows(recipe, name, output) for name in names}  # may read files: each once
     stages = []
     for each in wanted:
-        counts, origins = zip(*(planned_rows(recipe, name, output) for name in each.data))
+        counts, origins = zip(*(rows[name] for name in each.data))
         known = each.epochs is not None and None not in counts
         steps = planned_steps(each, counts) if known else None
         accumulation(each, 1)

@@ -168,7 +168,8 @@ class Recipe:
         augment (`str`, *optional*, defaults to `"none"`): Change the training clips at random ([`AugmentLogMel`]):
             `"everything"`, or `"in_place"`, which leaves the order and the number of sounds what they were.
         train_on_prompt (`bool`, *optional*, defaults to `False`): Also learn the prompt's text (LTU; not the paper).
-        max_broken (`float`, *optional*, defaults to 0.01): Largest share of rows whose audio cannot be read.
+        max_broken (`float`, *optional*, defaults to 0.01): Largest share of rows whose audio cannot be read, of all that a
+            stage reads and of each source of theirs.
         data_root (`str`, *optional*, defaults to `"."`): Where relative paths of data begin.
         records (`str`, *optional*): Folder for what is made of published files; OUTPUT/records by default. Recipes
             on the same data may share it.

@@ -355,8 +355,8 @@ class SourceCounts:
     """Counts by source, in memory that a DataLoader's workers share: each has its own place, so none needs a lock.
 
     Args:
-        max_broken (`float`, *optional*, defaults to 0.01): The largest share of broken records, of those seen, and one
-            more, unless it is 0.
+        max_broken (`float`, *optional*, defaults to 0.01): The largest share of broken records, of those seen and of
+            those of each source, and one more, unless it is 0.
 
     Raises:
         ValueError: `max_broken` is no share.
@@ -395,25 +395,30 @@ class SourceCounts:
                 row[kind] += value
         return dict(sorted(found.items()))
 
-    def check_broken(self, error: Exception | None = None) -> None:
-        """Refuses more broken records than `max_broken` allows.
+    def check_broken(self, error: Exception | None = None, least: int = 1000) -> None:
+        """Refuses more broken records than `max_broken` allows, of all or of one source.
 
         Args:
             error (`Exception`, *optional*): What one of them said.
+            least (`int`, *optional*, defaults to 1000): Records of a source before it is judged: of fewer, drawn at
+                random, more may be broken than of all.
 
         Raises:
             ValueError: There are more.
         """
-        seen, broken = self.total("seen"), self.total("broken")
-        # One more than the share, which is then exact over any epochs and processes, and lets one file of few pass.
-        if broken > (seen * self.max_broken + 1 if self.max_broken else 0):
-            table = {name: f"{row['broken']} of {row['seen']}" for name, row in self.table().items() if row["broken"]}
-            last = "." if error is None else f"; one of them: {error}"
-            raise ValueError(
-                f"max_broken: the audio of {broken} of {seen} records cannot be read ("
-                f"{', '.join(f'{name}: {text}' for name, text in table.items())}), expected at most "
-                f"{self.max_broken:.2%}{last} Repair the files, leave the records out or raise max_broken."
-            ) from error
+        table = self.table()
+        judged = [("", self.total("seen"), self.total("broken"))]
+        judged += [(f" of {name}", row["seen"], row["broken"]) for name, row in table.items() if row["seen"] >= least]
+        for what, seen, broken in judged:
+            # One more than the share, which is then exact over any epochs and processes, and lets one file of few pass.
+            if broken > (seen * self.max_broken + 1 if self.max_broken else 0):
+                listed = [f"{name}: {row['broken']} of {row['seen']}" for name, row in table.items() if row["broken"]]
+                last = "." if error is None else f"; one of them: {error}"
+                raise ValueError(
+                    f"max_broken: the audio of {broken} of {seen} records{what} cannot be read ({', '.join(listed)}), "
+                    f"expected at most {self.max_broken:.2%}{last} Repair the files, leave the records out or raise "
+                    "max_broken."
+                ) from error
 
     def check(self, error: Exception | None = None) -> None:
         """Judges what was read to its end.
@@ -424,7 +429,7 @@ class SourceCounts:
         Raises:
             ValueError: Too many records are broken, or none has a label.
         """
-        self.check_broken(error)
+        self.check_broken(error, least=100)
         seen, broken, unanswered = (self.total(kind) for kind in ("seen", "broken", "unanswered"))
         if seen and seen == broken + unanswered:
             raise ValueError(

@@ -686,6 +686,24 @@ def test_missing_files_at_the_head_of_a_large_source_may_be_few_of_it(processor,
         RecordBatches(table, processor, 4, max_broken=0.005)
 
 
+def test_a_source_that_is_broken_is_found_among_others():
+    """Two in a hundred of all, which is allowed, but all of one source."""
+    counts = SourceCounts(0.05)
+    for name, seen, broken in (("good", 4900, 0), ("bad", 100, 100)):
+        counts.add(name, "seen", seen)
+        counts.add(name, "broken", broken)
+    counts.check_broken()  # within a pass: a source has to have more records to be judged
+    with pytest.raises(
+        ValueError, match=r"audio of 100 of 100 records of bad cannot be read \(bad: 100 of 100\), .*5\.00%"
+    ):
+        counts.check()
+    counts.add("bad", "seen", 900)
+    with pytest.raises(ValueError, match=r"100 of 1000 records of bad"):
+        counts.check_broken()
+    counts.add("bad", "seen", 1000)  # 100 of 2,000 are within the share
+    counts.check()
+
+
 def test_as_many_broken_records_as_allowed_are_no_error(processor, records):
     table = datasets.Dataset.from_list(some_broken(records))
     for seed in range(4):  # where one of the workers alone may have read more of them
