@@ -168,7 +168,8 @@ class RecordBatches(torch.utils.data.IterableDataset):
             see [`collate_rows`].
         max_broken (`float`, *optional*, defaults to 0.01): The largest share of broken records, of those that this
             process has read, and one more, unless it is 0: judged once 100 were read, and however few they are at the
-            end of each epoch that was read whole. A source alone is judged once it has 1,000, and at the end with 100.
+            end of each epoch that was read whole. Of a source of at
+            least 100, clearly more than the share are too many.
         start_step (`int`, *optional*, defaults to 0): Optimizer step at which the first pass begins.
         num_rows (`int`, *optional*): Records of an epoch, if not all of them.
         train_on_prompt (`bool`, *optional*, defaults to `False`): Also learn the prompt's text, as LTU does.

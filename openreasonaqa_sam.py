@@ -7,6 +7,7 @@ caption-style (`caption_rule`). ReasonAQA has but 362,681 yes/no and multiple-ch
 so that either reading repeats them.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -372,6 +373,10 @@ def build_openreasonaqa(
     own_shards(folder)
     _check_files(openaqa, reasonaqa)
     settings = {name: value if isinstance(value, (int, float)) else str(value) for name, value in options.items()}
+    if isinstance(tokenizer := options.get("tokenizer"), (str, Path)):  # by content: models of any size share it
+        file = Path(tokenizer) / "tokenizer.json" if Path(tokenizer).is_dir() else Path(tokenizer)
+        if file.is_file():
+            settings["tokenizer"] = hashlib.sha256(file.read_bytes()).hexdigest()
     fingerprint = records_fingerprint([openaqa, *reasonaqa], **settings)
     report = folder / REPORT_FILE
     if reusable_summary(folder, {"fingerprint": fingerprint}) is not None and report.is_file():

@@ -235,6 +235,7 @@ def measured_speed(recipe: Recipe, stage: Stage) -> float | None:
     """
     speeds = MEASURED.get((recipe.size or "", recipe.lora_rank, recipe.joint_encoder))
     plain = recipe.connector in (None, "concatenation") and recipe.pack_to is None and not recipe.recompute
+    plain &= recipe.precision == "bf16"
     if speeds is None or not plain or stage.text_cutoff is None or stage.text_cutoff > MEASURED_CUTOFF:
         return None
     sizes, size = sorted(speeds), stage.micro_batch_size

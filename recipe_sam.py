@@ -52,6 +52,7 @@ NOT_NEGATIVE = ("lora_rank", "warmup_steps", "weight_decay", "num_workers", "eva
 SHARES = ("closed_prefix", "max_missing", "max_broken")
 BELOW_ONE = ("lora_dropout", "adam_beta2")
 # What may differ when a run goes on: it decides where and how fast the same steps are computed.
+PUBLISHED = ("openaqa", "reasonaqa", "openreasonaqa")  # formats that are converted when a run begins
 FREE_KEYS = ("micro_batch_size", "num_workers", "recompute")
 
 
@@ -67,7 +68,8 @@ class DataSource:
             `"openaqa"` or `"reasonaqa"` (the published JSON), `"openreasonaqa"` (OpenAQA's JSON, mixed with the files
             of `reasonaqa`), or `"table"` (whatever `read_table` reads).
         split (`str`, *optional*, defaults to `"train"`): Split of a table that has several.
-        audio_roots (list of `str`, *optional*): `FROM=TO`, where audio files are now; before the recipe's own.
+        audio_roots (list of `str`, *optional*): `FROM=TO`, where audio files of published records are now; before the
+            recipe's own.
         closed_prefix (`float`, *optional*, defaults to 0): Probability with which a closed question of OpenAQA gets
             LTU's prefix "Closed-ended question: ". In the published `openaqa_5.6M.json` half of them have it already.
         skip_unanswerable (`bool`, *optional*, defaults to `False`): Leave out answers such as "cannot be determined".
@@ -169,7 +171,7 @@ class Recipe:
             `"everything"`, or `"in_place"`, which leaves the order and the number of sounds what they were.
         train_on_prompt (`bool`, *optional*, defaults to `False`): Also learn the prompt's text (LTU; not the paper).
         max_broken (`float`, *optional*, defaults to 0.01): Largest share of rows whose audio cannot be read, of all that a
-            stage reads and of each source of theirs.
+            stage reads; clearly more of a single source are too many as well.
         data_root (`str`, *optional*, defaults to `"."`): Where relative paths of data begin.
         records (`str`, *optional*): Folder for what is made of published files; OUTPUT/records by default. Recipes
             on the same data may share it.
@@ -297,6 +299,7 @@ def claim(recipe: Recipe, output: Path, write: bool = True) -> None:
         there = yaml.safe_load(path.read_text(encoding="utf-8"))
         differ = [key for key in {**there, **values} if there.get(key, "absent") != values.get(key, "absent")]
         differ = [key for key in differ if key.rsplit(".", 1)[-1] not in FREE_KEYS]
+        differ = [key for key in differ if key in there or not _is_default(key, values[key])]
         if differ:
             listed = "; ".join(f"{key}: {there.get(key)!r} there, {values.get(key)!r} now" for key in differ)
             raise ValueError(f"output: {output} was begun with another recipe ({listed}); choose another folder.")
@@ -306,6 +309,14 @@ def claim(recipe: Recipe, output: Path, write: bool = True) -> None:
     partial = output / ".recipe.yaml.partial"
     partial.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
     os.replace(partial, path)
+
+
+def _is_default(key: str, value: Any) -> bool:
+    """Whether a data source's key is as it was before there was such a key."""
+    for item in dataclasses.fields(DataSource):
+        if key.startswith("data.") and key.endswith(f".{item.name}"):
+            return value == (item.default if item.default_factory is dataclasses.MISSING else item.default_factory())
+    return False
 
 
 def last_stage(output: Path) -> int:
@@ -508,6 +519,12 @@ def _problems(recipe: Recipe) -> Iterable[tuple[str, str]]:
                 f"data.{name}.reasonaqa",
                 f"got {source.reasonaqa} with the format {source.format}, expected files with openreasonaqa alone.",
             )
+        if source.audio_roots and source.format not in PUBLISHED:
+            yield (
+                f"data.{name}.audio_roots",
+                f"got {source.audio_roots} with the format {source.format}, expected them with {', '.join(PUBLISHED)} "
+                "alone; other rows name their audio as it is.",
+            )
     for stage in recipe.stages:
         where = f"stages.{stage.number}"
         if not stage.trains:
@@ -540,4 +557,14 @@ def _problems(recipe: Recipe) -> Iterable[tuple[str, str]]:
         yield "cache_features", "got true with pack_to or train_on_prompt, expected neither."
 
 
-__all__ = ["PARTS", "DataSource", "Recipe", "Stage", "claim", "last_stage", "load_recipe", "recipe_values"]
+__all__ = [
+    "PARTS",
+    "PUBLISHED",
+    "DataSource",
+    "Recipe",
+    "Stage",
+    "claim",
+    "last_stage",
+    "load_recipe",
+    "recipe_values",
+]

@@ -494,6 +494,7 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: There is none, or a shard that it names is missing: the folder is not whole.
+        ValueError: It is another file of that name.
     """
     path = Path(folder) / SUMMARY_FILE
     if not path.is_file():
@@ -501,6 +502,8 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
             f"folder: {str(folder)!r} has no {SUMMARY_FILE}, which is written last; write the records (again)."
         )
     summary = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(summary, dict) or not {"rows", "shards"} <= summary.keys():
+        raise ValueError(f"folder: {str(path)!r} is not what write_records writes; move it elsewhere.")
     missing = [shard["file"] for shard in summary["shards"] if not (path.parent / shard["file"]).is_file()]
     if missing:
         raise FileNotFoundError(

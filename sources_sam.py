@@ -3,25 +3,27 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from accelerate import PartialState
+from pyarrow import parquet, types
 from tqdm.auto import tqdm
 
 from audio_sam import load_audio
 from batches_sam import BROKEN
 from openreasonaqa_sam import build_openreasonaqa, report_table
 from provenance_sam import checkpoint_hash
-from published_sam import read_json, read_openaqa, read_reasonaqa
-from recipe_sam import Recipe
+from published_sam import read_openaqa, read_reasonaqa
+from recipe_sam import PUBLISHED, Recipe
 from records_sam import (
     coverage_table,
     parse_audio_roots,
@@ -32,7 +34,7 @@ from records_sam import (
     write_json,
     write_records,
 )
-from streams_sam import COLUMNS, RecordSource
+from streams_sam import COLUMNS, RecordSource, SourceCounts, find_shards
 from tabular_sam import audio_file, rows_with_audio
 
 PATIENCE = timedelta(hours=4)  # of processes that wait for the first: it converts data, merges and generates
@@ -125,21 +127,39 @@ def _say_coverage(recipe: Recipe, name: str) -> None:
     Raises:
         ValueError: More are missing than the training bears.
     """
+    if _hold_audio(recipe.path(name)):
+        print(f"{name}: its shards hold the audio itself, which is looked at when it is trained on", flush=True)
+        return
     records = RecordSource(recipe.path(name), 1).records()
-    rows, missing, example = 0, 0, ""
+    counts, error = SourceCounts(recipe.max_broken), None
     with ThreadPoolExecutor(16) as pool, tqdm(desc=f"looking for the audio of {name}", unit=" records") as progress:
-        while batch := list(islice(records, 10_000)):
-            paths = [audio_file(record["audio"]) for record in batch]
-            files = [path for path in paths if isinstance(path, str)]
-            lost = [path for path, is_there in zip(files, pool.map(os.path.isfile, files)) if not is_there]
-            rows, missing, example = rows + len(batch), missing + len(lost), example or (lost or [""])[0]
+        rows = ((audio_file(record["audio"]), record.get("source") or name) for record in records)
+        while batch := list(islice(rows, 10_000)):
+            is_there = pool.map(lambda row: not isinstance(row[0], str) or os.path.isfile(row[0]), batch)
+            lost = [row for row, found in zip(batch, is_there) if not found]
+            for kind, some in (("seen", batch), ("broken", lost)):
+                for source, number in Counter(source for _, source in some).items():
+                    counts.add(source, kind, number)
+            if lost and error is None:
+                error = FileNotFoundError(f"there is no file {lost[0][0]!r}")
             progress.update(len(batch))
-    if missing > recipe.max_broken * rows:
-        raise ValueError(
-            f"the audio of {missing:,} of {rows:,} records is not there ({example}), more than "
-            f"max_broken={recipe.max_broken:g} allows; correct the paths, or leave the records out."
-        )
-    print(f"{name}: the audio of {rows - missing:,} of {rows:,} records is there", flush=True)
+    counts.check(error)  # by the rule of the training
+    seen, missing = counts.total("seen"), counts.total("broken")
+    print(f"{name}: the audio of {seen - missing:,} of {seen:,} records is there", flush=True)
+
+
+def _hold_audio(source: Path) -> bool:
+    """Whether shards have their clips' bytes, as datasets writes them: to look at those would be to read it all."""
+    kinds = [
+        parquet.read_schema(file).field("audio").type for file in find_shards(source)[0] if file.suffix == ".parquet"
+    ]
+    kinds = [kind for kind in kinds if not types.is_null(kind)]
+    return bool(kinds) and all(
+        types.is_binary(kind)
+        or types.is_large_binary(kind)
+        or (types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+        for kind in kinds
+    )
 
 
 def validation_rows(recipe: Recipe, source: Path | datasets.Dataset) -> datasets.Dataset:
@@ -152,8 +172,11 @@ def validation_rows(recipe: Recipe, source: Path | datasets.Dataset) -> datasets
     """
     count = max(recipe.evaluation_rows, recipe.generated_rows)
     if _are_shards(source):  # which may be larger than memory
-        records = RecordSource(source, 20_000).walk([recipe.seed])
-        rows = datasets.Dataset.from_list([{key: record[key] for key in COLUMNS} for record in islice(records, count)])
+        total, rng = count_rows(source), np.random.default_rng(recipe.seed)
+        chosen = set(rng.choice(total, min(count, total), replace=False).tolist())
+        records = (record for index, record in enumerate(RecordSource(source, 1).records()) if index in chosen)
+        drawn = list(records)
+        rows = _table(drawn[index] for index in rng.permutation(len(drawn)))
     else:
         rows = first_rows(as_table(source).shuffle(seed=recipe.seed), count)
 
@@ -203,8 +226,14 @@ def claim_inputs(recipe: Recipe, output: Path, sources: dict[str, Path | dataset
 def _rows_hash(source: Path | datasets.Dataset) -> str:
     digest = hashlib.sha256()
     if _are_shards(source):
-        files = _shard_files(source)
-        digest.update(json.dumps([count_rows(source), *((file.name, file.stat().st_size) for file in files)]).encode())
+        for file in find_shards(source)[0]:
+            digest.update(json.dumps([file.name, file.stat().st_size]).encode())
+            with open(
+                file, "rb"
+            ) as shard:  # of what may be terabytes: a Parquet file's end tells what its columns hold
+                digest.update(shard.read(1 << 20))
+                shard.seek(max(file.stat().st_size - (1 << 20), 0))
+                digest.update(shard.read())
     elif isinstance(source, Path):  # the summary counts every source and kind of what was written
         summary = {key: value for key, value in read_summary(source).items() if key != "fingerprint"}
         digest.update(json.dumps(summary, sort_keys=True).encode())
@@ -236,18 +265,12 @@ def _convert(recipe: Recipe, name: str, folder: Path) -> None:
         print(f"{name}: {path}\n{coverage_table(report['coverage'])}\n\n{report_table(report)}", flush=True)
         return
     counts: dict[str, int] = {}
-    if source.format == "openaqa":
-        collection = "OpenAQA"
-        records = read_openaqa(path, source.closed_prefix, recipe.seed, source.skip_unanswerable, counts=counts)
-    else:
-        collection = "ReasonAQA"
-        records = read_reasonaqa(path, recipe.seed, counts=counts)
     summary = write_records(
-        records,
+        _read_published(recipe, name, counts),
         folder,
         audio_roots=roots,
         max_missing=source.max_missing,
-        counts={collection: counts},
+        counts={"OpenAQA" if source.format == "openaqa" else "ReasonAQA": counts},
         fingerprint=records_fingerprint(
             [path],
             format=source.format,
@@ -259,17 +282,18 @@ def _convert(recipe: Recipe, name: str, folder: Path) -> None:
     print(f"{name}: {path}\n{coverage_table(summary)}", flush=True)
 
 
+def _read_published(recipe: Recipe, name: str, counts: dict[str, int]) -> Iterator[dict[str, Any]]:
+    source, path = recipe.data[name], recipe.path(name)
+    if source.format == "openaqa":
+        return read_openaqa(path, source.closed_prefix, recipe.seed, source.skip_unanswerable, counts=counts)
+    return read_reasonaqa(path, recipe.seed, counts=counts)
+
+
 def count_rows(source: Path | datasets.Dataset) -> int:
     """Rows of a folder of records, of shards or of a table."""
     if _are_shards(source):
-        state = [file.stat() for file in _shard_files(source)]
-        return _count_shards(source, tuple((each.st_mtime_ns, each.st_size) for each in state))
+        return RecordSource(source, 1).num_rows
     return read_summary(source)["rows"] if isinstance(source, Path) else len(source)
-
-
-@lru_cache(maxsize=64)
-def _count_shards(source: Path, state: tuple[tuple[int, int], ...]) -> int:
-    return RecordSource(source, 1).num_rows
 
 
 def _are_shards(source: Path | datasets.Dataset) -> bool:
@@ -277,16 +301,26 @@ def _are_shards(source: Path | datasets.Dataset) -> bool:
     return isinstance(source, Path) and not (source / "summary.json").is_file()
 
 
-def _shard_files(source: Path) -> list[Path]:
-    return [source] if source.is_file() else sorted(source.iterdir())
-
-
 def as_table(source: Path | datasets.Dataset) -> datasets.Dataset:
-    """A data source as a table that can be indexed."""
+    """A data source as a table that can be indexed, with the column `source` where it has one.
+
+    Raises:
+        ValueError: Shards have paths and clips side by side as their audio, which no column of a table can hold.
+    """
     if _are_shards(source):
-        records = RecordSource(source, 1).records()
-        return datasets.Dataset.from_list([{key: record[key] for key in COLUMNS} for record in records])
+        return _table(RecordSource(source, 1).records())
     return records_dataset(source, streaming=False) if isinstance(source, Path) else source
+
+
+def _table(records: Iterable[dict[str, Any]]) -> datasets.Dataset:
+    rows = [{**{key: record[key] for key in COLUMNS}, "source": record.get("source")} for record in records]
+    kinds = sorted({type(row["audio"]).__name__ for row in rows} - {"NoneType"})
+    if len(kinds) > 1:
+        raise ValueError(
+            f"the records have audio as {' and as '.join(kinds)}, expected one of them in shards that are held as a "
+            "table, for cache_features or validation; write all of them alike."
+        )
+    return datasets.Dataset.from_list(rows)
 
 
 def first_rows(table: datasets.Dataset, count: int) -> datasets.Dataset:
@@ -302,15 +336,15 @@ def records_folder(recipe: Recipe, output: Path) -> Path:
 def planned_rows(recipe: Recipe, name: str, output: Path | None = None) -> tuple[int | None, str]:
     """How many rows a data source has, and where that comes from, without needing it.
 
-    What is there is counted; of published files all records, of which the training leaves out those without audio.
+    What is there is counted; of published files also the records without audio, which the training leaves out.
     """
     source, path = recipe.data[name], recipe.path(name)
     made = None if output is None else records_folder(recipe, output) / name
-    if source.format in ("openaqa", "reasonaqa", "openreasonaqa"):
+    if source.format in PUBLISHED:
         if made is not None and (made / "summary.json").is_file():
             return count_rows(made), "counted"
         if source.format != "openreasonaqa" and path.is_file():
-            records = tqdm(read_json(path), desc=f"counting {path.name}", unit=" records")
+            records = tqdm(_read_published(recipe, name, {}), desc=f"counting {path.name}", unit=" records")
             return sum(1 for _ in records), "counted, with those whose audio is not there"
     elif source.format == "table" and path.exists():
         return len(read_table(str(path), source.split)), "counted"
@@ -320,6 +354,8 @@ def planned_rows(recipe: Recipe, name: str, output: Path | None = None) -> tuple
         return count_rows(path), "counted"
     if source.rows is not None:
         return source.rows, "as the recipe says"
+    if source.format == "openreasonaqa":
+        return 3_800_000, "as many as are drawn"
     return None, f"unknown: {path} is not there"
 
 

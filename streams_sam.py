@@ -6,6 +6,7 @@ Shards of Parquet or JSON lines, or whatever `datasets` reads. A record is `{"au
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ FORMATS = (".parquet", ".jsonl")
 SPLIT = re.compile(rf"({'|'.join(SPLITS)})[-._]")  # how a shard's name begins
 READ_ROWS = 1000  # records read at a time
 MAX_STREAMS = 16  # shards of a folder that are read side by side
+_COUNTED: dict[tuple[Path, int, int], int] = {}  # records of files of JSON lines, by time of change and size
 
 # ---------------------------------------------------------------------------------------------------------------
 # Records
@@ -67,7 +69,7 @@ class RecordSource:
         self.name = repr(str(source)) if isinstance(source, (str, Path)) else f"the {type(source).__name__}"
         if isinstance(source, (str, Path)):
             self.streams: list[Any]
-            self.streams, counts = _shards(Path(source))
+            self.streams, counts = find_shards(Path(source))
         elif isinstance(source, (datasets.Dataset, datasets.IterableDataset)):
             for name, feature in (source.features or {}).items():
                 if isinstance(feature, datasets.Audio):  # decoded only after sharding, and by load_audio
@@ -201,9 +203,18 @@ class RecordSource:
         counts = [0] * len(self.streams)
         with tqdm(desc=f"counting {self.name}", unit=" records") as progress:
             for index, stream in enumerate(self.streams):
+                key = None
+                if isinstance(stream, Path):
+                    state = stream.stat()
+                    key = (stream.resolve(), state.st_mtime_ns, state.st_size)
+                if key in _COUNTED:
+                    counts[index] = _COUNTED[key]
+                    continue
                 for _ in self._records(stream):
                     counts[index] += 1
                     progress.update()
+                if key is not None:
+                    _COUNTED[key] = counts[index]
         return counts
 
 
@@ -254,7 +265,7 @@ def _shuffled(items: Iterator, size: int, rng: np.random.Generator) -> Iterator:
     yield from (buffer[place] for place in rng.permutation(len(buffer)))
 
 
-def _shards(path: Path) -> tuple[list[Path], list[int]]:
+def find_shards(path: Path) -> tuple[list[Path], list[int]]:
     """The files of a folder of records, and how many each holds: nothing for JSON lines, which have to be counted."""
     if not path.exists():
         raise FileNotFoundError(f"source: there is no file or folder {str(path)!r}.")
@@ -355,8 +366,8 @@ class SourceCounts:
     """Counts by source, in memory that a DataLoader's workers share: each has its own place, so none needs a lock.
 
     Args:
-        max_broken (`float`, *optional*, defaults to 0.01): The largest share of broken records, of those seen and of
-            those of each source, and one more, unless it is 0.
+        max_broken (`float`, *optional*, defaults to 0.01): The largest share of broken records, of those seen, and one
+            more, unless it is 0; of a source clearly more are too many.
 
     Raises:
         ValueError: `max_broken` is no share.
@@ -379,8 +390,9 @@ class SourceCounts:
         """Adds to the count of this kind."""
         worker = torch.utils.data.get_worker_info()
         worker = 0 if worker is None else worker.id + 1
-        self.values[worker, self._place(worker, source), self.KINDS.index(kind)] += number
-        self.recent.setdefault(source, dict.fromkeys(self.KINDS, 0))[kind] += number
+        place = self._place(worker, source)
+        self.values[worker, place, self.KINDS.index(kind)] += number
+        self.recent.setdefault(self._name(worker, place), dict.fromkeys(self.KINDS, 0))[kind] += number
 
     def total(self, kind: str) -> int:
         """Over all sources and workers."""
@@ -395,23 +407,23 @@ class SourceCounts:
                 row[kind] += value
         return dict(sorted(found.items()))
 
-    def check_broken(self, error: Exception | None = None, least: int = 1000) -> None:
-        """Refuses more broken records than `max_broken` allows, of all or of one source.
+    def check_broken(self, error: Exception | None = None) -> None:
+        """Refuses more broken records than `max_broken` allows, of all, and clearly more of a source of at least 100.
 
         Args:
             error (`Exception`, *optional*): What one of them said.
-            least (`int`, *optional*, defaults to 1000): Records of a source before it is judged: of fewer, drawn at
-                random, more may be broken than of all.
 
         Raises:
             ValueError: There are more.
         """
         table = self.table()
-        judged = [("", self.total("seen"), self.total("broken"))]
-        judged += [(f" of {name}", row["seen"], row["broken"]) for name, row in table.items() if row["seen"] >= least]
-        for what, seen, broken in judged:
-            # One more than the share, which is then exact over any epochs and processes, and lets one file of few pass.
-            if broken > (seen * self.max_broken + 1 if self.max_broken else 0):
+        # One more than the share, which is then exact over any epochs and processes, and lets one file of few pass. A
+        # process sees a random part of a source, judged again and again: four standard deviations on top.
+        judged = [("", self.total("seen"), self.total("broken"), 0)]
+        judged += [(f" of {name}", row["seen"], row["broken"], 4) for name, row in table.items() if row["seen"] >= 100]
+        for what, seen, broken, deviations in judged:
+            share = seen * self.max_broken
+            if broken > (share + 1 + deviations * math.sqrt(share) if share else 0):
                 listed = [f"{name}: {row['broken']} of {row['seen']}" for name, row in table.items() if row["broken"]]
                 last = "." if error is None else f"; one of them: {error}"
                 raise ValueError(
@@ -429,7 +441,7 @@ class SourceCounts:
         Raises:
             ValueError: Too many records are broken, or none has a label.
         """
-        self.check_broken(error, least=100)
+        self.check_broken(error)
         seen, broken, unanswered = (self.total(kind) for kind in ("seen", "broken", "unanswered"))
         if seen and seen == broken + unanswered:
             raise ValueError(
@@ -469,4 +481,4 @@ def merge_reports(reports: list[dict[str, dict[str, int]]]) -> dict[str, dict[st
     return dict(sorted(merged.items()))
 
 
-__all__ = ["RecordSource", "SourceCounts", "merge_reports", "mix", "shares"]
+__all__ = ["RecordSource", "SourceCounts", "find_shards", "merge_reports", "mix", "shares"]

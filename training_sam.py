@@ -209,7 +209,7 @@ class CachedRows(torch.utils.data.Dataset):
         sources (list of `str`, *optional*): What each row is counted as; `"unnamed"` by default.
 
     Raises:
-        ValueError: Too many clips cannot be read, or no row has a label.
+        ValueError: Too many clips cannot be read, no row has a label, or `sources` are not as many as the rows.
     """
 
     def __init__(
@@ -223,7 +223,11 @@ class CachedRows(torch.utils.data.Dataset):
         sources: Sequence[str] | None = None,
     ):
         self.counts = SourceCounts(max_broken)
-        sources = sources or ["unnamed"] * len(table)
+        sources = ["unnamed"] * len(table) if sources is None else sources
+        if len(sources) != len(table):
+            raise ValueError(
+                f"sources: got {len(sources)} for a table of {len(table)} rows, expected one for each row."
+            )
         clips = table["audio"][:] if len(table) else []
         keys = [clip_key(clip) for clip in clips]
         first = {key: index for index, key in reversed(list(enumerate(keys))) if key is not None}
@@ -393,7 +397,7 @@ class SamTrainer(Trainer):
     def training_step(self, model, inputs, *args, **kwargs):
         """As in `Trainer`; what was read for the micro-batch counts."""
         if self.progress is not None:
-            self.progress.count(inputs.read)
+            self.progress.count(getattr(inputs, "read", {}))  # a loader of one's own has none
         return super().training_step(model, inputs, *args, **kwargs)
 
     def _save_checkpoint(self, model, trial):

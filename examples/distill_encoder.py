@@ -170,6 +170,8 @@ def train(args: argparse.Namespace) -> None:
         optimizer.load_state_dict(state["optimizer"])
         spent, step, totals = state["spent"], state["step"], state["totals"].to(device)
         torch.manual_seed(args.seed + step)  # other random numbers than those already used
+    else:
+        state_file.unlink(missing_ok=True)  # another training's
 
     def save() -> None:
         state = {"listener": listener.state_dict(), "optimizer": optimizer.state_dict()}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import soundfile
+import yaml
 
+import openreasonaqa_sam
+import streams_sam
 from curriculum_sam import load_recipe, plan, plan_text, run_recipe
+from recipe_sam import claim
 from sources_sam import as_table, claim_inputs, count_rows, prepare_data, validation_rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,7 +51,8 @@ def toy(folder, path, *overrides, format="shards"):
 def test_shards_are_counted_looked_through_and_drawn_from(noises, path, capsys):
     recipe = toy(noises, path)
     sources = prepare_data(recipe, noises / "run", ["mix"])
-    assert "mix: the audio of 8 of 8 records is there" in capsys.readouterr().out
+    said = "its shards hold the audio itself" if path == "inside.parquet" else "the audio of 8 of 8 records is there"
+    assert f"mix: {said}" in capsys.readouterr().out
     assert sources == {"mix": noises / path} and count_rows(sources["mix"]) == 8
     drawn = validation_rows(recipe, sources["mix"])
     assert len(drawn) == recipe.evaluation_rows == 4
@@ -68,14 +74,97 @@ def test_a_recipe_trains_on_shards_and_knows_them_again(noises):
         claim_inputs(recipe, noises / "run", sources)
 
 
+def test_shards_of_the_same_size_are_other_rows(noises):
+    recipe, sources = toy(noises, "lines"), {"mix": noises / "lines"}
+    (noises / "run").mkdir()
+    claim_inputs(recipe, noises / "run", sources)
+    shard = noises / "lines" / "part-0.jsonl"
+    shard.write_text(shard.read_text().replace("Noise 1", "Noise 9"))
+    with pytest.raises(ValueError, match=r"begun with other contents of data\.mix"):
+        claim_inputs(recipe, noises / "run", sources)
+
+
+def test_lines_are_counted_once_until_they_change(noises, monkeypatch):
+    read, parse = [], streams_sam._parse
+    monkeypatch.setattr(streams_sam, "_parse", lambda line, where: read.append(where) or parse(line, where))
+    assert count_rows(noises / "lines") == count_rows(noises / "lines") == 8
+    assert len(read) == 8 + 2  # and the first one each time, to look at it
+    with open(noises / "lines" / "part-0.jsonl", "a") as file:
+        file.write("\n" + json.dumps({"audio": None, "prompt": "What?", "answer": "More"}))
+    assert count_rows(noises / "lines") == 9
+
+
+def test_shards_held_as_a_table_keep_their_sources(noises):
+    rows = [json.loads(line) for line in (noises / "lines" / "part-0.jsonl").read_text().splitlines()]
+    rows[0]["source"] = "birds"
+    (noises / "own.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    recipe = toy(noises, "own.jsonl", "cache_features=true")
+    run_recipe(recipe, noises / "run", stage=1)
+    read = json.loads((noises / "run" / "stage-1" / "finished.json").read_text())["read"]
+    assert {name: row["seen"] for name, row in read.items()} == {"birds": 1, "classification": 4}
+
+
+def test_audio_of_several_kinds_is_no_table(noises):
+    rows = [json.loads(line) for line in (noises / "lines" / "part-0.jsonl").read_text().splitlines()]
+    rows[0]["audio"] = {"path": rows[0]["audio"], "bytes": None}
+    (noises / "both.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    assert count_rows(noises / "both.jsonl") == 5  # as a stream they are fine
+    with pytest.raises(ValueError, match="have audio as dict and as str, expected one of them"):
+        as_table(noises / "both.jsonl")
+
+
 def test_audio_that_shards_miss_counts_as_broken(noises, capsys):
     (noises / "3.wav").unlink()  # of two records
-    with pytest.raises(
-        ValueError, match=r"data\.mix: .*the audio of 2 of 8 records is not there \(.*3\.wav\), .*0\.01"
-    ):
+    with pytest.raises(ValueError, match=r"data\.mix: .*audio of 2 of 8 .*\(mix: 2 of 8\).*there is no file .*3\.wav"):
         prepare_data(toy(noises, "lines"), noises / "run", ["mix"])
     prepare_data(toy(noises, "lines", "max_broken=0.25"), noises / "run", ["mix"])
     assert "mix: the audio of 6 of 8 records is there" in capsys.readouterr().out
+
+
+def test_what_is_looked_for_is_judged_as_the_training_judges(noises, capsys):
+    (noises / "3.wav").unlink()
+    rows = [
+        json.loads(line) for line in (noises / "lines" / "part-0.jsonl").read_text().splitlines()
+    ]  # one is missing
+    (noises / "few.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    prepare_data(toy(noises, "few.jsonl"), noises / "run", ["mix"])  # the share, and one more
+    assert "4 of 5 records is there" in capsys.readouterr().out
+
+
+def test_rows_to_evaluate_on_are_drawn_from_all_shards(noises):
+    row = {"audio": str(noises / "0.wav"), "prompt": "What?"}
+    text = "\n".join(json.dumps({**row, "answer": str(index)}) for index in range(30_000))
+    (noises / "many.jsonl").write_text(text)
+    recipe = toy(noises, "many.jsonl", "evaluation_rows=300")
+    answers = [int(answer) for answer in validation_rows(recipe, noises / "many.jsonl")["answer"]]
+    assert len(set(answers)) == 300 and sum(answer >= 20_000 for answer in answers) > 60
+    assert answers != sorted(answers)
+
+
+def test_other_files_beside_shards_change_nothing(noises):
+    recipe = toy(noises, "lines")
+    sources = {"mix": noises / "lines"}
+    (noises / "run").mkdir()
+    claim_inputs(recipe, noises / "run", sources)
+    (noises / "lines" / "notes.txt").write_text("mine")
+    (noises / "lines" / ".#lock").symlink_to("nowhere")
+    claim_inputs(recipe, noises / "run", sources)
+    assert count_rows(noises / "lines") == 8
+    (noises / "lines" / "summary.json").write_text('{"about": "something else"}')
+    with pytest.raises(ValueError, match=r"data\.mix: .*summary\.json"):
+        prepare_data(recipe, noises / "run", ["mix"])
+
+
+def test_a_run_begun_before_data_had_more_keys_goes_on(noises):
+    recipe = toy(noises, "lines")
+    claim(recipe, noises / "run")
+    path = noises / "run" / "recipe.yaml"
+    there = yaml.safe_load(path.read_text())
+    new = ("reasonaqa", "reading", "caption_rule")
+    path.write_text(yaml.safe_dump({key: value for key, value in there.items() if not key.endswith(new)}))
+    claim(recipe, noises / "run")
+    with pytest.raises(ValueError, match=r"another recipe \(data\.mix\.reading: None there, 'replacement' now\)"):
+        claim(toy(noises, "lines", "data.mix.reading=replacement"), noises / "run")
 
 
 def openaqa(index, question, closed):
@@ -142,6 +231,26 @@ def test_reasonaqas_files_belong_to_the_mix_alone(published):
         prepare_data(mixed(published, "whole", "all_open", 9), published / "run", ["mix"])
 
 
+def test_a_mix_is_drawn_once_for_models_of_any_size(published, monkeypatch):
+    """Which have the same tokenizer in folders of other names."""
+    for name in ("small", "large"):
+        shutil.copytree(ROOT / "examples" / "sam-tiny", published / name)
+    monkeypatch.chdir(published)
+    for name in ("small", "large"):
+        recipe = replace(mixed(published, "whole", "all_open", 9), model=name, records=str(published / "shared"))
+        prepare_data(recipe, published / name, ["mix"])
+        monkeypatch.setattr(openreasonaqa_sam, "read_openaqa", lambda *args, **kwargs: pytest.fail("read again"))
+    words = published / "large" / "tokenizer.json"
+    words.write_text(words.read_text() + "\n")
+    with pytest.raises(pytest.fail.Exception, match="read again"):
+        prepare_data(recipe, published / "large", ["mix"])
+
+
+def test_audio_roots_belong_to_published_files(published):
+    with pytest.raises(ValueError, match=r"data\.mix\.audio_roots: got \['/a=/b'\] with the format shards"):
+        toy(published, "rows.parquet", "data.mix.audio_roots=['/a=/b']")
+
+
 def test_what_is_missing_is_found_before_anything_is_converted(published):
     recipe = mixed(published, "whole", "all_open", 9)
     data = dict.fromkeys(("mix", "closed"))
@@ -165,6 +274,13 @@ def test_a_plan_counts_published_files_that_are_there(published):
     stages = plan(recipe)
     assert [stage["rows"] for stage in stages] == [10] * 4  # what is there, not what was published
     assert "counted, with those whose audio is not there" in plan_text(stages)
+    rows = json.loads((published / "openaqa.json").read_text())
+    rows[5]["output"] = "It cannot be determined from the audio."
+    (published / "openaqa.json").write_text(json.dumps(rows))
+    recipe = toy(published, "openaqa.json", "data.mix.skip_unanswerable=true", format="openaqa")
+    assert [stage["rows"] for stage in plan(recipe)] == [10, 10, 10, 9]
+    (published / "train.json").write_text(json.dumps([reasonaqa(0, "caption second audio"), reasonaqa(1, "is it?")]))
+    assert plan(toy(published, "train.json", format="reasonaqa"), stage=4)[0]["rows"] == 1
 
 
 @pytest.mark.parametrize(
@@ -192,6 +308,7 @@ def test_hours_are_of_what_was_measured():
     assert hours("E6")[2:] == pytest.approx([51.5 / 4] * 2)  # micro-batches of 8 take as long as of 32
     assert hours("E6", "micro_batch_size=32", "stages.4.micro_batch_size=64")[2:] == pytest.approx([51.5, 94.4])
     assert hours("E18")[3] is None  # a cutoff of 256
+    assert hours("E6", "precision=fp32") == [None] * 4
     for other in ("E3", "E4", "E9", "E14"):  # rank, size, frozen encoder, connector
         assert hours(other) == [None] * 4
     assert hours("E6", "recompute=true") == [None] * 4

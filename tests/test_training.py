@@ -643,6 +643,8 @@ def test_cached_rows_with_too_many_clips_that_cannot_be_read(rows, processor):
     assert len(CachedRows(table.select(range(5)), processor)) == 4  # one more than the share
     with pytest.raises(ValueError, match="max_broken: the audio of 1 of 5 records"):
         CachedRows(table.select(range(5)), processor, max_broken=0.0)
+    with pytest.raises(ValueError, match="sources: got 4 for a table of 5 rows"):
+        CachedRows(table.select(range(5)), processor, sources=["a"] * 4)
     with pytest.raises(
         ValueError, match=r"none of the 2 records that were read has a label, .* the audio of 2 cannot"
     ):
