@@ -223,7 +223,14 @@ def check_steps(stage: Stage, steps: int) -> None:
 
 # Pairs a second of one NVIDIA H100 by micro-batch, for (size, rank of LoRA, whether the encoder is trained), with
 # connector (a) and text cut at 108 tokens: BENCHMARKS.md.
-MEASURED = {("2.7b", 256, True): {32: 51.5, 64: 94.4}}
+MEASURED = {
+    ("130m", 8, True): {8: 39.4, 32: 147.9, 64: 349.4, 128: 472.5},
+    ("780m", 8, True): {8: 28.1, 32: 109.0, 64: 201.0},
+    ("2.7b", 8, True): {8: 21.5, 16: 44.7, 32: 88.3, 64: 104.0},
+    ("130m", 256, True): {8: 53.9, 32: 195.8, 64: 373.6, 128: 473.9},
+    ("780m", 256, True): {8: 31.4, 32: 114.6, 64: 196.5},
+    ("2.7b", 256, True): {8: 18.2, 16: 43.2, 32: 86.5, 64: 102.0},
+}
 MEASURED_CUTOFF = 108
 
 

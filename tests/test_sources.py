@@ -303,14 +303,16 @@ def test_hours_are_of_what_was_measured():
         stages = plan(load_recipe(RECIPES / f"{name}.yaml", values))
         return [None if stage["hours"] is None else stage["rows"] / 3600 / stage["hours"] for stage in stages]
 
-    assert hours("E6", "micro_batch_size=64")[2:] == pytest.approx([94.4, 94.4])
-    assert hours("E6", "micro_batch_size=128")[2:] == pytest.approx([94.4, 94.4])
-    assert hours("E6")[2:] == pytest.approx([51.5 / 4] * 2)  # micro-batches of 8 take as long as of 32
-    assert hours("E6", "micro_batch_size=32", "stages.4.micro_batch_size=64")[2:] == pytest.approx([51.5, 94.4])
+    assert hours("E6", "micro_batch_size=64")[2:] == pytest.approx([102, 102])
+    assert hours("E6", "micro_batch_size=128")[2:] == pytest.approx([102, 102])
+    assert hours("E1", "micro_batch_size=128")[2:] == pytest.approx([472.5] * 2)
+    assert hours("E6")[2:] == pytest.approx([18.2] * 2)
+    assert hours("E6", "micro_batch_size=4")[2:] == pytest.approx([9.1] * 2)  # which take as long as of 8
+    assert hours("E6", "micro_batch_size=32", "stages.4.micro_batch_size=64")[2:] == pytest.approx([86.5, 102])
     assert hours("E18")[3] is None  # a cutoff of 256
     assert hours("E6", "precision=fp32") == [None] * 4
-    for other in ("E3", "E4", "E9", "E14"):  # rank, size, frozen encoder, connector
+    for other in ("E9", "E14"):  # frozen encoder, connector
         assert hours(other) == [None] * 4
     assert hours("E6", "recompute=true") == [None] * 4
-    text = plan_text(plan(load_recipe(RECIPES / "E3.yaml", ["model=nowhere/at-all"])))
+    text = plan_text(plan(load_recipe(RECIPES / "E9.yaml", ["model=nowhere/at-all"])))
     assert "unknown hours: nothing like it was measured" in text
