@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from tiny import script, tiny_model, tiny_processor
 
+from training_sam import MaskedPatches
+
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 CLIPS = [EXAMPLES / "audio" / name for name in ("cow.ogg", "dog.ogg", "rain.ogg", "rooster.ogg")]
@@ -111,7 +113,7 @@ def test_a_kill_while_saving_leaves_the_state_before(run, base, table, tmp_path,
 
 def test_what_is_hidden_cannot_be_seen(base):
     """What the encoder is given does not change with a hidden patch."""
-    learner = pretrain.MaskedPatches(tiny_model().model.audio_tower).eval()
+    learner = MaskedPatches(tiny_model().model.audio_tower).eval()
     features = torch.randn(2, 512, 128, generator=torch.Generator().manual_seed(0))
     count = 512 // learner.patch * learner.encoder.config.num_bands
     order = torch.stack([torch.randperm(count, generator=torch.Generator().manual_seed(n)) for n in (1, 2)])
