@@ -48,6 +48,17 @@ def processes() -> PartialState:
     return PartialState(**options)
 
 
+def end_processes() -> None:
+    """Ends at a script's end what [`processes`], or Trainer, has brought together.
+
+    All at once: a process that leaves with its connections open may abort (gloo's threads outlive Python), upon which
+    torchrun ends the others, which may still be writing.
+    """
+    state = processes()
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
+
 def prepare_data(recipe: Recipe, output: Path, names: Sequence[str]) -> dict[str, Path | datasets.Dataset]:
     """What the data sources become: folders of records, or tables. Published files are converted once, by the first
     process, and the coverage of their audio is printed.
@@ -363,6 +374,7 @@ __all__ = [
     "as_table",
     "claim_inputs",
     "count_rows",
+    "end_processes",
     "first_rows",
     "planned_rows",
     "prepare_data",

@@ -35,7 +35,7 @@ from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamProcessor
 from provenance_sam import versions, weights_hash
 from records_sam import DEFAULT_PROMPT
-from sources_sam import processes
+from sources_sam import end_processes, processes
 
 
 def parse_prompts(values: list[str], labels: bool = False) -> dict[str, str]:
@@ -118,8 +118,7 @@ def caption_dataset(args: argparse.Namespace) -> dict | None:
     state.wait_for_everyone()
     counts = gather_object([counts])
     summary = summarise(args, state, model, settings["model_hash"], counts) if state.is_main_process else None
-    state.wait_for_everyone()
-    state.destroy_process_group()  # all together: one that ends earlier would break the others' connection
+    end_processes()
     return summary
 
 

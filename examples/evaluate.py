@@ -45,6 +45,7 @@ from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamProcessor
 from provenance_sam import checkpoint_hash, versions
 from records_sam import parse_audio_roots, write_json
+from sources_sam import end_processes
 from tables_sam import load_results, markdown, table1
 from text_encoders_sam import load_text_encoder
 
@@ -262,6 +263,7 @@ def main() -> None:
             shutil.rmtree(work_folder(benchmark.name, args))
     if written:
         print("\n" + markdown(table1(load_results(written), only_ours=True)))
+    end_processes()
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from configuration_sam import SamConfig
 from modeling_sam import SamForConditionalGeneration
 from predictions_sam import generate_answers
 from processing_sam import SamDataCollator
+from sources_sam import end_processes
 from tabular_sam import DEFAULT_PROMPT, read_table, rows_with_audio
 from training_sam import (
     CachedRows,
@@ -182,6 +183,7 @@ def main() -> None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
+    end_processes()  # before the first one goes on alone, for longer than the others would wait
     if not trainer.is_world_process_zero():
         return
 

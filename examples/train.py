@@ -32,6 +32,7 @@ from pathlib import Path
 os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout works without installing it
 from curriculum_sam import load_recipe, plan, plan_text, run_recipe
+from sources_sam import end_processes
 
 
 def main() -> None:
@@ -58,6 +59,7 @@ def main() -> None:
             print(plan_text(plan(recipe, args.pairs_per_second, args.stage, output)))
         else:
             run_recipe(recipe, args.output, args.stage)
+            end_processes()
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 

@@ -38,6 +38,7 @@ from curriculum_sam import load_recipe, run_recipe
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamProcessor
 from records_sam import write_json
+from sources_sam import end_processes
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 1e-3  # largest relative difference of float32 losses
@@ -293,6 +294,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.worker is not None:
         run_recipe(load_recipe(args.worker), args.output, callbacks=[StepTimes(args.times)])
+        end_processes()
         return
     if args.json is None or (args.plot if args.plot_only else args.work) is None:
         parser.error("--json and --work are needed (with --plot-only: --json and --plot)")

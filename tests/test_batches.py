@@ -1056,6 +1056,7 @@ root, folder, output = sys.argv[1:]
 sys.path[:0] = [root, root + "/tests"]
 from tiny import tiny_model, tiny_processor
 from batches_sam import RecordBatches
+from sources_sam import end_processes
 from training_sam import SamTrainer
 
 world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
@@ -1084,6 +1085,7 @@ read, kept = trainer.progress.report(), trainer.state.stateful_callbacks["record
 torch.save(
     {"losses": losses, "seen": seen, "world": args.world_size, "read": read, "kept": kept}, f"{output}/{world}-{rank}.pt"
 )
+end_processes()
 """
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 import soundfile
 import torch
-from tiny import script
+from tiny import NOTHING_OPEN, script
 
 import annotation_sam
 from annotation_sam import describe_clips, done_clips, finish_output, open_output, output_schema
@@ -290,7 +290,11 @@ def test_killed_and_gone_on_with_by_two_processes(folder, tmp_path):
     assert 1 <= first < 26
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     again = subprocess.run(
-        list(map(str, [*launcher, *command])), env=environment, capture_output=True, text=True, timeout=120
+        list(map(str, [*launcher, NOTHING_OPEN, *command])),
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert again.returncode == 0, again.stderr[-3000:]
     summary = json.loads(again.stdout)

@@ -17,7 +17,7 @@ import torch
 import yaml
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny import tiny_config, tiny_model, tiny_processor
+from tiny import NOTHING_OPEN, tiny_config, tiny_model, tiny_processor
 from transformers import TrainerCallback
 
 import curriculum_sam
@@ -850,7 +850,7 @@ def test_two_processes_equal_one(world, tmp_path):
     arguments = [*recipe, *(word for setting in settings for word in ("--set", setting))]
     two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [sys.executable, *two, ROOT / "examples" / "train.py", *arguments, "--output", tmp_path / "two"],
+        [sys.executable, *two, NOTHING_OPEN, ROOT / "examples" / "train.py", *arguments, "--output", tmp_path / "two"],
         capture_output=True,
         text=True,
         timeout=300,

@@ -21,7 +21,7 @@ import torch
 from loopback_hub import LoopbackHub
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny import script, tiny_model, tiny_processor
+from tiny import NOTHING_OPEN, script, tiny_model, tiny_processor
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -153,6 +153,32 @@ def test_finetune_on_a_table(run, base, table, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert re.search(r"\nprompt +Close-ended question.*\ntruth +\w+\.\nanswer ", shown)
     assert re.search(r"training 0\.0\d of 0\.0\d million parameters", shown)
+
+
+def test_finetune_on_two_processes_as_on_one(run, base, table, tmp_path):
+    """In full batches of all six rows, so that their order does not matter."""
+    options = ["--max_steps", "2", "--optim", "sgd", "--max_grad_norm", "0", "--lora_rank", "2", "--lora_dropout", "0"]
+    options += ["--validation", str(table), "--learning_rate", "0.3"]
+    one = finetuned(run, base, table, tmp_path / "one", *options, "--per_device_train_batch_size", 6)
+    words = ["--model", base, "--train", table, "--output_dir", tmp_path / "two", "--use_cpu", "--report_to", "none"]
+    words += ["--num_examples", "1", "--per_device_train_batch_size", "3"]
+    words += ["--ddp_backend", "gloo", "--disable_tqdm", "True", *options]
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", NOTHING_OPEN]
+    done = subprocess.run(
+        list(map(str, [sys.executable, *two, EXAMPLES / "finetune.py", *words])),
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("\nanswer ") == 1
+    tensors = load_file(tmp_path / "two" / "model.safetensors")
+    assert changed(base, tensors)
+    for name, tensor in one.items():
+        assert torch.allclose(tensors[name], tensor, rtol=1e-4, atol=1e-5), name
+    losses = [json.loads((tmp_path / name / "eval_results.json").read_text())["eval_loss"] for name in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)  # Trainer's mean of the batches' means
 
 
 def test_finetune_with_lora_in_bf16_on_class_folders(run, base_in_bf16, class_folders, tmp_path):

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
-from tiny import script, tiny_model, tiny_processor, tone
+from tiny import NOTHING_OPEN, script, tiny_model, tiny_processor, tone
 
 import predictions_sam
 from benchmarks_sam import Item
@@ -238,7 +238,7 @@ def test_two_processes_end_what_one_began(run, esc50, tmp_path, monkeypatch, cap
         port = free.getsockname()[1]
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
     done = subprocess.run(
-        [sys.executable, *torchrun, *command(esc50, tmp_path / "two.json")],
+        [sys.executable, *torchrun, NOTHING_OPEN, *command(esc50, tmp_path / "two.json")],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,

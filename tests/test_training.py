@@ -419,6 +419,7 @@ root, clips, output = sys.argv[1:]
 sys.path[:0] = [root, root + "/tests"]
 from tiny import tiny_inputs, tiny_model, tiny_processor
 from processing_sam import SamDataCollator
+from sources_sam import end_processes
 from training_sam import lora_config
 
 # In order, so that the second process of two has the texts without a clip.
@@ -450,6 +451,7 @@ for rank in (0, 2):
     results[rank] = {"processes": args.world_size, "parameters": trained}
     if args.process_index == 0:
         torch.save(results, output + f"/{args.world_size}.pt")
+end_processes()
 """
 
 

@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from configuration_sam import SamAudioConfig, SamConfig, mamba2_config
 
+NOTHING_OPEN = Path(__file__).with_name("leave_nothing_open.py")  # goes before a script that several processes run
+
 # ---------------------------------------------------------------------------------------------------------------
 # Tokenizer
 # ---------------------------------------------------------------------------------------------------------------
