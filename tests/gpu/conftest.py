@@ -1,5 +1,6 @@
 import importlib
 import math
+import os
 import pkgutil
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+os.environ.pop("SAM_KERNELS", None)  # the tests choose themselves
 
 
 def pytest_collection_modifyitems(items):
