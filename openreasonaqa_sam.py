@@ -35,6 +35,7 @@ from records_sam import (
     check_coverage,
     check_max_missing,
     left_out_line,
+    locked,
     map_audio,
     own_shards,
     records_fingerprint,
@@ -379,15 +380,24 @@ def build_openreasonaqa(
             settings["tokenizer"] = hashlib.sha256(file.read_bytes()).hexdigest()
     fingerprint = records_fingerprint([openaqa, *reasonaqa], **settings)
     report = folder / REPORT_FILE
-    if reusable_summary(folder, {"fingerprint": fingerprint}) is not None and report.is_file():
+
+    def there() -> dict[str, Any] | None:
+        if reusable_summary(folder, {"fingerprint": fingerprint}) is None or not report.is_file():
+            return None
         return json.loads(report.read_text(encoding="utf-8"))
+
+    if (found := there()) is not None:
+        return found
     mix = OpenReasonAQA(openaqa, reasonaqa, **options)
     folder.mkdir(parents=True, exist_ok=True)
-    report.unlink(missing_ok=True)  # so that no summary stands beside another report
-    for path in folder.glob(f"{TEMPORARY}*"):
-        shutil.rmtree(path)
-    write_records(mix.records(folder), folder, check_audio=False, fingerprint=fingerprint)
-    write_json(mix.report, report)
+    with locked(folder, name=".building"):
+        if (found := there()) is not None:  # another process has drawn it meanwhile
+            return found
+        report.unlink(missing_ok=True)  # so that no summary stands beside another report
+        for path in folder.glob(f"{TEMPORARY}*"):
+            shutil.rmtree(path)
+        write_records(mix.records(folder), folder, check_audio=False, fingerprint=fingerprint)
+        write_json(mix.report, report)
     return mix.report
 
 

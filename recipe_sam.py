@@ -51,8 +51,8 @@ POSITIVE += ("hand_over_step", "logging_steps", "save_steps", "rows", "max_grad_
 NOT_NEGATIVE = ("lora_rank", "warmup_steps", "weight_decay", "num_workers", "evaluation_rows", "generated_rows")
 SHARES = ("closed_prefix", "max_missing", "max_broken")
 BELOW_ONE = ("lora_dropout", "adam_beta2")
-# What may differ when a run goes on: it decides where and how fast the same steps are computed.
 PUBLISHED = ("openaqa", "reasonaqa", "openreasonaqa")  # formats that are converted when a run begins
+# What may differ when a run goes on: it decides where and how fast the same steps are computed.
 FREE_KEYS = ("micro_batch_size", "num_workers", "recompute")
 
 

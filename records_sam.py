@@ -358,12 +358,13 @@ def write_records(
 
 
 @contextmanager
-def locked(folder: Path, seconds: float | None = None) -> Iterator[None]:
+def locked(folder: Path, seconds: float | None = None, name: str = ".lock") -> Iterator[None]:
     """Keeps other processes out of a folder that is there, which also hold its lock while they write.
 
     Args:
-        folder (`Path`): The folder; has a file `.lock` meanwhile.
+        folder (`Path`): The folder.
         seconds (`float`, *optional*): How long to wait for another process; by default until it is done.
+        name (`str`, *optional*, defaults to `".lock"`): The file that is there meanwhile.
 
     Raises:
         TimeoutError: Another process holds it longer.
@@ -371,7 +372,7 @@ def locked(folder: Path, seconds: float | None = None) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    path, begin = folder / ".lock", time.monotonic()
+    path, begin = folder / name, time.monotonic()
     while True:
         lock = open(path, "w")
         try:
@@ -501,7 +502,10 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"folder: {str(folder)!r} has no {SUMMARY_FILE}, which is written last; write the records (again)."
         )
-    summary = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # not even JSON
+        summary = None
     if not isinstance(summary, dict) or not {"rows", "shards"} <= summary.keys():
         raise ValueError(f"folder: {str(path)!r} is not what write_records writes; move it elsewhere.")
     missing = [shard["file"] for shard in summary["shards"] if not (path.parent / shard["file"]).is_file()]

@@ -160,17 +160,30 @@ def _say_coverage(recipe: Recipe, name: str) -> None:
 
 
 def _hold_audio(source: Path) -> bool:
-    """Whether shards have their clips' bytes, as datasets writes them: to look at those would be to read it all."""
-    kinds = [
-        parquet.read_schema(file).field("audio").type for file in find_shards(source)[0] if file.suffix == ".parquet"
-    ]
-    kinds = [kind for kind in kinds if not types.is_null(kind)]
-    return bool(kinds) and all(
-        types.is_binary(kind)
-        or types.is_large_binary(kind)
-        or (types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
-        for kind in kinds
-    )
+    """Whether shards have their clips' bytes, as `datasets` writes them: to look at those would be to read it all.
+
+    By Parquet's footers: where more rows are without bytes than without a path, some have the path alone.
+    """
+    is_embedded = False
+    for file in find_shards(source)[0]:
+        if file.suffix != ".parquet":
+            return False
+        metadata = parquet.read_metadata(file)
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            columns = [group.column(index) for index in range(group.num_columns)]
+            nulls = {
+                column.path_in_schema: column.statistics.null_count if column.statistics is not None else None
+                for column in columns
+                if column.path_in_schema.split(".")[0] == "audio"
+            }
+            if nulls.keys() == {"audio"} and _is_binary(metadata.schema.to_arrow_schema().field("audio").type):
+                is_embedded = True
+                continue
+            without_bytes, without_path = (nulls.get(f"audio.{name}") for name in ("bytes", "path"))
+            if without_bytes is None or (without_bytes and (without_path is None or without_bytes > without_path)):
+                return False
+            is_embedded = True
+    return is_embedded
 
 
 def validation_rows(recipe: Recipe, source: Path | datasets.Dataset) -> datasets.Dataset:
@@ -184,9 +197,7 @@ def validation_rows(recipe: Recipe, source: Path | datasets.Dataset) -> datasets
     count = max(recipe.evaluation_rows, recipe.generated_rows)
     if _are_shards(source):  # which may be larger than memory
         total, rng = count_rows(source), np.random.default_rng(recipe.seed)
-        chosen = set(rng.choice(total, min(count, total), replace=False).tolist())
-        records = (record for index, record in enumerate(RecordSource(source, 1).records()) if index in chosen)
-        drawn = list(records)
+        drawn = RecordSource(source, 1).pick(rng.choice(total, min(count, total), replace=False).tolist())
         rows = _table(drawn[index] for index in rng.permutation(len(drawn)))
     else:
         rows = first_rows(as_table(source).shuffle(seed=recipe.seed), count)
@@ -217,6 +228,9 @@ def validation_rows(recipe: Recipe, source: Path | datasets.Dataset) -> datasets
 def claim_inputs(recipe: Recipe, output: Path, sources: dict[str, Path | datasets.Dataset]) -> None:
     """Writes down which weights and rows a run is of (`inputs.json`), or finds the same ones there.
 
+    The texts of all rows, their order and the paths of their clips count. Of folders of records, which are large, it is
+    what their summary says.
+
     Raises:
         ValueError: A run that goes on would go on with others; the message says with which.
     """
@@ -239,12 +253,7 @@ def _rows_hash(source: Path | datasets.Dataset) -> str:
     if _are_shards(source):
         for file in find_shards(source)[0]:
             digest.update(json.dumps([file.name, file.stat().st_size]).encode())
-            with open(
-                file, "rb"
-            ) as shard:  # of what may be terabytes: a Parquet file's end tells what its columns hold
-                digest.update(shard.read(1 << 20))
-                shard.seek(max(file.stat().st_size - (1 << 20), 0))
-                digest.update(shard.read())
+            _add_shard(digest, file)
     elif isinstance(source, Path):  # the summary counts every source and kind of what was written
         summary = {key: value for key, value in read_summary(source).items() if key != "fingerprint"}
         digest.update(json.dumps(summary, sort_keys=True).encode())
@@ -252,6 +261,26 @@ def _rows_hash(source: Path | datasets.Dataset) -> str:
         for rows in source.select_columns(["prompt", "answer"]).iter(batch_size=10_000):
             digest.update(json.dumps(rows, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _add_shard(digest: Any, file: Path) -> None:
+    """All of a file of JSON lines; the texts and paths of Parquet, but not the clips that it may hold."""
+    if file.suffix != ".parquet":
+        with open(file, "rb") as lines:
+            while block := lines.read(1 << 20):
+                digest.update(block)
+        return
+    with parquet.ParquetFile(file) as table:
+        names = [table.schema.column(index).path for index in range(len(table.schema))]
+        names = [name for name in names if name in ("audio", "audio.path", "prompt", "answer", "source")]
+        if "audio" in names and _is_binary(table.schema_arrow.field("audio").type):
+            names.remove("audio")
+        for rows in table.iter_batches(10_000, columns=names):
+            digest.update(json.dumps(rows.to_pydict(), sort_keys=True).encode())
+
+
+def _is_binary(kind: Any) -> bool:
+    return types.is_binary(kind) or types.is_large_binary(kind)
 
 
 def _convert(recipe: Recipe, name: str, folder: Path) -> None:
@@ -363,6 +392,8 @@ def planned_rows(recipe: Recipe, name: str, output: Path | None = None) -> tuple
         return count_rows(path), "counted"
     elif source.format == "records" and (path / "summary.json").is_file():
         return count_rows(path), "counted"
+    if source.format == "openreasonaqa" and source.reading == "replacement":
+        return None, "unknown before the mix is drawn: what stays comes on top of what replaces"
     if source.rows is not None:
         return source.rows, "as the recipe says"
     if source.format == "openreasonaqa":

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ FORMATS = (".parquet", ".jsonl")
 SPLIT = re.compile(rf"({'|'.join(SPLITS)})[-._]")  # how a shard's name begins
 READ_ROWS = 1000  # records read at a time
 MAX_STREAMS = 16  # shards of a folder that are read side by side
-_COUNTED: dict[tuple[Path, int, int], int] = {}  # records of files of JSON lines, by time of change and size
+# Records of files of JSON lines, by time of change and size, and which special tokens were looked for in them.
+_COUNTED: dict[Any, tuple[int, set[str]]] = {}
 
 # ---------------------------------------------------------------------------------------------------------------
 # Records
@@ -102,6 +103,32 @@ class RecordSource:
         """The first records, as they are stored."""
         return list(islice(self.records(), number))
 
+    def pick(self, places: Sequence[int]) -> list[dict[str, Any]]:
+        """The records at these places of [`~RecordSource.records`], in that order. Of Parquet only the row groups that
+        hold some are read, which matters where they hold audio."""
+        wanted, begin, picked = sorted(set(places)), 0, []
+        for stream, count in zip(self.streams, self.counts):
+            own = [place - begin for place in wanted if begin <= place < begin + count]
+            begin += count
+            if own and isinstance(stream, Path) and stream.suffix == ".parquet":
+                picked += self._picked(stream, own)
+            elif own:
+                chosen = set(own)
+                records = islice(self._records(stream), own[-1] + 1)
+                picked += [record for place, record in enumerate(records) if place in chosen]
+        return picked
+
+    def _picked(self, file: Path, places: list[int]) -> list[dict[str, Any]]:
+        rows, begin = [], 0
+        with parquet.ParquetFile(file, pre_buffer=False) as table:
+            for group in range(table.num_row_groups):
+                count = table.metadata.row_group(group).num_rows
+                own = [place - begin for place in places if begin <= place < begin + count]
+                begin += count
+                if own:
+                    rows += table.read_row_group(group, use_threads=False).take(own).to_pylist()
+        return list(self._checked((repr(str(file)), row) for row in rows))
+
     def walk(self, seed: list[int]) -> Iterator[dict[str, Any]]:
         """Every record once, in the order of the seed."""
         rng = np.random.default_rng(seed)
@@ -131,7 +158,10 @@ class RecordSource:
             count, skipped, walk = count - part, 0, walk + 1
 
     def _records(self, stream) -> Iterator[dict[str, Any]]:
-        for where, record in self._rows(stream):
+        return self._checked(self._rows(stream))
+
+    def _checked(self, rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+        for where, record in rows:
             self._check(record, where)
             if self.source_name is not None and not record.get("source"):
                 record["source"] = self.source_name
@@ -203,18 +233,19 @@ class RecordSource:
         counts = [0] * len(self.streams)
         with tqdm(desc=f"counting {self.name}", unit=" records") as progress:
             for index, stream in enumerate(self.streams):
-                key = None
+                key, tokens = None, set(self.special_tokens)
                 if isinstance(stream, Path):
                     state = stream.stat()
                     key = (stream.resolve(), state.st_mtime_ns, state.st_size)
-                if key in _COUNTED:
-                    counts[index] = _COUNTED[key]
+                counts[index], checked = _COUNTED.get(key, (0, set()))
+                if tokens <= checked:
                     continue
+                counts[index] = 0
                 for _ in self._records(stream):
                     counts[index] += 1
                     progress.update()
                 if key is not None:
-                    _COUNTED[key] = counts[index]
+                    _COUNTED[key] = counts[index], tokens
         return counts
 
 

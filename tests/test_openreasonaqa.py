@@ -1,10 +1,12 @@
 """OpenReasonAQA: what is in the mix, counted by hand, and how it is written."""
 
+import itertools
 import json
 import math
 import runpy
 import shutil
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from tokenizers import Tokenizer
 import openreasonaqa_sam
 from openreasonaqa_sam import OpenReasonAQA, build_openreasonaqa, is_caption_style, report_table
 from processing_sam import PROMPT_TEMPLATE
-from records_sam import coverage_table, read_summary, records_dataset
+from records_sam import coverage_table, read_summary, records_dataset, write_records
 
 ROOT = Path(__file__).resolve().parents[1]
 NEOX = ROOT.parent / "shared" / "data" / "tokenizer" / "gpt-neox-20b.json"
@@ -395,6 +397,28 @@ def test_a_folder_is_built(files, roots, tmp_path, monkeypatch):
     assert build_openreasonaqa(*files, out, **options) == report
     with pytest.raises(pytest.fail.Exception, match="read again"):
         build_openreasonaqa(*files, out, **{**options, "size": 21})
+
+
+def test_two_builds_of_one_folder_are_one(files, tmp_path, monkeypatch):
+    """The second begins while the first writes; neither takes the other's temporary files for its own."""
+    options, found, calls = {"size": 10, "check_audio": False}, [], []
+    second = threading.Thread(target=lambda: found.append(build_openreasonaqa(*files, tmp_path / "out", **options)))
+
+    def write(records, *arguments, **settings):
+        calls.append(1)
+        records = iter(records)
+        first = next(records)  # the temporary files are there
+        second.start()
+        second.join(0.5)
+        assert second.is_alive()
+        return write_records(itertools.chain([first], records), *arguments, **settings)
+
+    monkeypatch.setattr(openreasonaqa_sam, "write_records", write)
+    report = build_openreasonaqa(*files, tmp_path / "out", **options)
+    second.join()
+    assert found == [report] and len(calls) == 1
+    names = ["openreasonaqa.json", "part-00000.parquet", "summary.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
 
 
 def test_a_broken_build_is_done_again(files, tmp_path, monkeypatch):

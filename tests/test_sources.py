@@ -17,6 +17,7 @@ import streams_sam
 from curriculum_sam import load_recipe, plan, plan_text, run_recipe
 from recipe_sam import claim
 from sources_sam import as_table, claim_inputs, count_rows, prepare_data, validation_rows
+from streams_sam import RecordSource
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "examples" / "recipes"
@@ -82,6 +83,80 @@ def test_shards_of_the_same_size_are_other_rows(noises):
     shard.write_text(shard.read_text().replace("Noise 1", "Noise 9"))
     with pytest.raises(ValueError, match=r"begun with other contents of data\.mix"):
         claim_inputs(recipe, noises / "run", sources)
+
+
+def test_a_change_within_large_shards_is_found(noises):
+    recipe = toy(noises, "lines")
+    rows = [{"audio": None, "prompt": "What?", "answer": f"Noise {index:06d}"} for index in range(60_000)]
+    for name in ("big.jsonl", "big.parquet"):
+
+        def write(rows, path=noises / name):
+            if path.suffix == ".jsonl":
+                path.write_text("\n".join(json.dumps(row) for row in rows))
+            else:
+                pyarrow.parquet.write_table(
+                    pyarrow.Table.from_pylist(rows), path, row_group_size=500, compression="none"
+                )
+
+        sources, run = {"mix": noises / name}, noises / f"run-{name}"
+        run.mkdir()
+        write(rows)
+        claim_inputs(recipe, run, sources)
+        claim_inputs(recipe, run, sources)
+        assert (noises / name).stat().st_size > 2 << 20 or name == "big.parquet"
+        write([*rows[:30_000], rows[30_001], rows[30_000], *rows[30_002:]])
+        with pytest.raises(ValueError, match=r"begun with other contents of data\.mix"):
+            claim_inputs(recipe, run, sources)
+
+
+@pytest.mark.parametrize("path", ["lines", "rows.parquet", "inside.parquet", "groups.parquet"])
+def test_records_are_picked_without_the_others(noises, path, monkeypatch):
+    rows = pyarrow.parquet.read_table(noises / "inside.parquet")
+    pyarrow.parquet.write_table(rows, noises / "groups.parquet", row_group_size=3)
+    source = RecordSource(noises / path, 1)
+    expected = list(source.records())
+    read, whole = [], source._checked
+    monkeypatch.setattr(source, "_checked", lambda rows: whole(read.append(0) or row for row in rows))
+    for places in ([0], [7], [6, 2, 3], [1, 1, 4], list(range(8)), []):
+        read.clear()
+        assert source.pick(places) == [expected[place] for place in sorted(set(places))]
+        if path.endswith(".parquet"):
+            assert len(read) == len(set(places))
+
+
+def test_a_record_that_cannot_be_learned_is_found_before_training(noises):
+    """Beyond those that are looked at first, in lines that were counted before."""
+    rows = [{"audio": None, "prompt": "What?", "answer": f"Noise {index}"} for index in range(200)]
+    rows[-1]["answer"] = "Noise<|endoftext|>."
+    (noises / "bad.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    assert count_rows(noises / "bad.jsonl") == 200
+    with pytest.raises(ValueError, match=r"bad\.jsonl', line 200, .* the special token <\|endoftext\|>"):
+        run_recipe(toy(noises, "bad.jsonl"), noises / "run", stage=1)
+    assert not (noises / "run" / "stage-1").exists()
+
+
+def test_shards_with_room_for_audio_may_have_paths_alone(noises, capsys):
+    rows = pyarrow.parquet.read_table(noises / "inside.parquet").to_pylist()
+    for row in rows[4:]:
+        row["audio"] = {"bytes": None, "path": "/nowhere/x.wav"}
+    rows.append({"audio": None, "prompt": "What?", "answer": "Nothing"})
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), noises / "some.parquet")
+    with pytest.raises(ValueError, match=r"data\.mix: .*audio of 4 of 9 .*there is no file '/nowhere/x\.wav'"):
+        prepare_data(toy(noises, "some.parquet"), noises / "run", ["mix"])
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([*rows[:4], rows[-1]]), noises / "text.parquet")
+    prepare_data(toy(noises, "text.parquet"), noises / "run", ["mix"])
+    assert "its shards hold the audio itself" in capsys.readouterr().out
+
+
+def test_a_shard_without_rows_may_lack_columns(noises):
+    (noises / "two").mkdir()
+    shutil.copy(noises / "inside.parquet", noises / "two")
+    pyarrow.parquet.write_table(pyarrow.table({}), noises / "two" / "empty.parquet")
+    recipe = toy(noises, "two")
+    sources = prepare_data(recipe, noises / "run", ["mix"])
+    (noises / "run").mkdir(exist_ok=True)
+    claim_inputs(recipe, noises / "run", sources)
+    assert count_rows(sources["mix"]) == 8 and len(validation_rows(recipe, sources["mix"])) == 4
 
 
 def test_lines_are_counted_once_until_they_change(noises, monkeypatch):
@@ -150,9 +225,10 @@ def test_other_files_beside_shards_change_nothing(noises):
     (noises / "lines" / ".#lock").symlink_to("nowhere")
     claim_inputs(recipe, noises / "run", sources)
     assert count_rows(noises / "lines") == 8
-    (noises / "lines" / "summary.json").write_text('{"about": "something else"}')
-    with pytest.raises(ValueError, match=r"data\.mix: .*summary\.json"):
-        prepare_data(recipe, noises / "run", ["mix"])
+    for text in ('{"about": "something else"}', "hello"):
+        (noises / "lines" / "summary.json").write_text(text)
+        with pytest.raises(ValueError, match=r"data\.mix: .*summary\.json' is not what write_records writes"):
+            prepare_data(recipe, noises / "run", ["mix"])
 
 
 def test_a_run_begun_before_data_had_more_keys_goes_on(noises):
@@ -218,6 +294,7 @@ def test_openreasonaqa_is_drawn_as_the_recipe_says(published, reading, rule, row
     assert (report["reading"], report["caption_rule"], report["rows"]) == (reading, rule, len(found))
     printed = capsys.readouterr().out
     assert "108" in printed and "binary" in printed  # the counts, and what LTU's cutoff would cut
+    assert plan(recipe, stage=4)[0]["rows"] == (rows if reading == "whole" else None)
     assert plan(recipe, stage=4, output=published / "run")[0]["rows"] == len(found)
 
 
