@@ -12,7 +12,8 @@ files), and for each stage `stage-N/` with
     encoder/          the encoder that was handed on, in bf16: loads with [`SamAudioModel`]
     samples.json      generated answers to validation questions
     trainer_state.json, runs/   losses; TensorBoard's curves
-    finished.json     steps, loss and what was read of each source (seen, broken, ...); written last
+    finished.json     steps, their mean loss as far as logged, seconds, and what was read of each source (seen, broken,
+                      ...), whether or not the stage was resumed; written last
 """
 
 import copy
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from accelerate.utils import set_seed
 from peft import PeftModel
@@ -69,6 +71,7 @@ from training_sam import CachedRows, SamTrainer, check_float32
 
 DRAWN = "rows drawn of the validation source"  # beside the names of the sources
 LOCK_SECONDS = 15  # a killed run's loader workers end that much later, at most
+SECONDS = "seconds"  # in a checkpoint: of training so far
 COMPLETE = "complete"  # marks a checkpoint that all processes have written
 
 
@@ -179,6 +182,23 @@ class StageTrainer(SamTrainer):
         super().__init__(*args, **kwargs)
         self.trains = trains
         self.encoder_learning_rate = encoder_learning_rate
+        self.begin = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Spent on what is kept: before a checkpoint that this training went on from, and since."""
+        return time.monotonic() - self.begin
+
+    @property
+    def mean_loss(self) -> float | None:
+        """Of all steps up to the last that was logged, also of those before a resume."""
+        logged = [(entry["step"], entry["loss"]) for entry in self.state.log_history if "loss" in entry]
+        steps = np.diff([0, *(step for step, _ in logged)])
+        return float(np.average([loss for _, loss in logged], weights=steps)) if logged else None
+
+    def _save_checkpoint(self, model, trial):
+        self.state.stateful_callbacks[SECONDS] = self.seconds
+        super()._save_checkpoint(model, trial)
 
     def create_optimizer(self, *args, **kwargs):
         """As in `Trainer`, with the encoder's parameters in groups of their own."""
@@ -294,16 +314,19 @@ def run_stage(
                 if not (partial / COMPLETE).is_file():
                     shutil.rmtree(partial)
         trainer.accelerator.wait_for_everyone()
+        trainer.begin = begin
         if checkpoint is not None:
             _say(f"  going on from {checkpoint}")
-        result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            kept = json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]
+            trainer.begin -= kept.get(SECONDS, 0.0)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if stage.hand_over_step is None:
             trainer.save_weights(handed)
         trainer.save_state()
         read = trainer.train_dataset.report() if trainer.progress is None else trainer.progress.report()
         if trainer.is_world_process_zero():
             summary = {"steps": trainer.state.global_step, "best_step": trainer.state.best_global_step, "read": read}
-            write_json({**summary, "loss": result.training_loss, "seconds": time.monotonic() - begin}, trained)
+            write_json({**summary, "loss": trainer.mean_loss, "seconds": trainer.seconds}, trained)
         trainer.accelerator.wait_for_everyone()
         del trainer
         gc.collect()  # the Trainer and its callbacks know each other

@@ -116,13 +116,20 @@ def with_adapters(model: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
     """Adds the recipe's adapters, if it has any, and makes everything float32 that any of its stages trains.
 
     Before weights are loaded into it: those of the stage before are float32, and a bf16 module would round them.
-    The modules trained beside LoRA, connector and encoder, are peft's copies (`modules_to_save`).
+    The modules trained beside LoRA, connector and encoder, are peft's copies (`modules_to_save`). A frozen encoder of
+    another run is one as well, so that adapter and base together are what was trained.
     """
     parts = recipe.trained_parts
     if recipe.lora_rank:
-        modules = ["connector", "audio_tower"] if recipe.joint_encoder else ["connector"]
+        has_encoder = recipe.joint_encoder or recipe.encoder_from is not None
+        modules = ["connector", "audio_tower"] if has_encoder else ["connector"]
         model = get_peft_model(model, lora_config(recipe.lora_rank, modules, recipe.lora_dropout))
-        parts = ["connector", "encoder", "lora"]
+        name = recipe.base_id or recipe.model  # a folder by its whole path, which never looks like a Hub id
+        is_folder = recipe.base_id is None and Path(name).expanduser().is_dir()
+        model.peft_config["default"].base_model_name_or_path = (
+            str(Path(name).expanduser().resolve()) if is_folder else name
+        )
+        parts = ["connector", "lora", *(["encoder"] if recipe.joint_encoder else [])]
     choose_trainable(model, parts)
     upcast_trainable(model)
     return model
@@ -273,6 +280,8 @@ def plan(
             global batch that does not divide.
     """
     wanted = recipe.chosen(stage)
+    if pairs_per_second is not None and not 0 < pairs_per_second < math.inf:
+        raise ValueError(f"pairs_per_second: got {pairs_per_second!r}, expected a positive number.")
     parse_audio_roots(recipe.audio_roots)
     config = model_config(recipe, plan=True)
     with torch.device("meta"):

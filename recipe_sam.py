@@ -52,8 +52,9 @@ NOT_NEGATIVE = ("lora_rank", "warmup_steps", "weight_decay", "num_workers", "eva
 SHARES = ("closed_prefix", "max_missing", "max_broken")
 BELOW_ONE = ("lora_dropout", "adam_beta2")
 PUBLISHED = ("openaqa", "reasonaqa", "openreasonaqa")  # formats that are converted when a run begins
-# What may differ when a run goes on: it decides where and how fast the same steps are computed.
-FREE_KEYS = ("micro_batch_size", "num_workers", "recompute")
+# What may differ when a run goes on: where things are, whose content `claim_inputs` compares, and how fast the same steps
+# are computed: to rounding, and with other random numbers for dropout.
+FREE_KEYS = ("micro_batch_size", "num_workers", "recompute", "data_root", "audio_roots", "records", "base_id")
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,8 @@ class Recipe:
     Args:
         name (`str`): Of the file, without its ending.
         model (`str`): A SAM directory as `sam-alm convert` writes it, or a Hub id.
+        base_id (`str`, *optional*): The Hub id of that checkpoint, where `model` is a directory: what adapters name as
+            their base, so that they can be pushed; the directory's whole path by default.
         stages (list of [`Stage`]): In their order.
         data (dict of [`DataSource`]): By name.
         size, connector (`str`, *optional*): What the model must be; also enough for planning without it.
@@ -215,6 +218,7 @@ class Recipe:
     max_broken: float = 0.01
     data_root: str = "."
     records: str | None = None
+    base_id: str | None = None
     audio_roots: list[str] = field(default_factory=list)
     validation: str | None = None
     evaluation_rows: int = 512
@@ -445,6 +449,8 @@ def _typed(value: Any, hint: Any, file: str, key: str) -> Any:
         if not isinstance(value, list):
             raise ValueError(f"{file}: {key}: got {value!r}, expected a list.")
         return [_typed(item, inner[0], file, f"{key}[{index}]") for index, item in enumerate(value)]
+    if hint is int and type(value) is float and value.is_integer():
+        value = int(value)  # 1.3e6
     is_number = type(value) in (int, float)
     if not (is_number if hint is float else type(value) is hint):
         raise ValueError(f"{file}: {key}: got {value!r}, expected {_said(hint)}.")

@@ -17,7 +17,7 @@ import torch
 import yaml
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny import NOTHING_OPEN, tiny_config, tiny_model, tiny_processor
+from tiny import NOTHING_OPEN, tiny_config, tiny_inputs, tiny_model, tiny_processor
 from transformers import TrainerCallback
 
 import curriculum_sam
@@ -468,10 +468,9 @@ def test_a_killed_run_goes_on_to_the_same_losses(world, straight, tmp_path, kill
     run_recipe(recipe, output, stage=kill[0])
     assert not (folder / "checkpoint-99").exists()
     assert losses(folder) == losses(straight / folder.name)
-    read, expected = (
-        json.loads((run / folder.name / "finished.json").read_text())["read"] for run in (output, straight)
-    )
-    assert read == expected
+    summary, expected = (json.loads((run / folder.name / "finished.json").read_text()) for run in (output, straight))
+    assert summary.pop("seconds") > 0 and expected.pop("seconds") > 0
+    assert summary == expected and expected["loss"] == pytest.approx(np.mean(losses(straight / folder.name)))
     assert same(tensors(folder / "adapter"), tensors(straight / folder.name / "adapter"))
     assert same(tensors(folder / "last"), tensors(straight / folder.name / "last"))
 
@@ -541,6 +540,7 @@ def test_another_recipe_in_the_same_folder_is_an_error(world, straight, tmp_path
     shutil.copy(straight / "recipe.yaml", tmp_path)
     same_recipe = ["keep_checkpoints=true", "validation=closed"]
     claim(toy(world, *same_recipe, "micro_batch_size=4"), tmp_path)
+    claim(toy(world, *same_recipe, "data_root=elsewhere", "audio_roots=['/a=/b']", "records=there"), tmp_path)
     with pytest.raises(ValueError, match=r"another recipe \(stages\.2\.learning_rate: 0\.0001 there, 0\.5 now\)"):
         claim(toy(world, *same_recipe, "stages.2.learning_rate=0.5"), tmp_path)
     with pytest.raises(ValueError, match=r"seed: 0 there, 1 now"):
@@ -720,10 +720,16 @@ def test_a_frozen_encoder_of_another_run(world, straight, tmp_path):
     recipe = toy(world, *FROZEN, f"encoder_from={straight}")
     assert encoder_folder(recipe) == straight / "stage-4" / "encoder"
     run_recipe(recipe, tmp_path, stage=1)
-    assert {name.split(".")[3] for name in tensors(tmp_path / "stage-1" / "adapter") if "lora_" not in name} == {
-        "connector"
-    }
+    parts = {name.split(".")[3] for name in tensors(tmp_path / "stage-1" / "adapter") if "lora_" not in name}
+    assert parts == {"connector", "audio_tower"}
     donor = tensors(straight / "stage-4" / "encoder")
+    adapter = tmp_path / "stage-1" / "adapter"  # with the base that it names, it is the model that was trained
+    base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    together = PeftModel.from_pretrained(SamForConditionalGeneration.from_pretrained(base), adapter).eval()
+    last = SamForConditionalGeneration.from_pretrained(tmp_path / "stage-1" / "last").eval()
+    with torch.no_grad():
+        logits, expected = (each(**tiny_inputs()).logits for each in (together, last))
+    assert Path(base).is_absolute() and torch.allclose(logits, expected, atol=0.05) and expected.abs().max() > 1
     assert same(tensors(tmp_path / "stage-1" / "encoder"), donor)
     last = tensors(tmp_path / "stage-1" / "last")
     assert all(torch.equal(last[f"model.audio_tower.{name}"], value) for name, value in donor.items())

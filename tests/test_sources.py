@@ -363,6 +363,7 @@ def test_a_plan_counts_published_files_that_are_there(published):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["data.mix.rows=0.5"], r"data\.mix\.rows: got 0\.5, expected an integer"),
         (["warmup_steps=100"], r"stages\.1: its data make 4 steps, .* warmup_steps 100"),
         (["stages.2.hand_over_step=99"], r"stages\.2: its data make 4 steps, hand_over_step is 99"),
         (["stages.3.global_batch_size=5"], r"stages\.3: global_batch_size 5 is no multiple"),
@@ -372,6 +373,16 @@ def test_a_plan_counts_published_files_that_are_there(published):
 def test_a_plan_refuses_what_the_run_would(noises, overrides, message):
     with pytest.raises(ValueError, match=message):
         plan(toy(noises, "lines", *overrides))
+
+
+@pytest.mark.parametrize("speed", [0, -5.0, float("nan"), float("inf")])
+def test_a_speed_is_positive(noises, speed):
+    with pytest.raises(ValueError, match=rf"pairs_per_second: got {speed}, expected a positive number"):
+        plan(toy(noises, "lines"), speed)
+
+
+def test_a_number_of_rows_may_be_written_short(noises):
+    assert toy(noises, "lines", "data.mix.rows=1.3e6").data["mix"].rows == 1_300_000
 
 
 def test_hours_are_of_what_was_measured():
