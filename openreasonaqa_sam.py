@@ -96,7 +96,7 @@ class OpenReasonAQA:
         replacing_kinds (list of `str`, *optional*): ReasonAQA's kinds that are taken; yes/no and multiple choice.
         closed_prefix, skip_unanswerable: As in [`read_openaqa`].
         lowercase: As in [`read_reasonaqa`].
-        audio_roots, check_audio, max_missing: As in [`write_records`]; records without audio are left out before
+        audio_roots, check_audio, max_missing, missing_sources: As in [`write_records`]; records without audio are left out before
             anything is counted or drawn.
         tokenizer (*optional*): A `tokenizer.json`, a folder, a Hub id or a `tokenizers.Tokenizer`, to count what
             `cutoff` would cut.
@@ -129,6 +129,7 @@ class OpenReasonAQA:
         audio_roots: Sequence[tuple[str, str]] = (),
         check_audio: bool = True,
         max_missing: float = 0.05,
+        missing_sources: Sequence[str] = (),
         tokenizer: Any = None,
         cutoff: int = 108,
     ):
@@ -154,7 +155,7 @@ class OpenReasonAQA:
         self.cutoff = cutoff
         self.counts: dict[str, dict[str, int]] = {}  # of the readers, by collection
         count_tokens = _token_counter(tokenizer)
-        self._scan(count_tokens, max_missing)
+        self._scan(count_tokens, max_missing, missing_sources)
         self._draw()
         self.report = self._report(count_tokens is not None)
 
@@ -170,7 +171,12 @@ class OpenReasonAQA:
             for record in _some(records, "reasonaqa", file):
                 yield "ReasonAQA", record
 
-    def _scan(self, count_tokens: Callable[[list[str]], list[int]] | None, max_missing: float) -> None:
+    def _scan(
+        self,
+        count_tokens: Callable[[list[str]], list[int]] | None,
+        max_missing: float,
+        missing_sources: Sequence[str],
+    ) -> None:
         coverage = AudioCoverage(self.audio_roots, self.check_audio)
         groups: dict[tuple[str, str, str, int], int] = {}  # (collection, kind, source, what becomes of it)
         group, over = array("i"), array("b")
@@ -193,7 +199,7 @@ class OpenReasonAQA:
                 "whose task is open-ended and does not see them: they all stay, as closed questions do."
             )
         self.coverage = {**coverage.summary(), "collections": self.counts}
-        check_coverage(self.coverage, max_missing)
+        check_coverage(self.coverage, max_missing, missing_sources)
         self.groups = list(groups)
         self.group = np.frombuffer(group, np.int32)
         self.over = np.frombuffer(over, np.int8)

@@ -74,7 +74,9 @@ class DataSource:
         closed_prefix (`float`, *optional*, defaults to 0): Probability with which a closed question of OpenAQA gets
             LTU's prefix "Closed-ended question: ". In the published `openaqa_5.6M.json` half of them have it already.
         skip_unanswerable (`bool`, *optional*, defaults to `False`): Leave out answers such as "cannot be determined".
-        max_missing (`float`, *optional*, defaults to 0.05): Largest share of rows whose audio may be missing.
+        max_missing (`float`, *optional*, defaults to 0.05): Largest share of rows whose audio may be missing; of published
+            files also of each source of at least 100 rows.
+        missing_sources (list of `str`, *optional*): Sources within published files whose audio may be missing altogether.
         rows (`int`, *optional*): How many there should be, as published: for planning without the data. Of
             `"openreasonaqa"`: how many to draw, 3.8 million by default.
         reasonaqa (list of `str`, *optional*): ReasonAQA's files for `"openreasonaqa"`, which begin at `data_root` too.
@@ -88,6 +90,7 @@ class DataSource:
     closed_prefix: float = 0.0
     skip_unanswerable: bool = False
     max_missing: float = 0.05
+    missing_sources: list[str] = field(default_factory=list)
     rows: int | None = None
     reasonaqa: list[str] = field(default_factory=list)
     reading: str = "whole"
@@ -525,12 +528,12 @@ def _problems(recipe: Recipe) -> Iterable[tuple[str, str]]:
                 f"data.{name}.reasonaqa",
                 f"got {source.reasonaqa} with the format {source.format}, expected files with openreasonaqa alone.",
             )
-        if source.audio_roots and source.format not in PUBLISHED:
-            yield (
-                f"data.{name}.audio_roots",
-                f"got {source.audio_roots} with the format {source.format}, expected them with {', '.join(PUBLISHED)} "
-                "alone; other rows name their audio as it is.",
-            )
+        for key in ("audio_roots", "missing_sources"):
+            if (values := getattr(source, key)) and source.format not in PUBLISHED:
+                yield (
+                    f"data.{name}.{key}",
+                    f"got {values} with the format {source.format}, expected them with {', '.join(PUBLISHED)} alone.",
+                )
     for stage in recipe.stages:
         where = f"stages.{stage.number}"
         if not stage.trains:

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -105,15 +106,35 @@ def map_audio(path: str, roots: Sequence[tuple[str, str]]) -> str:
     Returns:
         `str`: The new path, or the old one where nothing matches.
     """
-    best = None
+    root = _fitting_root(path, roots)
+    return path if root is None else _moved(path, root)
+
+
+def _moved(path: str, root: tuple[str, str]) -> str:
+    return os.path.join(root[1], _normal(path)[len(_head(root[0])) :])
+
+
+def _fitting_root(path: str, roots: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
     there = _normal(path)
+    fitting = [root for root in roots if _is_inside(there, _head(root[0]))]
+    return max(fitting, key=lambda root: len(_head(root[0])), default=None)
+
+
+@lru_cache(maxsize=256)
+def _head(source: str) -> str:
+    source = _normal(source)
+    return source.rstrip("/") + "/" if source else ""
+
+
+def _is_inside(path: str, head: str) -> bool:
+    return path.startswith(head) if head else not path.startswith("/")
+
+
+def check_audio_roots(roots: Sequence[tuple[str, str]]) -> None:
+    """Raises `ValueError` where a folder is not there."""
     for source, target in roots:
-        source = _normal(source)
-        head = source.rstrip("/") + "/" if source else ""
-        inside = there.startswith(head) if head else not there.startswith("/")
-        if inside and (best is None or len(head) > len(best[0])):
-            best = head, target
-    return path if best is None else os.path.join(best[1], there[len(best[0]) :])
+        if not os.path.isdir(target):
+            raise ValueError(f"--audio-root: {source}={target}: there is no folder {target!r}; correct it.")
 
 
 class AudioCoverage:
@@ -123,10 +144,19 @@ class AudioCoverage:
         audio_roots (list of `(FROM, TO)`, *optional*): From [`parse_audio_roots`].
         check_audio (`bool`, *optional*, defaults to `True`): Without it every file is taken to be there.
         num_threads (`int`, *optional*, defaults to 16): Threads that look files up.
+
+    Raises:
+        ValueError: A folder of `audio_roots` is not there.
     """
 
     def __init__(self, audio_roots: Sequence[tuple[str, str]] = (), check_audio: bool = True, num_threads: int = 16):
         self.audio_roots, self.check_audio, self.num_threads = list(audio_roots), check_audio, num_threads
+        if check_audio:
+            check_audio_roots(self.audio_roots)
+        self.used_roots: set[tuple[str, str]] = set()
+        self.examples: dict[
+            str, list[str]
+        ] = {}  # by source, a missing file: as the record has it, and where it should be
         self.exists: dict[str, bool] = {}
         self.rows: Counter[tuple[str, str, bool]] = Counter()  # (source, kind, whether it is there)
         self.clips: dict[str, set[str]] = {}  # by source
@@ -134,7 +164,7 @@ class AudioCoverage:
     def __call__(self, records: Sequence[dict[str, Any]]) -> list[dict[str, Any] | None]:
         """The same records with the paths of here; `None` in the place of one whose audio is not there."""
         mapped = [
-            record if record["audio"] is None else {**record, "audio": map_audio(record["audio"], self.audio_roots)}
+            record if record["audio"] is None else {**record, "audio": self._map(record["audio"])}
             for record in records
         ]
         paths = [path for path in dict.fromkeys(record["audio"] for record in mapped) if path is not None]
@@ -145,9 +175,11 @@ class AudioCoverage:
         else:
             self.exists.update(dict.fromkeys(new, True))
         result = []
-        for record in mapped:
+        for record, published in zip(mapped, (record["audio"] for record in records)):
             path, source = record["audio"], record["source"]
             found = path is None or self.exists[path]
+            if not found:
+                self.examples.setdefault(source, [published, path])
             self.rows[source, record["kind"], found] += 1
             clips = self.clips.setdefault(source, set())
             if path is not None:
@@ -155,9 +187,17 @@ class AudioCoverage:
             result.append(record if found else None)
         return result
 
+    def _map(self, path: str) -> str:
+        root = _fitting_root(path, self.audio_roots)
+        if root is None:
+            return path
+        self.used_roots.add(root)
+        return _moved(path, root)
+
     def summary(self) -> dict[str, Any]:
         """`rows` with audio, `missing` rows without, both also `by_source` (with the distinct `clips`, the
-        `missing_clips`, and all rows by `kinds`) and `rows` `by_kind`."""
+        `missing_clips`, and all rows by `kinds`) and `rows` `by_kind`; `examples` of what is missing by source (the
+        record's path, and the path here), and `unused_roots`, which no record's path lies in."""
         by_source = {}
         for source, clips in sorted(self.clips.items()):
             ours = {(kind, there): count for (name, kind, there), count in self.rows.items() if name == source}
@@ -180,6 +220,8 @@ class AudioCoverage:
             "missing": sum(entry["missing"] for entry in by_source.values()),
             "by_source": by_source,
             "by_kind": {kind: by_kind[kind] for kind in KINDS if by_kind[kind]},
+            "examples": dict(sorted(self.examples.items())),
+            "unused_roots": [f"{root[0]}={root[1]}" for root in self.audio_roots if root not in self.used_roots],
         }
 
 
@@ -189,17 +231,38 @@ def check_max_missing(max_missing: float) -> None:
         raise ValueError(f"max_missing: got {max_missing!r}, expected a share from 0 to 1, such as 0.05 for 5 %.")
 
 
-def check_coverage(summary: dict[str, Any], max_missing: float) -> None:
-    """Raises `ValueError`, with the table of [`coverage_table`], where no row or too few rows have their audio."""
-    total = summary["rows"] + summary["missing"]
-    if total == 0:
+def check_coverage(summary: dict[str, Any], max_missing: float, missing_sources: Sequence[str] = ()) -> None:
+    """Raises `ValueError`, with the table of [`coverage_table`], where no row or too few rows have their audio: of all,
+    and of each source of at least 100, but for `missing_sources`."""
+    if summary["rows"] + summary["missing"] == 0:
         raise ValueError("records: there are none, expected at least one; look at the files they are read from.")
-    if summary["missing"] / total > max_missing or summary["rows"] == 0:
-        raise ValueError(
-            f"{summary['missing']:,} of {total:,} records have no audio file, more than max_missing={max_missing:.1%}. "
-            "Say with --audio-root FROM=TO where the folders of the published paths are here, fetch what is missing, or "
-            f"raise max_missing.\n{coverage_table(summary)}"
-        )
+    sources = {name: entry for name, entry in summary["by_source"].items() if name not in missing_sources}
+    judged = [(f" of {name}", entry["rows"], entry["missing"]) for name, entry in sources.items()]
+    judged = [each for each in judged if each[1] + each[2] >= 100]
+    judged.insert(0, ("", sum(each["rows"] for each in sources.values()), sum(e["missing"] for e in sources.values())))
+    if summary["rows"] == 0:
+        judged = [("", 0, summary["missing"])]
+    for what, rows, missing in judged:
+        total = rows + missing
+        if total and (missing / total > max_missing or summary["rows"] == 0):
+            raise ValueError(
+                f"{missing:,} of {total:,} records{what} have no audio file, more than max_missing={max_missing:.1%}. "
+                f"{_lost(summary, what.removeprefix(' of '))}Say with --audio-root FROM=TO where the folders of the "
+                "published paths are here, fetch what is missing, raise max_missing, or name in missing_sources what you "
+                f"do without.\n{coverage_table(summary)}"
+            )
+
+
+def _lost(summary: dict[str, Any], source: str) -> str:
+    """Sentences on what was looked for where."""
+    examples = summary.get("examples", {})  # folders that were written earlier have none
+    text = ""
+    for published, here in [examples[source]] if source in examples else list(examples.values())[:1]:
+        where = "as it is, for no --audio-root fits it" if published == here else f"as {here!r}"
+        text = f"{published!r}, for one, was looked for {where}. "
+    if unused := summary.get("unused_roots"):
+        text += f"No record's path lies in the folder of --audio-root {' or '.join(unused)}. "
+    return text
 
 
 def coverage_table(summary: dict[str, Any]) -> str:
@@ -270,6 +333,7 @@ def write_records(
     check_audio: bool = True,
     fingerprint: str | None = None,
     counts: Mapping[str, Mapping[str, int]] | None = None,
+    missing_sources: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Writes records whose audio is there as Parquet shards, and a summary when all is written.
 
@@ -284,16 +348,17 @@ def write_records(
         audio_roots (list of `(FROM, TO)`, *optional*): From [`parse_audio_roots`]; the folder has the new paths.
         rows_per_shard (`int`, *optional*, defaults to 100,000): Rows of a file.
         max_missing (`float`, *optional*, defaults to 0.05): Largest share of records, from 0 to 1 and itself allowed,
-            that may be left out because their audio file does not exist.
+            that may be left out because their audio file does not exist: of all, and of each source of at least 100.
         check_audio (`bool`, *optional*, defaults to `True`): Look for the files; without it all records are written.
         fingerprint (`str`, *optional*): Such as [`records_fingerprint`] gives. A whole folder of the same fingerprint,
             audio roots and check is left as it is. Audio that came later is not seen: delete the summary then.
         counts (`dict`, *optional*): By collection (`"OpenAQA"`, `"ReasonAQA"`), the `counts` that its reader fills
             while the records are read; the summary has them as `collections`.
+        missing_sources (list of `str`, *optional*): Sources whose audio may be missing, even all of it.
 
     Returns:
         `dict`: The summary: `rows` (written), `missing` (left out), `by_source` and `by_kind` as in
-        [`AudioCoverage.summary`], `collections`, `fingerprint`, `audio_roots`, `check_audio`, `shards` (`file` and
+        [`AudioCoverage.summary`], `examples`, `unused_roots`, `collections`, `fingerprint`, `audio_roots`, `check_audio`, `shards` (`file` and
         `rows` of each).
 
     Raises:
@@ -311,7 +376,7 @@ def write_records(
     }
     old = reusable_summary(folder, settings) if fingerprint is not None else None
     if old is not None:
-        check_coverage(old, max_missing)
+        check_coverage(old, max_missing, missing_sources)
         return old
     own_shards(folder)
     coverage = AudioCoverage(audio_roots, check_audio)
@@ -335,7 +400,7 @@ def write_records(
                 lock.enter_context(locked(folder))
                 old = reusable_summary(folder, settings) if fingerprint is not None else None
                 if old is not None:  # another process has written it meanwhile
-                    check_coverage(old, max_missing)
+                    check_coverage(old, max_missing, missing_sources)
                     return old
                 _discard_unfinished(folder)  # of a process that was killed
                 lock.callback(_discard_unfinished, folder)
@@ -349,7 +414,7 @@ def write_records(
             write_shard()
         collections = {name: dict(read) for name, read in (counts or {}).items()}
         summary = {**coverage.summary(), "collections": collections, **settings, "shards": shards}
-        check_coverage(summary, max_missing)
+        check_coverage(summary, max_missing, missing_sources)
         _replace(folder, summary)
     finally:
         progress.close()

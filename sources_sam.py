@@ -25,6 +25,7 @@ from provenance_sam import checkpoint_hash
 from published_sam import read_openaqa, read_reasonaqa
 from recipe_sam import PUBLISHED, Recipe
 from records_sam import (
+    check_audio_roots,
     coverage_table,
     parse_audio_roots,
     read_summary,
@@ -89,6 +90,7 @@ def _check_there(recipe: Recipe, name: str) -> None:
     elif source.format in ("table", "shards"):
         missing, what = path if not path.exists() and not _is_name(recipe, name) else None, "file or folder"
     else:
+        check_audio_roots(parse_audio_roots([*source.audio_roots, *recipe.audio_roots]))
         files = [path, *mixed_files(recipe, name)]
         missing, what = next((file for file in files if not file.is_file()), None), "file"
     if missing is not None:
@@ -255,7 +257,7 @@ def _rows_hash(source: Path | datasets.Dataset) -> str:
             digest.update(json.dumps([file.name, file.stat().st_size]).encode())
             _add_shard(digest, file)
     elif isinstance(source, Path):  # the summary counts every source and kind of what was written
-        where = ("fingerprint", "audio_roots")  # the same rows may have moved
+        where = ("fingerprint", "audio_roots", "unused_roots", "examples")  # the same rows may have moved
         summary = {key: value for key, value in read_summary(source).items() if key not in where}
         digest.update(json.dumps(summary, sort_keys=True).encode())
     else:
@@ -301,6 +303,7 @@ def _convert(recipe: Recipe, name: str, folder: Path) -> None:
             skip_unanswerable=source.skip_unanswerable,
             audio_roots=roots,
             max_missing=source.max_missing,
+            missing_sources=source.missing_sources,
             tokenizer=str(Path(recipe.model).expanduser()),
         )
         print(f"{name}: {path}\n{coverage_table(report['coverage'])}\n\n{report_table(report)}", flush=True)
@@ -311,6 +314,7 @@ def _convert(recipe: Recipe, name: str, folder: Path) -> None:
         folder,
         audio_roots=roots,
         max_missing=source.max_missing,
+        missing_sources=source.missing_sources,
         counts={"OpenAQA" if source.format == "openaqa" else "ReasonAQA": counts},
         fingerprint=records_fingerprint(
             [path],

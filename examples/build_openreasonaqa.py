@@ -43,6 +43,13 @@ def main() -> None:
         "--max-missing", type=float, default=0.05, help="largest share of records without audio; default: %(default)s"
     )
     parser.add_argument(
+        "--missing-source",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a source that may lack its audio; repeatable",
+    )
+    parser.add_argument(
         "--closed-prefix", type=float, default=0.5, help="share of closed questions that say so; default: %(default)s"
     )
     parser.add_argument("--skip-unanswerable", action="store_true", help="leave out answers that there is no answer")
@@ -65,6 +72,7 @@ def main() -> None:
             audio_roots=parse_audio_roots(args.audio_root),
             check_audio=not args.no_audio_check,
             max_missing=args.max_missing,
+            missing_sources=args.missing_source,
             tokenizer=args.tokenizer,
             cutoff=args.cutoff,
         )

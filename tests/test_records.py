@@ -177,6 +177,34 @@ def test_too_little_audio_is_an_error_with_a_table(clips, tmp_path):
         write_records(some_records(), tmp_path / "out")
 
 
+def test_a_source_without_audio_is_an_error_though_it_is_small(clips, tmp_path):
+    """Two in a hundred of all, but all of one of its sources, whose folder was misspelt."""
+    there = [record("/there/a.wav")] * 4900
+    lost = [record(f"/other/clotho/{index}.wav", source="clotho") for index in range(100)]
+    roots = [("/there", str(clips)), ("/other/cloto", str(clips))]
+    assert (clips / "a.wav").is_file()
+    with pytest.raises(
+        ValueError, match=r"^100 of 100 records of clotho have no audio file, more than max_missing=5\.0%"
+    ) as error:
+        write_records(there + lost, tmp_path / "out", roots)
+    told = str(error.value)
+    assert "'/other/clotho/0.wav', for one, was looked for as it is, for no --audio-root fits it." in told
+    assert f"No record's path lies in the folder of --audio-root /other/cloto={clips}." in told
+    with pytest.raises(ValueError, match=rf"'/other/clotho/0\.wav', for one, was looked for as '{clips}/0\.wav'\."):
+        write_records(there + lost, tmp_path / "out", [roots[0], ("/other/clotho", str(clips))])
+    summary = write_records(there + lost, tmp_path / "out", roots, missing_sources=["clotho"])
+    assert (summary["rows"], summary["missing"]) == (4900, 100)
+    with pytest.raises(ValueError, match="100 of 100 records have no audio"):  # not even then
+        write_records(lost, tmp_path / "b", roots, missing_sources=["clotho"])
+    few = write_records(there + lost[:99], tmp_path / "few", roots)  # of so few nothing is judged alone
+    assert few["missing"] == 99
+
+
+def test_a_folder_of_audio_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match=r"--audio-root: /there=/nowhere: there is no folder '/nowhere'; correct it"):
+        write_records(killed(0), tmp_path, [("/there", "/nowhere")])
+
+
 def test_the_largest_share_that_may_be_missing_is_allowed(tmp_path):
     """29 of 100, where 0.29 * 100 is less than 29; and one more."""
     there = [record(None)] * 71
@@ -385,7 +413,7 @@ def test_a_whole_folder_is_used_again(tmp_path):
     for different in (
         {"fingerprint": "y"},
         {"fingerprint": None},
-        {"fingerprint": "x", "audio_roots": [("a", "b")]},
+        {"fingerprint": "x", "audio_roots": [("a", str(CLIPS))]},
         {"fingerprint": "x", "check_audio": False},
     ):
         with pytest.raises(Killed):

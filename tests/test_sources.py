@@ -342,6 +342,9 @@ def test_an_error_names_the_data_source(published):
     recipe = toy(published, "empty.json", format="openaqa")
     with pytest.raises(ValueError, match=r"data\.mix: .*empty\.json.*"):
         prepare_data(recipe, published / "run", ["mix"])
+    with pytest.raises(ValueError, match=r"--audio-root: /there=/nowhere: there is no folder"):
+        recipe = toy(published, "openaqa.json", "audio_roots=['/there=/nowhere']", format="openaqa")
+        prepare_data(recipe, published / "run", ["mix"])
     with pytest.raises(ValueError, match=r"got 'nothing', expected FROM=TO"):
         prepare_data(toy(published, "lines", "audio_roots=[nothing]"), published / "run", ["mix"])
 
