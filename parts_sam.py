@@ -228,34 +228,43 @@ def check_steps(stage: Stage, steps: int) -> None:
         )
 
 
-# Pairs a second of one NVIDIA H100 by micro-batch, for (size, rank of LoRA, whether the encoder is trained), with
-# connector (a) and text cut at 108 tokens: BENCHMARKS.md.
+# Pairs a second of one NVIDIA H100 by micro-batch, for (size, rank of LoRA), the encoder trained, connector (a) and text cut
+# at 108 tokens: BENCHMARKS.md.
 MEASURED = {
-    ("130m", 8, True): {8: 39.4, 32: 147.9, 64: 349.4, 128: 472.5},
-    ("780m", 8, True): {8: 28.1, 32: 109.0, 64: 201.0},
-    ("2.7b", 8, True): {8: 21.5, 16: 44.7, 32: 88.3, 64: 104.0},
-    ("130m", 256, True): {8: 53.9, 32: 195.8, 64: 373.6, 128: 473.9},
-    ("780m", 256, True): {8: 31.4, 32: 114.6, 64: 196.5},
-    ("2.7b", 256, True): {8: 18.2, 16: 43.2, 32: 86.5, 64: 102.0},
+    ("130m", 8): {8: 39.4, 32: 147.9, 64: 349.4, 128: 472.5},
+    ("780m", 8): {8: 28.1, 32: 109.0, 64: 201.0},
+    ("2.7b", 8): {8: 21.5, 16: 44.7, 32: 88.3, 64: 104.0},
+    ("130m", 256): {8: 53.9, 32: 195.8, 64: 373.6, 128: 473.9},
+    ("780m", 256): {8: 31.4, 32: 114.6, 64: 196.5},
+    ("2.7b", 256): {8: 18.2, 16: 43.2, 32: 86.5, 64: 102.0},
 }
-MEASURED_CUTOFF = 108
+MEASURED_POSITIONS = 64 + 108
 
 
-def measured_speed(recipe: Recipe, stage: Stage) -> float | None:
-    """Pairs a second that one H100 would train in a stage, by what was measured; `None` where nothing like it was.
+def measured_speed(recipe: Recipe, stage: Stage, num_audio_slots: int) -> float | None:
+    """Pairs a second that one H100 would train in a stage, at least, by what was measured; `None` where nothing like it
+    was.
 
-    Small micro-batches take as long as larger ones, for Python launches no faster: below the smallest that was
-    measured the speed falls in proportion.
+    What a frozen part saves is not counted. A pair of more positions than the measured ones counts as so many pairs as it
+    has times their number, which is too much for the encoder's share. Small micro-batches take as long as larger ones, for
+    Python launches no faster: below the smallest that was measured the speed falls in proportion.
     """
-    speeds = MEASURED.get((recipe.size or "", recipe.lora_rank, recipe.joint_encoder))
-    plain = recipe.connector in (None, "concatenation") and recipe.pack_to is None and not recipe.recompute
-    plain &= recipe.precision == "bf16"
-    if speeds is None or not plain or stage.text_cutoff is None or stage.text_cutoff > MEASURED_CUTOFF:
+    speeds = MEASURED.get((recipe.size or "", recipe.lora_rank))
+    plain = recipe.pack_to is None and not recipe.recompute and recipe.precision == "bf16"
+    if speeds is None or not plain or stage.text_cutoff is None:
         return None
-    sizes, size = sorted(speeds), stage.micro_batch_size
-    if size <= sizes[0]:
-        return speeds[sizes[0]] * size / sizes[0]
-    return float(np.interp(size, sizes, [speeds[each] for each in sizes]))
+    longer = max((num_audio_slots + stage.text_cutoff) / MEASURED_POSITIONS, 1.0)
+    sizes, size = sorted(speeds), stage.micro_batch_size * longer
+    speed = speeds[sizes[0]] * size / sizes[0]
+    if size > sizes[0]:
+        speed = float(np.interp(size, sizes, [speeds[each] for each in sizes]))
+    return speed / longer
+
+
+def is_measured(recipe: Recipe, stage: Stage, num_audio_slots: int) -> bool:
+    """Whether [`measured_speed`] is of such a stage, and not reckoned from another."""
+    is_short = stage.text_cutoff is not None and num_audio_slots + stage.text_cutoff <= MEASURED_POSITIONS
+    return is_short and "encoder" in stage.trains and "lora" in stage.trains
 
 
 def plan(
@@ -272,8 +281,8 @@ def plan(
     Returns:
         For each stage: `stage`, `name`, `trained` (parameters by part), `parameters` (of all), `rows`, `steps`,
         `tokens` (audio slots and text, with the cutoff as its length where the data is not there) and `hours`; `None`
-        where it cannot be known. `rows_from` says where the count comes from, `pairs_per_second` and
-        `micro_batch_size` of what the hours are.
+        where it cannot be known. `rows_from` says where the count comes from, `pairs_per_second`, `micro_batch_size` and
+        `is_measured` of what the hours are.
 
     Raises:
         ValueError: The recipe has no such stage; a stage has fewer steps than its warm-up or `hand_over_step`, or a
@@ -298,7 +307,8 @@ def plan(
         accumulation(each, 1)
         if steps is not None:
             check_steps(each, steps)
-        speed = measured_speed(recipe, each) if pairs_per_second is None else pairs_per_second
+        slots = config.num_audio_slots
+        speed = measured_speed(recipe, each, slots) if pairs_per_second is None else pairs_per_second
         pairs = each.epochs * sum(counts) if known else None
         hours = None if each.max_seconds is None else each.max_seconds / 3600
         if pairs is not None and speed is not None:
@@ -317,6 +327,7 @@ def plan(
                 "hours": hours,
                 "micro_batch_size": each.micro_batch_size,
                 "pairs_per_second": None if pairs is None else speed,
+                "is_measured": pairs_per_second is not None or is_measured(recipe, each, slots),
             }
         )
     return stages
@@ -332,14 +343,26 @@ def plan_text(stages: Sequence[dict[str, Any]]) -> str:
         tokens = "unknown" if stage["tokens"] is None else f"{stage['tokens']:.3g}"
         hours = "unknown" if stage["hours"] is None else f"{stage['hours']:.1f}"
         lines.append(f"{stage['stage']:<6} {trained:<48} {count:>10} {steps:>10} {tokens:>9} {hours:>8}")
-        lines.append(f"       {stage['name']}; rows {stage['rows_from']}")
+        speed = "" if stage["pairs_per_second"] is None else f" at {stage['pairs_per_second']:.3g} pairs/s"
+        if speed and not stage["is_measured"]:
+            speed += " (reckoned)"
+        lines.append(
+            f"       {stage['name']}; rows {stage['rows_from']}; micro-batches of {stage['micro_batch_size']}{speed}"
+        )
     lines.append(f"of {stages[0]['parameters'] / 1e6:.2f} million parameters without the adapters")
-    for speed, size in dict.fromkeys((stage["pairs_per_second"], stage["micro_batch_size"]) for stage in stages):
-        if speed is not None:
-            lines.append(
-                f"hours of training at {speed:.3g} pairs/s in micro-batches of {size}, at most (larger ones are faster, "
-                "where they fit); loading, saving and evaluation come on top"
-            )
+    known = [stage["hours"] for stage in stages if stage["hours"] is not None]
+    if len(known) == len(stages):
+        lines.append(f"{sum(known):.1f} hours in all")
+    if any(stage["pairs_per_second"] is not None for stage in stages):
+        lines.append(
+            "hours: of training on one H100, at most; larger micro-batches are faster, where they fit; loading, saving and "
+            "evaluation come on top"
+        )
+    if any(stage["pairs_per_second"] is not None and not stage["is_measured"] for stage in stages):
+        lines.append(
+            f"reckoned: from stages that train connector, encoder and LoRA on up to {MEASURED_POSITIONS} positions; what a "
+            "frozen part saves is not counted"
+        )
     if any(stage["hours"] is None and stage["steps"] is not None for stage in stages):
         lines.append("unknown hours: nothing like it was measured; measure it, and give --pairs-per-second")
     return "\n".join(lines)

@@ -287,7 +287,8 @@ def coverage_table(summary: dict[str, Any]) -> str:
         lines += ["", left_out_line(collection, read)]
         for name, published in PUBLISHED_COUNTS.get(collection, {}).items():
             what = collection if name == "records" else f"{collection} {name}"
-            lines.append(f"{what}: {read.get(name, 0):,} read, {published:,} published")
+            if read.get(name):  # a file of closed questions has no open ones
+                lines.append(f"{what}: {read[name]:,} read, {published:,} published")
     return "\n".join(lines)
 
 

@@ -389,21 +389,34 @@ def test_a_number_of_rows_may_be_written_short(noises):
 
 
 def test_hours_are_of_what_was_measured():
-    def hours(name, *overrides):
+    def speeds(name, *overrides):
         values = ["model=nowhere/at-all", "data.classification.rows=1000000", *overrides]
-        stages = plan(load_recipe(RECIPES / f"{name}.yaml", values))
-        return [None if stage["hours"] is None else stage["rows"] / 3600 / stage["hours"] for stage in stages]
+        recipe = load_recipe(RECIPES / f"{name}.yaml", values)
+        stages = plan(recipe)
+        for stage, settings in zip(stages, recipe.stages):
+            if stage["hours"] is not None:
+                pairs = stage["rows"] * settings.epochs
+                assert stage["hours"] == pytest.approx(pairs / stage["pairs_per_second"] / 3600)
+        return [stage["pairs_per_second"] for stage in stages], [stage["is_measured"] for stage in stages]
 
-    assert hours("E6", "micro_batch_size=64")[2:] == pytest.approx([102, 102])
-    assert hours("E6", "micro_batch_size=128")[2:] == pytest.approx([102, 102])
-    assert hours("E1", "micro_batch_size=128")[2:] == pytest.approx([472.5] * 2)
-    assert hours("E6")[2:] == pytest.approx([18.2] * 2)
-    assert hours("E6", "micro_batch_size=4")[2:] == pytest.approx([9.1] * 2)  # which take as long as of 8
-    assert hours("E6", "micro_batch_size=32", "stages.4.micro_batch_size=64")[2:] == pytest.approx([86.5, 102])
-    assert hours("E18")[3] is None  # a cutoff of 256
-    assert hours("E6", "precision=fp32") == [None] * 4
-    for other in ("E9", "E14"):  # frozen encoder, connector
-        assert hours(other) == [None] * 4
-    assert hours("E6", "recompute=true") == [None] * 4
-    text = plan_text(plan(load_recipe(RECIPES / "E9.yaml", ["model=nowhere/at-all"])))
-    assert "unknown hours: nothing like it was measured" in text
+    measured = [False, True, True, True]  # none of the first stage, which trains the connector alone
+    assert speeds("E6", "micro_batch_size=64") == ([102] * 4, measured)
+    assert speeds("E6", "micro_batch_size=128")[0] == [102] * 4
+    assert speeds("E1", "micro_batch_size=128")[0] == [472.5] * 4
+    assert speeds("E6")[0] == [18.2] * 4
+    assert speeds("E6", "micro_batch_size=4")[0] == [9.1] * 4  # which take as long as of 8
+    assert speeds("E6", "micro_batch_size=32", "stages.4.micro_batch_size=64")[0] == [86.5] * 3 + [102]
+    assert speeds("E9", "micro_batch_size=64") == ([102] * 4, [False] * 4)  # a frozen encoder is not slower
+    # 64 + 256 positions count as 320 / 172 pairs, and so do 576 + 108 as 684 / 172
+    found, known = speeds("E18", "micro_batch_size=64", "stages.4.micro_batch_size=64")
+    assert found == pytest.approx([102, 102, 102, 102 * 172 / 320]) and known == [False, True, True, False]
+    found, known = speeds("E14", "micro_batch_size=4")
+    equal = 4 * 684 / 172  # between 8 and 16
+    speed = 18.2 + (43.2 - 18.2) * (equal - 8) / 8
+    assert found == pytest.approx([speed * 172 / 684] * 4) and known == [False] * 4
+    for override in ("recompute=true", "precision=fp32"):
+        assert speeds("E6", override)[0] == [None] * 4
+    text = plan_text(plan(load_recipe(RECIPES / "E6.yaml", ["model=nowhere/at-all", "recompute=true"])))
+    assert "unknown hours: nothing like it was measured" in text and "in all" not in text
+    text = plan_text(plan(load_recipe(RECIPES / "E6.yaml", ["model=nowhere/at-all"])))
+    assert "micro-batches of 8 at 18.2 pairs/s (reckoned)\n" in text and "205.7 hours in all" in text
