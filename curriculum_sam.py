@@ -4,7 +4,8 @@ An output folder holds `recipe.yaml`, `inputs.json` (which weights and rows it i
 files), and for each stage `stage-N/` with
 
     checkpoint-K/     for resuming; gone when the stage is finished, unless the recipe keeps them
-    adapter/          LoRA and the modules trained beside it, float32: what the next stage begins with
+    adapter/          LoRA and the modules trained beside it, float32: what the next stage begins with. It can be pushed as it
+                      lies, where the recipe's model is a Hub id or has a `base_id`
                       (`weights/`, the whole model, where there is no LoRA)
     last/             the whole model after the last step, adapters merged: loads alone
     best/             the same of the lowest evaluation loss, where the recipe has validation data
@@ -37,9 +38,11 @@ from transformers.utils import is_flash_attn_2_available
 
 from augmentation_sam import AugmentLogMel
 from batches_sam import RecordBatches
+from configuration_sam import write_model_card
 from modeling_sam import SamAudioModel, SamForConditionalGeneration
 from parts_sam import (
     accumulation,
+    adapter_card,
     check_steps,
     choose_trainable,
     encoder_folder,
@@ -178,9 +181,16 @@ class StageTrainer(SamTrainer):
     """[`SamTrainer`] that keeps frozen what its stage does not train when it resumes, and gives the encoder its own
     learning rate where it has one."""
 
-    def __init__(self, *args, trains: Sequence[str], encoder_learning_rate: float | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        trains: Sequence[str],
+        encoder_learning_rate: float | None = None,
+        card: str | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
-        self.trains = trains
+        self.trains, self.card = trains, card
         self.encoder_learning_rate = encoder_learning_rate
         self.begin = time.monotonic()
 
@@ -226,6 +236,9 @@ class StageTrainer(SamTrainer):
         self.save_model(str(partial))
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
+            (partial / "training_args.bin").unlink(missing_ok=True)  # pickled, and of this machine
+            if self.card is not None:
+                (partial / "README.md").write_text(self.card, encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(partial, folder)
 
@@ -380,6 +393,7 @@ def stage_trainer(recipe: Recipe, stage: Stage, output: Path, sources: dict[str,
         data_collator=SamDataCollator(processor, train_on_prompt=recipe.train_on_prompt),
         processing_class=processor,
         encoder_learning_rate=stage.encoder_learning_rate,
+        card=adapter_card(recipe) if recipe.lora_rank else None,
         augment=None if stage.augment == "none" else AugmentLogMel(extractor.mean, extractor.std, **changes),
         max_seconds=stage.max_seconds,
     )
@@ -403,6 +417,7 @@ def _keep(recipe, stage, folder, handed, sources, processor, summary) -> None:
         with _written(folder / name) as partial:
             model.save_pretrained(partial)
             processor.save_pretrained(partial)
+            write_model_card(model.config, partial, name=recipe.name)  # not the partial folder's
     if recipe.validation is not None and recipe.generated_rows:
         rows = first_rows(sources[DRAWN], recipe.generated_rows)
         model = SamForConditionalGeneration.from_pretrained(folder / final, dtype="auto").to(processes().device)

@@ -135,6 +135,46 @@ def with_adapters(model: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
     return model
 
 
+ADAPTER_CARD = """---
+library_name: peft
+pipeline_tag: audio-text-to-text
+{metadata}tags:
+- audio
+- mamba2
+- lora
+---
+
+# Adapter of {base}
+
+LoRA of rank {rank} on every `in_proj` and `out_proj` of SAM's language model, with {beside}, in float32; the recipe was
+{recipe}.
+
+```python
+import sam_alm
+from peft import PeftModel
+from transformers import AutoModel, AutoProcessor
+
+base = AutoModel.from_pretrained("{base}", dtype="auto")
+model = PeftModel.from_pretrained(base, "THIS_REPOSITORY")
+processor = AutoProcessor.from_pretrained("{base}")
+```
+"""
+
+
+def adapter_card(recipe: Recipe) -> str:
+    """A model card for a recipe's adapter, in which only a Hub id counts as a base model."""
+    has_encoder = recipe.joint_encoder or recipe.encoder_from is not None
+    is_id = recipe.base_id is not None or not Path(recipe.model).expanduser().exists()
+    base = recipe.base_id or recipe.model
+    return ADAPTER_CARD.format(
+        metadata=f"base_model: {base}\n" if is_id else "",
+        base=base if is_id else "THE_BASE",
+        rank=recipe.lora_rank,
+        beside="the connector and the encoder" if has_encoder else "the connector",
+        recipe=recipe.name,
+    )
+
+
 def part_of(name: str, adapted: bool) -> str | None:
     """Which of [`PARTS`] a parameter belongs to by its name; `None` for what no stage can train."""
     if ".lora_" in name:
@@ -369,6 +409,7 @@ def plan_text(stages: Sequence[dict[str, Any]]) -> str:
 
 
 __all__ = [
+    "adapter_card",
     "choose_trainable",
     "encoder_folder",
     "load_base",

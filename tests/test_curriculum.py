@@ -15,6 +15,8 @@ import pytest
 import soundfile
 import torch
 import yaml
+from huggingface_hub import ModelCard
+from loopback_hub import LoopbackHub
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny import NOTHING_OPEN, tiny_config, tiny_inputs, tiny_model, tiny_processor
@@ -379,7 +381,9 @@ def test_a_plan_counts_what_the_papers_sizes_have():
     assert stages[0]["trained"]["connector"] == 6144 * 2560 + 2560 + 2560 * 2560 + 2560
     assert stages[3]["tokens"] == 5_681_708 * (64 + 108)
     assert stages[3]["hours"] == pytest.approx(5_681_708 / 80 / 3600)
-    text = plan_text(plan(load_recipe(RECIPES / "E10.yaml", ["model=nowhere/at-all", "data.classification.rows=null"])))
+    text = plan_text(
+        plan(load_recipe(RECIPES / "E10.yaml", ["model=nowhere/at-all", "data.classification.rows=null"]))
+    )
     assert "unknown" in text and "lora 39.47" in text
     with pytest.raises(ValueError, match="stage: got 77, the recipe E6 has 1, 2, 3, 4"):
         plan(recipe, stage=77)
@@ -740,6 +744,47 @@ def test_a_frozen_encoder_of_another_run(world, straight, tmp_path):
         encoder_folder(toy(world, *FROZEN, f"encoder_from={unfinished}"))
     original = tensors(world / "model")
     assert not all(torch.equal(original[f"model.audio_tower.{name}"], value) for name, value in donor.items())
+
+
+PUSH_ADAPTER = """
+import json, sys
+root, base, adapter = sys.argv[1:]
+sys.path[:0] = [root, root + "/tests"]
+import sam_alm, torch
+from huggingface_hub import HfApi
+from peft import PeftModel
+from tiny import tiny_inputs
+from transformers import AutoModel
+
+AutoModel.from_pretrained(base).push_to_hub("acme/base")
+HfApi().create_repo("acme/adapter")
+HfApi().upload_folder(repo_id="acme/adapter", folder_path=adapter)
+named = json.load(open(adapter + "/adapter_config.json"))["base_model_name_or_path"]
+together = PeftModel.from_pretrained(AutoModel.from_pretrained(named), "acme/adapter").eval()
+last = AutoModel.from_pretrained(adapter + "/../last").eval()
+with torch.no_grad():
+    print("\\n" + json.dumps([named, (together(**tiny_inputs()).logits - last(**tiny_inputs()).logits).abs().max().item()]))
+"""
+
+
+def test_an_adapter_is_pushed_as_it_lies(world, tmp_path):
+    run_recipe(toy(world, "base_id=acme/base"), tmp_path, stage=1)
+    adapter = tmp_path / "stage-1" / "adapter"
+    card = ModelCard.load(adapter / "README.md")
+    assert card.data.base_model == "acme/base" and 'from_pretrained("acme/base", dtype="auto")' in card.text
+    assert "\n# toy\n" in (adapter.parent / "last" / "README.md").read_text()
+    assert "the connector and the encoder" in card.text and not (adapter / "training_args.bin").exists()
+    with LoopbackHub() as hub:
+        done = subprocess.run(
+            [sys.executable, "-c", PUSH_ADAPTER, ROOT, world / "model", adapter],
+            env=hub.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    named, difference = json.loads(done.stdout.splitlines()[-1])
+    assert named == "acme/base" and difference < 0.05
 
 
 def test_published_files_are_converted_with_their_audio_found(world, tmp_path, capsys):
