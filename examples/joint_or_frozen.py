@@ -64,13 +64,13 @@ def run(args: argparse.Namespace, encoder: str, rank: int, seed: int) -> dict:
         where += ["--fold", str(args.fold), "--batch-size", "128", "--output", str(score)]
         call(folder / "log.txt", str(EXAMPLES / "evaluate.py"), "esc50", *where)
     result = json.loads(score.read_text())
-    steps = json.loads((folder / "stage-2" / "finished.json").read_text())["steps"]
+    finished = json.loads((folder / "stage-2" / "finished.json").read_text())
     return {
         "encoder": encoder,
         "rank": rank,
         "seed": seed,
-        "steps": steps,
-        **{k: result[k] for k in ("value", "count")},
+        **{key: finished[key] for key in ("steps", "seconds")},
+        **{key: result[key] for key in ("value", "count")},
     }
 
 

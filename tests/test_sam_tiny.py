@@ -220,7 +220,7 @@ def test_the_comparison_runs_every_combination_and_counts(run, tmp_path, monkeyp
             output.write_text(json.dumps({"value": value, "count": 50}))
         elif "--stage" not in command:
             (output / "stage-2").mkdir(parents=True)
-            (output / "stage-2" / "finished.json").write_text('{"steps": 9}')
+            (output / "stage-2" / "finished.json").write_text('{"steps": 9, "seconds": 7.5}')
 
     monkeypatch.setattr(compare, "call", call)
     output = tmp_path / "result.json"
@@ -233,7 +233,7 @@ def test_the_comparison_runs_every_combination_and_counts(run, tmp_path, monkeyp
         for encoder, mean in (("frozen", 0.32), ("joint", 0.52))
         for rank in (2, 4)
     }
-    assert len(result["runs"]) == 12 and all(each["steps"] == 9 for each in result["runs"])
+    assert len(result["runs"]) == 12 and all((each["steps"], each["seconds"]) == (9, 7.5) for each in result["runs"])
     trainings = [command for command in calls if command[0].endswith("train.py")]
     assert len(trainings) == 13 and "--stage" in trainings[0]
     frozen = [command for command in trainings if "joint_encoder=false" in command]
