@@ -4,7 +4,8 @@ An output folder holds `recipe.yaml`, `inputs.json` (which weights and rows it i
 files), and for each stage `stage-N/` with
 
     checkpoint-K/     for resuming; gone when the stage is finished, unless the recipe keeps them
-    adapter/          LoRA and the modules trained beside it, float32: what the next stage begins with. It can be pushed as it
+    adapter/          LoRA and the modules trained beside it, float32, or an encoder taken from another run, as the base is:
+                      what the next stage begins with. It can be pushed as it
                       lies, where the recipe's model is a Hub id or has a `base_id`
                       (`weights/`, the whole model, where there is no LoRA)
     last/             the whole model after the last step, adapters merged: loads alone
@@ -13,7 +14,7 @@ files), and for each stage `stage-N/` with
     encoder/          the encoder that was handed on, in bf16: loads with [`SamAudioModel`]
     samples.json      generated answers to validation questions
     trainer_state.json, runs/   losses; TensorBoard's curves
-    finished.json     steps, their mean loss as far as logged, seconds, and what was read of each source (seen, broken,
+    finished.json     steps, their mean loss, seconds, and what was read of each source (seen, broken,
                       ...), whether or not the stage was resumed; written last
 """
 
@@ -187,10 +188,11 @@ class StageTrainer(SamTrainer):
         trains: Sequence[str],
         encoder_learning_rate: float | None = None,
         card: str | None = None,
+        base_id: str | None = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.trains, self.card = trains, card
+        self.trains, self.card, self.base_id = trains, card, base_id
         self.encoder_learning_rate = encoder_learning_rate
         self.begin = time.monotonic()
 
@@ -239,6 +241,9 @@ class StageTrainer(SamTrainer):
             (partial / "training_args.bin").unlink(missing_ok=True)  # pickled, and of this machine
             if self.card is not None:
                 (partial / "README.md").write_text(self.card, encoding="utf-8")
+            if self.base_id is not None:  # only here: before each save peft asks the Hub about an id
+                named = json.loads((partial / "adapter_config.json").read_text(encoding="utf-8"))
+                write_json({**named, "base_model_name_or_path": self.base_id}, partial / "adapter_config.json")
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(partial, folder)
 
@@ -258,6 +263,7 @@ class StageCallback(TrainerCallback):
         if state.global_step == self.stage.hand_over_step:
             self.trainer.save_weights(self.handed)
         if control.should_training_stop:
+            control.should_log = True  # also of the last steps, however few
             control.should_save = True
             control.should_evaluate = args.eval_strategy != "no"
 
@@ -394,6 +400,7 @@ def stage_trainer(recipe: Recipe, stage: Stage, output: Path, sources: dict[str,
         processing_class=processor,
         encoder_learning_rate=stage.encoder_learning_rate,
         card=adapter_card(recipe) if recipe.lora_rank else None,
+        base_id=recipe.base_id if recipe.lora_rank else None,
         augment=None if stage.augment == "none" else AugmentLogMel(extractor.mean, extractor.std, **changes),
         max_seconds=stage.max_seconds,
     )

@@ -15,7 +15,7 @@ import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -394,16 +394,21 @@ def build_openreasonaqa(
 
     if (found := there()) is not None:
         return found
-    mix = OpenReasonAQA(openaqa, reasonaqa, **options)
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder, name=".building"):
-        if (found := there()) is not None:  # another process has drawn it meanwhile
-            return found
-        report.unlink(missing_ok=True)  # so that no summary stands beside another report
-        for path in folder.glob(f"{TEMPORARY}*"):
-            shutil.rmtree(path)
-        write_records(mix.records(folder), folder, check_audio=False, fingerprint=fingerprint)
-        write_json(mix.report, report)
+    try:
+        with locked(folder, name=".building"):
+            if (found := there()) is not None:  # another process has drawn it meanwhile
+                return found
+            mix = OpenReasonAQA(openaqa, reasonaqa, **options)
+            report.unlink(missing_ok=True)  # so that no summary stands beside another report
+            for path in folder.glob(f"{TEMPORARY}*"):
+                shutil.rmtree(path)
+            write_records(mix.records(folder), folder, check_audio=False, fingerprint=fingerprint)
+            write_json(mix.report, report)
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()  # where it was made for nothing
+        raise
     return mix.report
 
 

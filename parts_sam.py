@@ -124,11 +124,9 @@ def with_adapters(model: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
         has_encoder = recipe.joint_encoder or recipe.encoder_from is not None
         modules = ["connector", "audio_tower"] if has_encoder else ["connector"]
         model = get_peft_model(model, lora_config(recipe.lora_rank, modules, recipe.lora_dropout))
-        name = recipe.base_id or recipe.model  # a folder by its whole path, which never looks like a Hub id
-        is_folder = recipe.base_id is None and Path(name).expanduser().is_dir()
-        model.peft_config["default"].base_model_name_or_path = (
-            str(Path(name).expanduser().resolve()) if is_folder else name
-        )
+        folder = Path(recipe.model).expanduser()
+        if folder.is_dir():  # by its whole path, which never looks like a Hub id
+            model.peft_config["default"].base_model_name_or_path = str(folder.resolve())
         parts = ["connector", "lora", *(["encoder"] if recipe.joint_encoder else [])]
     choose_trainable(model, parts)
     upcast_trainable(model)
@@ -146,8 +144,7 @@ pipeline_tag: audio-text-to-text
 
 # Adapter of {base}
 
-LoRA of rank {rank} on every `in_proj` and `out_proj` of SAM's language model, with {beside}, in float32; the recipe was
-{recipe}.
+LoRA of rank {rank} on every `in_proj` and `out_proj` of SAM's language model, with {beside}; the recipe was {recipe}.
 
 ```python
 import sam_alm
@@ -163,14 +160,15 @@ processor = AutoProcessor.from_pretrained("{base}")
 
 def adapter_card(recipe: Recipe) -> str:
     """A model card for a recipe's adapter, in which only a Hub id counts as a base model."""
-    has_encoder = recipe.joint_encoder or recipe.encoder_from is not None
+    encoder = " and the frozen encoder of another run" if recipe.encoder_from is not None else ""
+    encoder = " and the encoder" if recipe.joint_encoder else encoder
     is_id = recipe.base_id is not None or not Path(recipe.model).expanduser().exists()
     base = recipe.base_id or recipe.model
     return ADAPTER_CARD.format(
         metadata=f"base_model: {base}\n" if is_id else "",
         base=base if is_id else "THE_BASE",
         rank=recipe.lora_rank,
-        beside="the connector and the encoder" if has_encoder else "the connector",
+        beside="the connector" + encoder,
         recipe=recipe.name,
     )
 
@@ -206,6 +204,9 @@ def load_weights(model: torch.nn.Module, folder: Path) -> None:
     tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
     expected = get_peft_model_state_dict(model) if adapted else model.state_dict()
     expected = {name: tensor for name, tensor in expected.items() if adapted or name != "lm_head.weight"}
+    learns = any(p.requires_grad for name, p in model.named_parameters() if part_of(name, adapted) == "encoder")
+    if adapted and not learns:  # frozen, it is there already, and adapters once came without it
+        tensors = {**{name: tensor for name, tensor in expected.items() if ".audio_tower." in name}, **tensors}
     wrong = sorted(
         name
         for name in {*expected, *tensors} - {"lm_head.weight"}
@@ -304,7 +305,8 @@ def measured_speed(recipe: Recipe, stage: Stage, num_audio_slots: int) -> float 
 def is_measured(recipe: Recipe, stage: Stage, num_audio_slots: int) -> bool:
     """Whether [`measured_speed`] is of such a stage, and not reckoned from another."""
     is_short = stage.text_cutoff is not None and num_audio_slots + stage.text_cutoff <= MEASURED_POSITIONS
-    return is_short and "encoder" in stage.trains and "lora" in stage.trains
+    is_same = is_short and recipe.encoder_attention == "flash_attention_2"
+    return is_same and "encoder" in stage.trains and "lora" in stage.trains
 
 
 def plan(
@@ -321,8 +323,8 @@ def plan(
     Returns:
         For each stage: `stage`, `name`, `trained` (parameters by part), `parameters` (of all), `rows`, `steps`,
         `tokens` (audio slots and text, with the cutoff as its length where the data is not there) and `hours`; `None`
-        where it cannot be known. `rows_from` says where the count comes from, `pairs_per_second`, `micro_batch_size` and
-        `is_measured` of what the hours are.
+        where it cannot be known. `rows_from` says where the count comes from, `pairs_per_second`, `micro_batch_size`,
+        `is_given` and `is_measured` of what the hours are.
 
     Raises:
         ValueError: The recipe has no such stage; a stage has fewer steps than its warm-up or `hand_over_step`, or a
@@ -367,6 +369,7 @@ def plan(
                 "hours": hours,
                 "micro_batch_size": each.micro_batch_size,
                 "pairs_per_second": None if pairs is None else speed,
+                "is_given": pairs_per_second is not None,
                 "is_measured": pairs_per_second is not None or is_measured(recipe, each, slots),
             }
         )
@@ -393,7 +396,9 @@ def plan_text(stages: Sequence[dict[str, Any]]) -> str:
     known = [stage["hours"] for stage in stages if stage["hours"] is not None]
     if len(known) == len(stages):
         lines.append(f"{sum(known):.1f} hours in all")
-    if any(stage["pairs_per_second"] is not None for stage in stages):
+    if any(stage["is_given"] for stage in stages):
+        lines.append("hours: of training at the speed that was given; loading, saving and evaluation come on top")
+    elif any(stage["pairs_per_second"] is not None for stage in stages):
         lines.append(
             "hours: of training on one H100, at most; larger micro-batches are faster, where they fit; loading, saving and "
             "evaluation come on top"

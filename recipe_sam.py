@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from configuration_sam import CONNECTORS, LANGUAGE_MODEL_SIZES
 from published_sam import CAPTION_RULES, READINGS
@@ -52,7 +53,7 @@ NOT_NEGATIVE = ("lora_rank", "warmup_steps", "weight_decay", "num_workers", "eva
 SHARES = ("closed_prefix", "max_missing", "max_broken")
 BELOW_ONE = ("lora_dropout", "adam_beta2")
 PUBLISHED = ("openaqa", "reasonaqa", "openreasonaqa")  # formats that are converted when a run begins
-# What may differ when a run goes on: where things are, whose content `claim_inputs` compares, and how fast the same steps
+# What may differ when a run goes on: where things are, whose rows `claim_inputs` compares, and how fast the same steps
 # are computed: to rounding, and with other random numbers for dropout.
 FREE_KEYS = ("micro_batch_size", "num_workers", "recompute", "data_root", "audio_roots", "records", "base_id")
 
@@ -307,6 +308,7 @@ def claim(recipe: Recipe, output: Path, write: bool = True) -> None:
         differ = [key for key in {**there, **values} if there.get(key, "absent") != values.get(key, "absent")]
         differ = [key for key in differ if key.rsplit(".", 1)[-1] not in FREE_KEYS]
         differ = [key for key in differ if key in there or not _is_default(key, values[key])]
+        differ = [key for key in differ if not _is_planning(key, recipe)]
         if differ:
             listed = "; ".join(f"{key}: {there.get(key)!r} there, {values.get(key)!r} now" for key in differ)
             raise ValueError(f"output: {output} was begun with another recipe ({listed}); choose another folder.")
@@ -316,6 +318,11 @@ def claim(recipe: Recipe, output: Path, write: bool = True) -> None:
     partial = output / ".recipe.yaml.partial"
     partial.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
     os.replace(partial, path)
+
+
+def _is_planning(key: str, recipe: Recipe) -> bool:
+    """Whether a key only says how many rows a data source should have."""
+    return any(key == f"data.{name}.rows" and each.format != "openreasonaqa" for name, each in recipe.data.items())
 
 
 def _is_default(key: str, value: Any) -> bool:
@@ -562,6 +569,11 @@ def _problems(recipe: Recipe) -> Iterable[tuple[str, str]]:
             )
         if recipe.cache_features and stage.weights is not None:
             yield f"{where}.weights", "expected none with cache_features; a source named twice comes twice an epoch."
+    if recipe.base_id is not None:
+        try:
+            validate_repo_id(recipe.base_id)
+        except HFValidationError as error:
+            yield "base_id", f"got {recipe.base_id!r}, expected a Hub id: {error}"
     if recipe.cache_features and (recipe.pack_to is not None or recipe.train_on_prompt):
         yield "cache_features", "got true with pack_to or train_on_prompt, expected neither."
 

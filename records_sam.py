@@ -150,7 +150,8 @@ class AudioCoverage:
     """
 
     def __init__(self, audio_roots: Sequence[tuple[str, str]] = (), check_audio: bool = True, num_threads: int = 16):
-        self.audio_roots, self.check_audio, self.num_threads = list(audio_roots), check_audio, num_threads
+        self.audio_roots = [(source, target) for source, target in audio_roots]
+        self.check_audio, self.num_threads = check_audio, num_threads
         if check_audio:
             check_audio_roots(self.audio_roots)
         self.used_roots: set[tuple[str, str]] = set()
@@ -247,17 +248,17 @@ def check_coverage(summary: dict[str, Any], max_missing: float, missing_sources:
         if total and (missing / total > max_missing or summary["rows"] == 0):
             raise ValueError(
                 f"{missing:,} of {total:,} records{what} have no audio file, more than max_missing={max_missing:.1%}. "
-                f"{_lost(summary, what.removeprefix(' of '))}Say with --audio-root FROM=TO where the folders of the "
+                f"{_lost(summary, [what.removeprefix(' of ')] if what else list(sources))}Say with --audio-root FROM=TO where the folders of the "
                 "published paths are here, fetch what is missing, raise max_missing, or name in missing_sources what you "
                 f"do without.\n{coverage_table(summary)}"
             )
 
 
-def _lost(summary: dict[str, Any], source: str) -> str:
+def _lost(summary: dict[str, Any], sources: Sequence[str]) -> str:
     """Sentences on what was looked for where."""
     examples = summary.get("examples", {})  # folders that were written earlier have none
     text = ""
-    for published, here in [examples[source]] if source in examples else list(examples.values())[:1]:
+    for published, here in [examples[name] for name in sources if name in examples][:1]:
         where = "as it is, for no --audio-root fits it" if published == here else f"as {here!r}"
         text = f"{published!r}, for one, was looked for {where}. "
     if unused := summary.get("unused_roots"):

@@ -164,7 +164,7 @@ def _say_coverage(recipe: Recipe, name: str) -> None:
 def _hold_audio(source: Path) -> bool:
     """Whether shards have their clips' bytes, as `datasets` writes them: to look at those would be to read it all.
 
-    By Parquet's footers: where more rows are without bytes than without a path, some have the path alone.
+    By Parquet's footers: rows without bytes may have the path alone, unless no row of theirs has a path.
     """
     is_embedded = False
     for file in find_shards(source)[0]:
@@ -182,7 +182,7 @@ def _hold_audio(source: Path) -> bool:
                 is_embedded = True
                 continue
             without_bytes, without_path = (nulls.get(f"audio.{name}") for name in ("bytes", "path"))
-            if without_bytes is None or (without_bytes and (without_path is None or without_bytes > without_path)):
+            if without_bytes is None or (without_bytes and without_path != group.num_rows):
                 return False
             is_embedded = True
     return is_embedded
@@ -230,18 +230,18 @@ def validation_rows(recipe: Recipe, source: Path | datasets.Dataset) -> datasets
 def claim_inputs(recipe: Recipe, output: Path, sources: dict[str, Path | datasets.Dataset]) -> None:
     """Writes down which weights and rows a run is of (`inputs.json`), or finds the same ones there.
 
-    The texts of all rows, their order and the paths of their clips count. Of folders of records, which are large, it is
-    what their summary says.
+    The texts of all rows, their order and the names of their clips' files count, and not where they lie.
 
     Raises:
         ValueError: A run that goes on would go on with others; the message says with which.
     """
-    found = {f"data.{name}": _rows_hash(source) for name, source in sources.items()}
+    found = {f"rows.{name}": _rows_hash(source) for name, source in sources.items()}  # `data.*` was another hash
     if Path(recipe.model).expanduser().is_dir():  # a Hub's model is named by its id
         found["model"] = checkpoint_hash(Path(recipe.model).expanduser())
     path = output / "inputs.json"
     there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     changed = sorted(key for key, value in found.items() if there.get(key, value) != value)
+    changed = [key.replace("rows.", "data.", 1) for key in changed]  # as the recipe calls them
     if changed:
         raise ValueError(
             f"output: {output} was begun with other contents of {', '.join(changed)}; put back what was there, or "
@@ -252,34 +252,43 @@ def claim_inputs(recipe: Recipe, output: Path, sources: dict[str, Path | dataset
 
 def _rows_hash(source: Path | datasets.Dataset) -> str:
     digest = hashlib.sha256()
-    if _are_shards(source):
-        for file in find_shards(source)[0]:
-            digest.update(json.dumps([file.name, file.stat().st_size]).encode())
-            _add_shard(digest, file)
-    elif isinstance(source, Path):  # the summary counts every source and kind of what was written
-        where = ("fingerprint", "audio_roots", "unused_roots", "examples")  # the same rows may have moved
-        summary = {key: value for key, value in read_summary(source).items() if key not in where}
-        digest.update(json.dumps(summary, sort_keys=True).encode())
-    else:
-        for rows in source.select_columns(["prompt", "answer"]).iter(batch_size=10_000):
-            digest.update(json.dumps(rows, sort_keys=True).encode())
+    for clip, *texts in _rows_to_hash(source):
+        digest.update(json.dumps([os.path.basename(clip) if isinstance(clip, str) else None, *texts]).encode())
     return digest.hexdigest()
 
 
-def _add_shard(digest: Any, file: Path) -> None:
-    """All of a file of JSON lines; the texts and paths of Parquet, but not the clips that it may hold."""
-    if file.suffix != ".parquet":
-        with open(file, "rb") as lines:
-            while block := lines.read(1 << 20):
-                digest.update(block)
+def _rows_to_hash(source: Path | datasets.Dataset) -> Iterator[tuple[Any, ...]]:
+    """Audio's path, prompt, answer and source of every row, without reading the clips that a column may hold."""
+    if not isinstance(source, Path):
+        columns = ["prompt", "answer", *(name for name in ("audio", "source") if _is_text(source, name))]
+        for rows in source.select_columns(columns).iter(batch_size=10_000):
+            yield from _zipped(rows, rows.get("audio"))
         return
-    with parquet.ParquetFile(file) as table:
-        names = [table.schema.column(index).path for index in range(len(table.schema))]
-        names = [name for name in names if name in ("audio", "audio.path", "prompt", "answer", "source")]
-        if "audio" in names and _is_binary(table.schema_arrow.field("audio").type):
-            names.remove("audio")
-        for rows in table.iter_batches(10_000, columns=names):
-            digest.update(json.dumps(rows.to_pydict(), sort_keys=True).encode())
+    for file in find_shards(source)[0]:
+        if file.suffix != ".parquet":
+            with open(file, "rb") as lines:
+                for record in (json.loads(line) for line in lines if line.strip()):
+                    yield audio_file(record["audio"]), record["prompt"], record["answer"], record.get("source")
+            continue
+        with parquet.ParquetFile(file) as table:
+            names = [table.schema.column(index).path for index in range(len(table.schema))]
+            names = [name for name in names if name in ("audio", "audio.path", "prompt", "answer", "source")]
+            if "audio" in names and _is_binary(table.schema_arrow.field("audio").type):
+                names.remove("audio")
+            for batch in table.iter_batches(10_000, columns=names):
+                rows = batch.to_pydict()
+                clips = [clip["path"] if isinstance(clip, dict) else clip for clip in rows.get("audio", [])]
+                yield from _zipped(rows, clips or None)
+
+
+def _zipped(rows: dict[str, list[Any]], clips: list[Any] | None) -> Iterator[tuple[Any, ...]]:
+    nothing = [None] * len(rows.get("prompt", []))
+    return zip(clips or nothing, rows.get("prompt", []), rows.get("answer", []), rows.get("source") or nothing)
+
+
+def _is_text(table: datasets.Dataset, name: str) -> bool:
+    feature = table.features.get(name)
+    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
 
 
 def _is_binary(kind: Any) -> bool:

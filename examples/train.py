@@ -9,8 +9,8 @@ says its `size`. The recipes are explained in
 `examples/recipes/ltu.yaml`, their keys in `recipe_sam.py`, what is written in `curriculum_sam.py`. Any key can be
 changed: `--set stages.2.learning_rate=5e-5`.
 
-Pushing what the last stage has left, the whole model, or the adapter alone (with `--set base_id=YOU/BASE`, so that it
-names a base that others have):
+Pushing what the last stage has left, the whole model, or the adapter alone (trained with `--set base_id=YOU/BASE`, so
+that it names a base that others have):
 
     python -c "from sam_alm import *; SamForConditionalGeneration.from_pretrained('runs/E6/stage-4/last', dtype='auto').push_to_hub('YOU/MODEL')"
     python -c "from sam_alm import *; SamProcessor.from_pretrained('runs/E6/stage-4/last').push_to_hub('YOU/MODEL')"

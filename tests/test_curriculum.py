@@ -469,11 +469,15 @@ def test_a_killed_run_goes_on_to_the_same_losses(world, straight, tmp_path, kill
     assert not (folder / "finished.json").exists()
     shutil.copytree(straight / "stage-1" / "checkpoint-2", folder / "checkpoint-99")  # one that was being written
     (folder / "checkpoint-99" / curriculum_sam.COMPLETE).unlink()
+    if (newest := last_checkpoint(folder)) is not None:  # as if it had taken an hour
+        state = json.loads((newest / "trainer_state.json").read_text())
+        state["stateful_callbacks"][curriculum_sam.SECONDS] += 3600
+        (newest / "trainer_state.json").write_text(json.dumps(state))
     run_recipe(recipe, output, stage=kill[0])
     assert not (folder / "checkpoint-99").exists()
     assert losses(folder) == losses(straight / folder.name)
     summary, expected = (json.loads((run / folder.name / "finished.json").read_text()) for run in (output, straight))
-    assert summary.pop("seconds") > 0 and expected.pop("seconds") > 0
+    assert summary.pop("seconds") > (0 if newest is None else 3600) and 0 < expected.pop("seconds") < 3600
     assert summary == expected and expected["loss"] == pytest.approx(np.mean(losses(straight / folder.name)))
     assert same(tensors(folder / "adapter"), tensors(straight / folder.name / "adapter"))
     assert same(tensors(folder / "last"), tensors(straight / folder.name / "last"))
@@ -742,6 +746,10 @@ def test_a_frozen_encoder_of_another_run(world, straight, tmp_path):
     (unfinished / "stage-4" / "finished.json").unlink()
     with pytest.raises(ValueError, match=r"encoder_from: the run in .* has not finished its last stage, stage-4"):
         encoder_folder(toy(world, *FROZEN, f"encoder_from={unfinished}"))
+    old = {name: value for name, value in tensors(adapter).items() if ".audio_tower." not in name}
+    save_file(old, adapter / "adapter_model.safetensors")  # as it once was saved: the base has the encoder anyway
+    run_recipe(recipe, tmp_path, stage=2)
+    assert same(tensors(tmp_path / "stage-2" / "encoder"), donor)
     original = tensors(world / "model")
     assert not all(torch.equal(original[f"model.audio_tower.{name}"], value) for name, value in donor.items())
 
@@ -765,6 +773,17 @@ last = AutoModel.from_pretrained(adapter + "/../last").eval()
 with torch.no_grad():
     print("\\n" + json.dumps([named, (together(**tiny_inputs()).logits - last(**tiny_inputs()).logits).abs().max().item()]))
 """
+
+
+def test_the_loss_of_a_stage_is_that_of_all_its_steps(world, tmp_path):
+    for steps in (3, 20):
+        options = [f"logging_steps={steps}", f"save_steps={steps}"]
+        run_recipe(toy(world, *options), tmp_path / str(steps), stage=1)
+    run_recipe(toy(world, "logging_steps=1", "save_steps=2"), tmp_path / "1", stage=1)
+    found = [
+        json.loads((tmp_path / each / "stage-1" / "finished.json").read_text())["loss"] for each in ("1", "3", "20")
+    ]
+    assert found == pytest.approx([np.mean(losses(tmp_path / "1" / "stage-1"))] * 3, rel=1e-4)
 
 
 def test_an_adapter_is_pushed_as_it_lies(world, tmp_path):

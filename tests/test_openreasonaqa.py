@@ -413,10 +413,13 @@ def test_two_builds_of_one_folder_are_one(files, tmp_path, monkeypatch):
         assert second.is_alive()
         return write_records(itertools.chain([first], records), *arguments, **settings)
 
+    drawn = []
+    draw = OpenReasonAQA._draw
+    monkeypatch.setattr(OpenReasonAQA, "_draw", lambda self: drawn.append(1) or draw(self))
     monkeypatch.setattr(openreasonaqa_sam, "write_records", write)
     report = build_openreasonaqa(*files, tmp_path / "out", **options)
     second.join()
-    assert found == [report] and len(calls) == 1
+    assert found == [report] and len(calls) == len(drawn) == 1
     names = ["openreasonaqa.json", "part-00000.parquet", "summary.json"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
 

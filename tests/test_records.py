@@ -196,7 +196,12 @@ def test_a_source_without_audio_is_an_error_though_it_is_small(clips, tmp_path):
     assert (summary["rows"], summary["missing"]) == (4900, 100)
     with pytest.raises(ValueError, match="100 of 100 records have no audio"):  # not even then
         write_records(lost, tmp_path / "b", roots, missing_sources=["clotho"])
-    few = write_records(there + lost[:99], tmp_path / "few", roots)  # of so few nothing is judged alone
+    more = [record(f"/gone/{index}.wav", source=f"n{index % 2}") for index in range(180)]
+    with pytest.raises(ValueError, match=r"^180 of 280 records have no .* '/gone/0\.wav', for one, was looked for"):
+        write_records(there[:100] + lost + more, tmp_path / "c", roots, missing_sources=["clotho"])
+    few = write_records(
+        there + lost[:99], tmp_path / "few", [list(root) for root in roots]
+    )  # of so few none is judged
     assert few["missing"] == 99
 
 

@@ -16,6 +16,7 @@ import openreasonaqa_sam
 import streams_sam
 from curriculum_sam import load_recipe, plan, plan_text, run_recipe
 from recipe_sam import claim
+from records_sam import write_records
 from sources_sam import as_table, claim_inputs, count_rows, prepare_data, validation_rows
 from streams_sam import RecordSource
 
@@ -109,19 +110,76 @@ def test_a_change_within_large_shards_is_found(noises):
             claim_inputs(recipe, run, sources)
 
 
+@pytest.mark.parametrize("kind", ["openaqa", "records", "lines", "rows.parquet", "table.csv"])
+def test_a_run_goes_on_where_its_rows_have_moved_but_with_no_others(noises, kind):
+    """As `data_root` and `audio_roots` may change; the clips lie elsewhere then, under the same names."""
+
+    def rows_in(folder, answers, clip="{}.wav"):
+        folder.mkdir()
+        for index in range(4):
+            shutil.copy(noises / f"{index}.wav", folder)
+        rows = [
+            {"audio": str(folder / clip.format(index)), "prompt": "What?", "answer": answers.format(index)}
+            for index in range(4)
+        ]
+        if kind == "openaqa":
+            data = [{**openaqa(index, "What?", True), "output": answers.format(index)} for index in range(4)]
+            for index, row in enumerate(data):
+                row["audio_id"] = "/there/" + clip.format(index)
+            (folder / "o.json").write_text(json.dumps(data))
+            return toy(folder, "o.json", f"audio_roots=['/there={folder}']", format="openaqa")
+        if kind == "records":
+            write_records([{**row, "source": "s", "kind": "closed"} for row in rows], folder / "r")
+            return toy(folder, "r", format="records")
+        if kind == "lines":
+            (folder / "l.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+            return toy(folder, "l.jsonl")
+        if kind == "rows.parquet":
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "p.parquet")
+            return toy(folder, "p.parquet")
+        lines = ["audio,prompt,answer", *(f"{row['audio']},{row['prompt']},{row['answer']}" for row in rows)]
+        (folder / "t.csv").write_text("\n".join(lines))
+        return toy(folder, "t.csv", format="table")
+
+    run = noises / "run"
+    recipe = rows_in(noises / "a", "A dog {}")
+    claim(recipe, run)
+    claim_inputs(recipe, run, prepare_data(recipe, run, ["mix"]))
+    moved = rows_in(noises / "b", "A dog {}")
+    claim(moved, run)
+    claim_inputs(moved, run, prepare_data(moved, run, ["mix"]))
+    for others in (rows_in(noises / "c", "A cat {}"), rows_in(noises / "d", "A dog {}", "0.wav")):
+        with pytest.raises(ValueError, match=r"begun with other contents of data\.mix"):
+            claim_inputs(others, run, prepare_data(others, run, ["mix"]))
+
+
 @pytest.mark.parametrize("path", ["lines", "rows.parquet", "inside.parquet", "groups.parquet"])
 def test_records_are_picked_without_the_others(noises, path, monkeypatch):
     rows = pyarrow.parquet.read_table(noises / "inside.parquet")
     pyarrow.parquet.write_table(rows, noises / "groups.parquet", row_group_size=3)
     source = RecordSource(noises / path, 1)
-    expected = list(source.records())
-    read, whole = [], source._checked
-    monkeypatch.setattr(source, "_checked", lambda rows: whole(read.append(0) or row for row in rows))
-    for places in ([0], [7], [6, 2, 3], [1, 1, 4], list(range(8)), []):
+    expected, read = list(source.records()), []
+
+    class Watched(pyarrow.parquet.ParquetFile):
+        def read_row_group(self, group, **options):
+            read.append(group)
+            return super().read_row_group(group, **options)
+
+        def iter_batches(self, *arguments, **options):
+            pytest.fail("all of it is read")
+
+    monkeypatch.setattr(streams_sam.parquet, "ParquetFile", Watched)
+    for places, groups in (
+        ([0], [0]),
+        ([7], [2]),
+        ([6, 5, 3], [1, 2]),
+        ([1, 1, 4], [0, 1]),
+        (range(8), [0, 1, 2]),
+        ([], []),
+    ):
         read.clear()
         assert source.pick(places) == [expected[place] for place in sorted(set(places))]
-        if path.endswith(".parquet"):
-            assert len(read) == len(set(places))
+        assert read == {"lines": [], "groups.parquet": groups}.get(path, [0] * bool(groups))
 
 
 def test_a_record_that_cannot_be_learned_is_found_before_training(noises):
@@ -145,6 +203,17 @@ def test_shards_with_room_for_audio_may_have_paths_alone(noises, capsys):
         prepare_data(toy(noises, "some.parquet"), noises / "run", ["mix"])
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([*rows[:4], rows[-1]]), noises / "text.parquet")
     prepare_data(toy(noises, "text.parquet"), noises / "run", ["mix"])
+    assert "the audio of 5 of 5 records is there" in capsys.readouterr().out  # looked through: one row has no bytes
+    for row in rows[:4]:
+        row["audio"]["path"] = None  # as many without a path as without bytes
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[:8]), noises / "some.parquet")
+    with pytest.raises(ValueError, match=r"data\.mix: .*audio of 4 of 8 "):
+        prepare_data(toy(noises, "some.parquet"), noises / "run", ["mix"])
+    audio = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    schema = pyarrow.schema([("audio", audio), ("prompt", pyarrow.string()), ("answer", pyarrow.string())])
+    table = pyarrow.Table.from_pylist([*rows[:4], rows[-1]], schema)
+    pyarrow.parquet.write_table(table, noises / "no_paths.parquet")
+    prepare_data(toy(noises, "no_paths.parquet"), noises / "run", ["mix"])
     assert "its shards hold the audio itself" in capsys.readouterr().out
 
 
@@ -239,6 +308,7 @@ def test_a_run_begun_before_data_had_more_keys_goes_on(noises):
     new = ("reasonaqa", "reading", "caption_rule")
     path.write_text(yaml.safe_dump({key: value for key, value in there.items() if not key.endswith(new)}))
     claim(recipe, noises / "run")
+    claim(toy(noises, "lines", "data.mix.rows=5"), noises / "run")  # which is for planning alone
     with pytest.raises(ValueError, match=r"another recipe \(data\.mix\.reading: None there, 'replacement' now\)"):
         claim(toy(noises, "lines", "data.mix.reading=replacement"), noises / "run")
 
@@ -366,6 +436,8 @@ def test_a_plan_counts_published_files_that_are_there(published):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["base_id=''"], r"base_id: got '', expected a Hub id"),
+        (["base_id=not a repo id!"], r"base_id: got 'not a repo id!', expected a Hub id"),
         (["data.mix.rows=0.5"], r"data\.mix\.rows: got 0\.5, expected an integer"),
         (["warmup_steps=100"], r"stages\.1: its data make 4 steps, .* warmup_steps 100"),
         (["stages.2.hand_over_step=99"], r"stages\.2: its data make 4 steps, hand_over_step is 99"),
@@ -420,3 +492,6 @@ def test_hours_are_of_what_was_measured():
     assert "unknown hours: nothing like it was measured" in text and "in all" not in text
     text = plan_text(plan(load_recipe(RECIPES / "E6.yaml", ["model=nowhere/at-all"])))
     assert "micro-batches of 8 at 18.2 pairs/s (reckoned)\n" in text and "205.7 hours in all" in text
+    assert speeds("E6", "encoder_attention=sdpa") == ([18.2] * 4, [False] * 4)
+    text = plan_text(plan(load_recipe(RECIPES / "E6.yaml", ["model=nowhere/at-all"]), 500.0))
+    assert "at the speed that was given" in text and "H100" not in text and "reckoned" not in text
