@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import labels_sam
+from coverage_sam import map_audio
 from layouts_sam import LAYOUTS, SUFFIXES, Row, audio_paths, audio_stem
 from published_sam import read_json
-from records_sam import map_audio
 
 # LTU's prompts (inference_batch.py), spelled as there: its training data says "Closed-ended question: ".
 LABEL_PROMPT = "Close-ended question: Write an audio caption describing the sound."

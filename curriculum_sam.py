@@ -5,8 +5,8 @@ files), and for each stage `stage-N/` with
 
     checkpoint-K/     for resuming; gone when the stage is finished, unless the recipe keeps them
     adapter/          LoRA and the modules trained beside it, float32, or an encoder taken from another run, as the base is:
-                      what the next stage begins with. It can be pushed as it
-                      lies, where the recipe's model is a Hub id or has a `base_id`
+                      what the next stage begins with. It can be pushed as it lies, where the recipe's model is a Hub id or
+                      has a `base_id`
                       (`weights/`, the whole model, where there is no LoRA)
     last/             the whole model after the last step, adapters merged: loads alone
     best/             the same of the lowest evaluation loss, where the recipe has validation data

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from configuration_sam import CONNECTORS
-from records_sam import text_table
+from coverage_sam import text_table
 from tables_sam import paper_tables
 
 FIGURES = (".png", ".pdf", ".svg")

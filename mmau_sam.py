@@ -16,8 +16,9 @@ from typing import Any
 from transformers.utils import logging
 
 from benchmarks_sam import Item, _existing
+from coverage_sam import map_audio
 from published_sam import read_json
-from records_sam import map_audio, write_json
+from records_sam import write_json
 
 logger = logging.get_logger(__name__)
 

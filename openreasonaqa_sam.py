@@ -25,22 +25,17 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
+from coverage_sam import AudioCoverage, check_coverage, check_max_missing, left_out_line, map_audio, text_table
 from processing_sam import PROMPT_TEMPLATE
 from published_sam import CAPTION_RULES, READINGS, read_openaqa, read_reasonaqa
 from records_sam import (
     CHUNK,
     MARKER_FILE,
-    AudioCoverage,
     batched,
-    check_coverage,
-    check_max_missing,
-    left_out_line,
     locked,
-    map_audio,
     own_shards,
     records_fingerprint,
     reusable_summary,
-    text_table,
     write_json,
     write_records,
 )

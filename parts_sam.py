@@ -11,9 +11,9 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_
 from safetensors.torch import load_file
 
 from configuration_sam import SamConfig
+from coverage_sam import parse_audio_roots
 from modeling_sam import SamAudioModel, SamForConditionalGeneration
 from recipe_sam import PARTS, Recipe, Stage, last_stage
-from records_sam import parse_audio_roots
 from sources_sam import planned_rows
 from training_sam import lora_config, upcast_trainable
 

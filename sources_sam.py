@@ -20,21 +20,12 @@ from tqdm.auto import tqdm
 
 from audio_sam import load_audio
 from batches_sam import BROKEN
+from coverage_sam import check_audio_roots, coverage_table, parse_audio_roots
 from openreasonaqa_sam import build_openreasonaqa, report_table
 from provenance_sam import checkpoint_hash
 from published_sam import read_openaqa, read_reasonaqa
 from recipe_sam import PUBLISHED, Recipe
-from records_sam import (
-    check_audio_roots,
-    coverage_table,
-    parse_audio_roots,
-    read_summary,
-    read_table,
-    records_dataset,
-    records_fingerprint,
-    write_json,
-    write_records,
-)
+from records_sam import read_summary, read_table, records_dataset, records_fingerprint, write_json, write_records
 from streams_sam import COLUMNS, RecordSource, SourceCounts, find_shards
 from tabular_sam import audio_file, rows_with_audio
 

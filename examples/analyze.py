@@ -24,9 +24,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from analysis_sam import analyse_checkpoint, analyse_run, choose_clips, state_update_distance
 from configuration_sam import CONNECTORS, SamConfig
+from coverage_sam import text_table
 from figures_sam import check_figure, draw_stages, table_3_text
 from provenance_sam import versions
-from records_sam import text_table, write_json
+from records_sam import write_json
 from tables_sam import load_results, markdown, table4
 
 

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout works without installing it
+from coverage_sam import coverage_table, parse_audio_roots
 from openreasonaqa_sam import CAPTION_RULES, READINGS, build_openreasonaqa, report_table
-from records_sam import coverage_table, parse_audio_roots
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks_sam import BENCHMARKS, MMAU_SPLITS, read_benchmark
 from caption_metrics_sam import caption_preflight
 from configuration_sam import SamConfig
+from coverage_sam import parse_audio_roots
 from evaluation_sam import (
     ANSWER_FORM,
     QUESTIONS,
@@ -44,7 +45,7 @@ from mmau_sam import FILES, STYLES, read_mmau, shuffle_choices, write_mmau_submi
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamProcessor
 from provenance_sam import checkpoint_hash, versions
-from records_sam import parse_audio_roots, write_json
+from records_sam import write_json
 from sources_sam import end_processes
 from tables_sam import load_results, markdown, table1
 from text_encoders_sam import load_text_encoder
