@@ -232,10 +232,25 @@ def _decode_ffmpeg(ffmpeg: str, file: str | bytes, name: str) -> tuple[np.ndarra
         command = [ffmpeg, "-nostdin", "-hide_banner", "-loglevel", "error"]
         # No network, and no playlist, which would open other files.
         command += ["-protocol_whitelist", "file", "-format_whitelist", FFMPEG_FORMATS]
-        output = os.path.join(folder, "output.w64")
-        command += ["-i", "file:" + path, "-map", "0:a:0", "-c:a", "pcm_f32le", "-f", "w64", "file:" + output]
+        # Sun's AU: six numbers, then the samples. Whoever reads them back has nothing to guess: of W64, ffmpeg 5 writes
+        # float samples under a mark that libsndfile takes for integers.
+        output = os.path.join(folder, "output.au")
+        command += ["-i", "file:" + path, "-map", "0:a:0", "-c:a", "pcm_f32be", "-f", "au", "file:" + output]
         subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=600)
-        return _decode_soundfile(output, name)
+        return _read_au(output, name)
+
+
+def _read_au(path: str, name: str) -> tuple[np.ndarray, int]:
+    """Reads the big-endian float32 samples of an AU file up to its end, whatever length its header gives."""
+    header = np.fromfile(path, dtype=">u4", count=6)
+    if len(header) < 6 or header[0] != 0x2E736E64 or header[3] != 6:  # ".snd", 6 is float32
+        raise ValueError(f"audio: ffmpeg decoded {name} to something else than float32 samples in an AU file.")
+    offset, rate, num_channels = (int(header[index]) for index in (1, 4, 5))
+    if num_channels > MAX_CHANNELS:
+        raise ValueError(f"audio: {name} has {num_channels} channels, expected at most {MAX_CHANNELS}.")
+    samples = np.fromfile(path, dtype=">f4", offset=offset)
+    samples = samples[: len(samples) // num_channels * num_channels].reshape(-1, num_channels)
+    return _mono(np.ascontiguousarray(samples.T, dtype=np.float32)), _checked_rate(rate, name)
 
 
 def _to_mono(samples: Any, name: str) -> np.ndarray:
