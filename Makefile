@@ -60,6 +60,7 @@ $(VENV)/.development: $(VENV)/.dependencies
 	touch $@
 
 # The installed copy follows the checkout, for the `sam-alm` command; the tests and the demo import the checkout's files.
-$(VENV)/.package: $(VENV)/.dependencies $(PACKAGING) $(wildcard *.py)
+$(VENV)/.package: $(VENV)/.dependencies $(PACKAGING) $(wildcard *.py) $(shell find sam_lab -type f -not -name "*.pyc")
+	rm -rf build
 	$(PIP_INSTALL) --no-deps --force-reinstall .
 	touch $@

@@ -17,9 +17,13 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 try:
-    from .configuration_sam import SamAudioConfig, SamConfig, push_folder_to_hub, write_model_card
+    from .configuration_sam import SamAudioConfig, SamConfig
 except ImportError:
-    from configuration_sam import SamAudioConfig, SamConfig, push_folder_to_hub, write_model_card
+    from configuration_sam import SamAudioConfig, SamConfig
+try:
+    from .hub_sam import push_folder_to_hub, write_model_card
+except ImportError:
+    from hub_sam import push_folder_to_hub, write_model_card
 try:
     from .generation_sam import SamGenerationMixin
 except ImportError:

@@ -7,7 +7,7 @@
 if __name__ == "__main__":  # before the imports below: the commands import what they need, when they need it
     import sys
 
-    from cli_sam import main
+    from sam_lab.cli import main
 
     sys.exit(main())
 

@@ -16,7 +16,7 @@ import soxr
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from audio_sam import load_audio
-from clips_sam import open_clips
+from sam_lab.data.clips import open_clips
 
 
 def main() -> None:

@@ -22,13 +22,13 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from analysis_sam import analyse_checkpoint, analyse_run, choose_clips, state_update_distance
 from configuration_sam import CONNECTORS, SamConfig
-from coverage_sam import text_table
-from figures_sam import check_figure, draw_stages, table_3_text
-from provenance_sam import versions
-from records_sam import write_json
-from tables_sam import load_results, markdown, table4
+from sam_lab.common.files import write_json
+from sam_lab.common.provenance import versions
+from sam_lab.common.text_tables import markdown, text_table
+from sam_lab.paper.analysis import analyse_checkpoint, analyse_run, choose_clips, state_update_distance
+from sam_lab.paper.figures import check_figure, draw_stages, table_3_text
+from sam_lab.paper.tables import load_results, table4
 
 
 def main() -> None:

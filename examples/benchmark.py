@@ -33,10 +33,11 @@ from benchmark_training import GIB, Training, device_name, experiments, say
 
 import kernels_sam
 from audio_sam import load_audio
-from batches_sam import RecordBatches, measure_loader
 from configuration_sam import CONNECTORS
 from processing_sam import SamProcessor
-from records_sam import write_json
+from sam_lab.common.files import write_json
+from sam_lab.data.batches import RecordBatches
+from sam_lab.timing.load import measure_loader
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = ("130m", "780m", "2.7b")

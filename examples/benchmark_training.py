@@ -16,14 +16,14 @@ from transformers.utils import is_flash_attn_2_available
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout works without installing it
 from audio_sam import SamFeatureExtractor
-from batches_sam import pack_rows
 from configuration_sam import SamAudioConfig, SamConfig, mamba2_config
-from curriculum_sam import load_recipe, plan
 from modeling_sam import SamForConditionalGeneration, positions_with_loss
-from parts_sam import choose_trainable, with_adapters
-from training_sam import follow_autocast
+from sam_lab.data.batches import pack_rows
+from sam_lab.training.model import choose_trainable, follow_autocast, with_adapters
+from sam_lab.training.plan import plan
+from sam_lab.training.recipe import load_recipe
 
-RECIPES = Path(__file__).resolve().parent / "recipes"
+RECIPES = Path(__file__).resolve().parents[1] / "sam_lab" / "training" / "recipes"
 PEAK = 790e12  # FLOP/s of an 8192^3 bf16 matrix product, measured on an H100
 GIB = 2**30
 # LTU's classification data were not published; the steps that its scripts handed on bound their number.

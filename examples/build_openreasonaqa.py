@@ -14,8 +14,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout works without installing it
-from coverage_sam import coverage_table, parse_audio_roots
-from openreasonaqa_sam import CAPTION_RULES, READINGS, build_openreasonaqa, report_table
+from sam_lab.data.coverage import coverage_table, parse_audio_roots
+from sam_lab.data.openreasonaqa import build_openreasonaqa, report_table
+from sam_lab.data.published import CAPTION_RULES, READINGS
 
 
 def main() -> None:

@@ -7,7 +7,7 @@
         --prompt "where=Where was this recorded?" --labels labels.txt
 
 A clip of more than 10.24 seconds is described window by window. The output is a folder of shards (Parquet, or JSON
-lines with --format jsonl), a row a window, as `annotation_sam.py` describes it; read it with
+lines with --format jsonl), a row a window, as `sam_lab/annotation.py` describes it; read it with
 `datasets.load_dataset("parquet", data_files="captions/part-*.parquet")`. What cannot be read is listed in
 failures.jsonl, with the reason. The same command goes on after a kill, also with another number of processes.
 """
@@ -22,20 +22,13 @@ import torch
 from accelerate.utils import gather_object
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from annotation_sam import (
-    FORMATS,
-    LABEL_PROMPT,
-    describe_clips,
-    finish_output,
-    open_output,
-    output_schema,
-)
-from clips_sam import open_clips
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamProcessor
-from provenance_sam import versions, weights_hash
-from records_sam import DEFAULT_PROMPT
-from sources_sam import end_processes, processes
+from sam_lab.annotation import FORMATS, LABEL_PROMPT, describe_clips, finish_output, open_output, output_schema
+from sam_lab.common.processes import end_processes, processes
+from sam_lab.common.provenance import versions, weights_hash
+from sam_lab.data.clips import open_clips
+from sam_lab.data.plain_tables import DEFAULT_PROMPT
 
 
 def parse_prompts(values: list[str], labels: bool = False) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """What the labels of short sound clips are called in English: `examples/make_sam_tiny.py` writes its texts with this.
 
 Every label has a headline ("Dog barking") and a clause ("a dog is barking"); all wordings are made of these two. The
-headlines of ESC-50's fifty classes name their class, and no other, by the rule of `evaluation_sam.names_label`.
+headlines of ESC-50's fifty classes name their class, and no other, by the rule of `sam_lab.evaluation.wordforms.names_label`.
 """
 
 PHRASES_TEXT = """

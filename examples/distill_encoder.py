@@ -31,11 +31,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from captions import caption
 
-from augmentation_sam import AugmentLogMel
-from evaluation_sam import read_esc50, wilson_interval
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamProcessor, load_audio
-from training_sam import extract_features, save_checkpoint, save_state, warmup_cosine
+from sam_lab.common.files import save_state
+from sam_lab.evaluation.scoring import wilson_interval
+from sam_lab.evaluation.tasks import read_esc50
+from sam_lab.training.augmentation import AugmentLogMel
+from sam_lab.training.features import extract_features
+from sam_lab.training.model import save_checkpoint
+from sam_lab.training.trainer import warmup_cosine
 
 SAVE_SECONDS = 20  # between two states
 

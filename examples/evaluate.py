@@ -7,10 +7,10 @@
     python examples/evaluate.py clotho --human --data path/to/clotho --output human.json
     python examples/evaluate.py questions --model examples/sam-tiny --data questions.csv --output questions.json
 
-`--data` is the benchmark as it is published, or one of LTU's evaluation files (`benchmarks_sam.read_benchmark`).
+`--data` is the benchmark as it is published, or one of LTU's evaluation files (`sam_lab.evaluation.tasks.read_benchmark`).
 Classification is scored by a text encoder, which has no default, and by the likelihood of the labels; ESC-50 without a
 text encoder by whether the description names the clip's class and no other of the fifty; the protocols are told of in
-`evaluation_sam.evaluate`. `questions` takes a table of your own, with the columns audio, prompt, answer and kind (such
+`sam_lab.evaluation.protocols.evaluate`. `questions` takes a table of your own, with the columns audio, prompt, answer and kind (such
 as `binary` and `multiple_choice`).
 
 The answers are kept beside the output, in `FILE.json.answers`, until the results of all benchmarks are written: the
@@ -28,27 +28,21 @@ import torch
 from accelerate import PartialState
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks_sam import BENCHMARKS, MMAU_SPLITS, read_benchmark
-from caption_metrics_sam import caption_preflight
 from configuration_sam import SamConfig
-from coverage_sam import parse_audio_roots
-from evaluation_sam import (
-    ANSWER_FORM,
-    QUESTIONS,
-    check_coverage,
-    choose_protocols,
-    evaluate,
-    evaluate_humans,
-    question_items,
-)
-from mmau_sam import FILES, STYLES, read_mmau, shuffle_choices, write_mmau_submission
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamProcessor
-from provenance_sam import checkpoint_hash, versions
-from records_sam import write_json
-from sources_sam import end_processes
-from tables_sam import load_results, markdown, table1
-from text_encoders_sam import load_text_encoder
+from sam_lab.common.files import write_json
+from sam_lab.common.processes import end_processes
+from sam_lab.common.provenance import checkpoint_hash, versions
+from sam_lab.common.text_tables import markdown
+from sam_lab.data.coverage import parse_audio_roots
+from sam_lab.evaluation.caption_metrics import caption_preflight
+from sam_lab.evaluation.mmau import FILES, STYLES, read_mmau, shuffle_choices, write_mmau_submission
+from sam_lab.evaluation.protocols import ANSWER_FORM, check_coverage, choose_protocols, evaluate, evaluate_humans
+from sam_lab.evaluation.questions import QUESTIONS, question_items
+from sam_lab.evaluation.tasks import BENCHMARKS, MMAU_SPLITS, read_benchmark
+from sam_lab.evaluation.text_encoders import load_text_encoder
+from sam_lab.paper.tables import load_results, table1
 
 
 def arguments() -> argparse.Namespace:

@@ -28,20 +28,16 @@ from transformers import AutoProcessor, HfArgumentParser, TrainingArguments, set
 from transformers.trainer_utils import HubStrategy
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout works without installing it
-from augmentation_sam import AugmentLogMel
 from configuration_sam import SamConfig
 from modeling_sam import SamForConditionalGeneration
-from predictions_sam import generate_answers
 from processing_sam import SamDataCollator
-from sources_sam import end_processes
-from tabular_sam import DEFAULT_PROMPT, read_table, rows_with_audio
-from training_sam import (
-    CachedRows,
-    SamTrainer,
-    check_float32,
-    lora_config,
-    upcast_trainable,
-)
+from sam_lab.common.answers import generate_answers
+from sam_lab.common.processes import end_processes
+from sam_lab.data.plain_tables import DEFAULT_PROMPT, read_table, rows_with_audio
+from sam_lab.training.augmentation import AugmentLogMel
+from sam_lab.training.features import CachedRows
+from sam_lab.training.model import check_float32, lora_config, upcast_trainable
+from sam_lab.training.trainer import SamTrainer
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.bin", "adapter_model.safetensors")
 

@@ -24,9 +24,10 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout works without installing it
-from records_sam import write_json
+from sam_lab.common.files import write_json
 
 EXAMPLES = Path(__file__).resolve().parent
+ROOT = EXAMPLES.parent
 
 
 def call(log: Path, *command: str) -> None:
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace, encoder: str, rank: int, seed: int) -> dict:
             changes += ["joint_encoder=false", "stages.2.trains=[connector, lora]"]
             changes += ["stages.2.encoder_learning_rate=null"]
         options = [word for change in changes for word in ("--set", change)]
-        recipe = EXAMPLES / "recipes" / "joint-or-frozen.yaml"
+        recipe = ROOT / "sam_lab" / "training" / "recipes" / "joint-or-frozen.yaml"
         call(
             folder / "log.txt", str(EXAMPLES / "train.py"), "--recipe", str(recipe), "--output", str(folder), *options
         )
@@ -90,7 +91,12 @@ def main() -> None:
 
     changes = [f"model={args.patches}", f"data_root={args.data}", *args.start_set]
     options = [word for change in changes for word in ("--set", change)]
-    recipe = ["--recipe", str(EXAMPLES / "recipes" / "sam-tiny.yaml"), "--output", str(args.work / "start")]
+    recipe = [
+        "--recipe",
+        str(ROOT / "sam_lab" / "training" / "recipes" / "sam-tiny.yaml"),
+        "--output",
+        str(args.work / "start"),
+    ]
     call(args.work / "start.txt", str(EXAMPLES / "train.py"), *recipe, "--stage", "0", *options)
 
     runs = list(itertools.product(("frozen", "joint"), args.ranks, args.seeds))

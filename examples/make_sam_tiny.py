@@ -47,7 +47,7 @@ from captions import (  # noqa: E402
 from configuration_sam import SamAudioConfig, SamConfig  # noqa: E402
 from modeling_sam import SamForConditionalGeneration  # noqa: E402
 from processing_sam import PROMPT_TEMPLATE, SamFeatureExtractor, SamProcessor  # noqa: E402
-from training_sam import save_checkpoint  # noqa: E402
+from sam_lab.training.model import save_checkpoint  # noqa: E402
 
 EXCLUDED = ROOT / "examples" / "audio" / "excluded_from_training.txt"
 VOCABULARY = 2048
@@ -369,7 +369,7 @@ vocabulary of {labels} kinds of sound. It is no research result, and none of the
 On the {count} clips at hand of ESC-50's fold 4, whose recordings no training saw, the greedy answer to "Close-ended
 question: Write an audio caption describing the sound." names the right one of the 50 classes, and no other, for
 **{names_value} %** ({correct} clips; 95 % interval {names_low} to {names_high} %; chance is 2 %; the rule is
-`evaluation_sam.names_label`). A plain classifier on the encoder before it met the language model: {plain_value} %
+`sam_lab.evaluation.wordforms.names_label`). A plain classifier on the encoder before it met the language model: {plain_value} %
 ({plain_low} to {plain_high} %). Of the questions made from the labels of those clips and of others that were held out,
 {binary_value} % of the yes/no ones are answered right ({binary_low} to {binary_high} %; chance is 50 %) and
 {choice_value} % of the multiple-choice ones ({choice_low} to {choice_high} %; chance is 25 %). One run, one seed.
@@ -387,7 +387,7 @@ of AudioCaps (MIT). The recordings in `examples/audio` and their duplicates were
 
 First the encoder alone learns, on the same recordings: to fill in masked patches, then their labels and the class
 scores of YAMNet (AudioSet's 521 classes, Apache-2.0), so some of what it knows comes from there. The language model
-reads captions as text. Then come LTU's four stages (`examples/recipes/sam-tiny.yaml`). On one NVIDIA H100, `encoder`,
+reads captions as text. Then come LTU's four stages (`sam_lab/training/recipes/sam-tiny.yaml`). On one NVIDIA H100, `encoder`,
 `stages` and `finish` of
 
 ```

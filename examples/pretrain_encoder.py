@@ -3,7 +3,7 @@
     python examples/pretrain_encoder.py --model runs/sam-tiny/initial --train runs/sam-tiny/classification.csv \
         --output runs/sam-tiny/pretrained --steps 6000
 
-The idea is EAT's and the masked autoencoder's: `training_sam.MaskedPatches`, here on windows of five seconds. `--train`
+The idea is EAT's and the masked autoencoder's: `sam_lab.training.pretraining.MaskedPatches`, here on windows of five seconds. `--train`
 is what `examples/finetune.py` takes; only its audio is used. The log-mel of all clips is kept on the device. A run that
 was stopped goes on with `--resume`.
 """
@@ -19,11 +19,15 @@ from torch import nn
 from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from augmentation_sam import AugmentLogMel
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamProcessor
-from tabular_sam import clip_key, read_table
-from training_sam import MaskedPatches, extract_features, save_checkpoint, save_state, warmup_cosine
+from sam_lab.common.files import save_state
+from sam_lab.data.plain_tables import clip_key, read_table
+from sam_lab.training.augmentation import AugmentLogMel
+from sam_lab.training.features import extract_features
+from sam_lab.training.model import save_checkpoint
+from sam_lab.training.pretraining import MaskedPatches
+from sam_lab.training.trainer import warmup_cosine
 
 WINDOW = 512  # frames, 5.12 seconds
 

@@ -49,7 +49,7 @@ encoder)
         --validation "$WORK/esc50" --fold $FOLD --seed "$SEED" --resume
     ;;
 stages)
-    $PYTHON examples/train.py --recipe examples/recipes/sam-tiny.yaml --output "$WORK/stages" --set seed="$SEED" \
+    $PYTHON examples/train.py --recipe sam_lab/training/recipes/sam-tiny.yaml --output "$WORK/stages" --set seed="$SEED" \
         --set model="$WORK/pretrained" --set data_root="$WORK" ${RECIPE_OPTIONS:-}
     ;;
 finish)

@@ -16,14 +16,15 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from records_sam import write_json
-from tables_sam import SOURCE, claims_table, load_results, markdown, paper_tables, table1, table2, table4, table5
+from sam_lab.common.files import write_json
+from sam_lab.common.text_tables import markdown
+from sam_lab.paper.tables import SOURCE, claims_table, load_results, paper_tables, table1, table2, table4, table5
 
 TABLES = {"1": table1, "4": table4, "5": table5}
 
 
 def read_paper(path: str) -> dict:
-    """Other numbers in the place of the built-in ones, laid out as `tables_sam.paper_tables` gives them."""
+    """Other numbers in the place of the built-in ones, laid out as `sam_lab.paper.tables.paper_tables` gives them."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"paper: there is no file {path!r}.")
     paper = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -1,12 +1,12 @@
 """Trains SAM by a recipe: all of its stages in order (after `pip install .`).
 
-    python examples/train.py --recipe examples/recipes/E6.yaml --output runs/E6 --set data_root=/data \
+    python examples/train.py --recipe sam_lab/training/recipes/E6.yaml --output runs/E6 --set data_root=/data \
         --audio-root /data/sls/audioset/dave_version/audio=/mnt/audioset
 
 Killed at any point and started again with the same command, it goes on and computes the same losses. `--dry-run` says
 what the stages would train, for how many steps, tokens and hours, without data, and without the model where the recipe
 says its `size`. The recipes are explained in
-`examples/recipes/ltu.yaml`, their keys in `recipe_sam.py`, what is written in `curriculum_sam.py`. Any key can be
+`sam_lab/training/recipes/ltu.yaml`, their keys in `sam_lab/training/recipe.py`, what is written in `sam_lab/training/stages.py`. Any key can be
 changed: `--set stages.2.learning_rate=5e-5`.
 
 Pushing what the last stage has left, the whole model, or the adapter alone (trained with `--set base_id=YOU/BASE`, so
@@ -38,13 +38,15 @@ from pathlib import Path
 # Tuning the kernels takes minutes; a run that goes on finds what it found before, and so computes the same.
 os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout works without installing it
-from curriculum_sam import load_recipe, plan, plan_text, run_recipe
-from sources_sam import end_processes
+from sam_lab.common.processes import end_processes
+from sam_lab.training.curriculum import run_recipe
+from sam_lab.training.plan import plan, plan_text
+from sam_lab.training.recipe import load_recipe
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", required=True, help="a YAML file, such as examples/recipes/E6.yaml")
+    parser.add_argument("--recipe", required=True, help="a YAML file, such as sam_lab/training/recipes/E6.yaml")
     parser.add_argument("--output", help="the folder for everything that is trained")
     parser.add_argument("--stage", type=int, help="run this stage only; the one before must be finished")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key; repeatable")

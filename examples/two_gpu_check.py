@@ -34,11 +34,12 @@ from transformers import TrainerCallback
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without installing it
 from audio_sam import load_audio
 from configuration_sam import SamConfig
-from curriculum_sam import load_recipe, run_recipe
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamProcessor
-from records_sam import write_json
-from sources_sam import end_processes
+from sam_lab.common.files import write_json
+from sam_lab.common.processes import end_processes
+from sam_lab.training.curriculum import run_recipe
+from sam_lab.training.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 1e-3  # largest relative difference of float32 losses

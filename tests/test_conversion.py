@@ -23,9 +23,9 @@ from torch.nn import functional as F
 from transformers import Mamba2Config, Mamba2ForCausalLM
 
 from configuration_sam import SamAudioConfig
-from conversion_sam import convert, convert_audio_encoder, convert_language_model
 from modeling_sam import SamAudioModel, SamForConditionalGeneration
 from processing_sam import SamFeatureExtractor, SamProcessor
+from sam_lab.conversion import convert, convert_audio_encoder, convert_language_model
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NEOX = pathlib.Path(os.environ.get("SAM_SHARED_DATA", ROOT / ".." / "shared" / "data")) / "tokenizer/gpt-neox-20b.json"
@@ -629,7 +629,7 @@ def test_sources_on_the_hub_and_a_push(tmp_path, sources):
     down = f"""
         import sys
         sys.path.insert(0, {str(ROOT)!r})
-        from conversion_sam import convert
+        from sam_lab.conversion import convert
         revision = sys.argv[1]
         sources = dict(audio_encoder="acme/eat", language_model="acme/mamba@" + revision, tokenizer="acme/neox@main")
         print(convert(**sources, output={str(tmp_path / "sam")!r}, push_to_hub="acme/sam"))

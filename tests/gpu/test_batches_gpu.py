@@ -10,10 +10,11 @@ from peft import get_peft_model
 from tiny import tiny_config, tiny_model, tiny_processor
 from transformers import TrainerCallback, TrainingArguments
 
-from batches_sam import RecordBatches, collate_rows, compute_features
 from modeling_sam import SamForConditionalGeneration, positions_with_loss
 from processing_sam import SamFeatureExtractor, load_audio
-from training_sam import SamTrainer, check_float32, lora_config, upcast_trainable
+from sam_lab.data.batches import RecordBatches, collate_rows, compute_features
+from sam_lab.training.model import check_float32, lora_config, upcast_trainable
+from sam_lab.training.trainer import SamTrainer
 
 CLIPS = sorted(
     path

@@ -6,9 +6,10 @@ import pytest
 import torch
 from tiny import tiny_inputs, tiny_model, tiny_processor
 
-from analysis_sam import analyse_encoder
-from benchmarks_sam import Benchmark, Item
-from evaluation_sam import evaluate
+from sam_lab.evaluation.items import Item
+from sam_lab.evaluation.protocols import evaluate
+from sam_lab.evaluation.tasks import Benchmark
+from sam_lab.paper.analysis import analyse_encoder
 
 CLIPS = sorted(path for path in (Path(__file__).parents[2] / "examples" / "audio").iterdir() if path.suffix == ".ogg")
 FUSED = {"num_heads": 8, "head_dim": 16, "hidden_size": 64}

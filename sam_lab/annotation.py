@@ -1,0 +1,372 @@
+"""What a model hears in very many clips, written so that it can be stopped, gone on with, and shared out.
+
+The output folder:
+
+- `part-<process>-<number>.parquet` (or `.jsonl`): shards, a row a window of 10.24 s. Each appears whole or not at all,
+  and all windows of a clip are in the same one. Columns: `clip` (its key in the source), `audio` (its path, as far as
+  it has a name), `start`, `end` and `seconds` (the clip's length) in seconds, what is carried along from the dataset,
+  a column of text for each prompt, and with labels `label` (the likeliest) and `log_likelihoods` (of each label, in
+  the order given). A shard has its rows in the order of the source; sorting all rows by `clip` and `start` gives that
+  order over the shards.
+- `failures/part-<process>-<number>.jsonl`, and at the end all of them in `failures.jsonl`: clips that could not be
+  read, each with its reason.
+- `manifest.json`: the settings and the shards; `summary.json`, at the end: counts, speed, versions.
+
+What stands in a shard or a list of failures is not done again, by however many processes the job goes on.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import torch
+from tqdm.auto import tqdm
+
+from audio_sam import FRAME_LENGTH, SAMPLING_RATE, check_choice, read_windows
+from sam_lab.common.files import batched, write_json
+from sam_lab.data.clips import Clip, FolderClips, StreamClips, TableClips
+
+MANIFEST_FILE = "manifest.json"
+SUMMARY_FILE = "summary.json"
+FAILURES_FILE = "failures.jsonl"
+FAILURES_FOLDER = "failures"
+LABEL_PROMPT = "Classify the sound events in the audio clip."
+FORMATS = ("parquet", "jsonl")
+ORDER = "rows of a shard: as in the source; of all shards: sort by clip, then start"
+
+WINDOW_SCHEMA = pyarrow.schema(
+    [("clip", pyarrow.string()), ("audio", pyarrow.string())]
+    + [(name, pyarrow.float64()) for name in ("start", "end", "seconds")]
+)
+LABEL_SCHEMA = pyarrow.schema([("label", pyarrow.string()), ("log_likelihoods", pyarrow.list_(pyarrow.float32()))])
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The output folder
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def output_schema(kept: pyarrow.Schema, prompts: Mapping[str, str], labels: Sequence[str] | None) -> pyarrow.Schema:
+    """The columns of the shards.
+
+    Args:
+        kept (`pyarrow.Schema`): Columns that the source carries along.
+        prompts (`dict`): Column and prompt.
+        labels (list of `str`, *optional*): Whether labels are scored.
+
+    Raises:
+        ValueError: Two columns of one name, or nothing to ask.
+    """
+    if not prompts and not labels:
+        raise ValueError("prompts, labels: got neither, expected a prompt or labels to score.")
+    texts = pyarrow.schema([(name, pyarrow.string()) for name in prompts])
+    fields = [field for part in (WINDOW_SCHEMA, kept, texts, LABEL_SCHEMA if labels else []) for field in part]
+    names = [field.name for field in fields]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"prompts, keep: {', '.join(twice)} would be two columns, expected different names: {names}.")
+    return pyarrow.schema(fields)
+
+
+def open_output(output: str | Path, settings: dict[str, Any], retry_failures: bool = False) -> None:
+    """Makes the output folder, or checks that it is of the same job. One process does this, before all begin.
+
+    Args:
+        output (`str` or `Path`): The folder.
+        settings (`dict`): Whatever the rows depend on: the model's hash, source, prompts …; anything that JSON holds.
+        retry_failures (`bool`, *optional*, defaults to `False`): Forget which clips could not be read.
+
+    Raises:
+        ValueError: The folder holds something else, or was written with other settings.
+    """
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    settings = json.loads(json.dumps(settings))
+    if (output / MANIFEST_FILE).is_file():
+        there = json.loads((output / MANIFEST_FILE).read_text(encoding="utf-8"))["settings"]
+        others = [name for name in {**there, **settings} if there.get(name) != settings.get(name)]
+        if others:
+            changes = "; ".join(f"{name} was {there.get(name)!r}, is {settings.get(name)!r}" for name in others)
+            raise ValueError(f"output: {str(output)!r} is of another job ({changes}); choose another folder.")
+    elif any(output.iterdir()):
+        raise ValueError(f"output: {str(output)!r} has files in it but no {MANIFEST_FILE}; choose an empty folder.")
+    else:
+        write_json({"settings": settings, "order": ORDER, "shards": []}, output / MANIFEST_FILE)
+    (output / SUMMARY_FILE).unlink(missing_ok=True)
+    (output / FAILURES_FOLDER).mkdir(exist_ok=True)
+    unfinished = [*output.glob("part-*.unfinished"), *(output / FAILURES_FOLDER).glob("part-*.unfinished")]
+    for path in [*unfinished, *((output / FAILURES_FOLDER).glob("part-*.jsonl") if retry_failures else [])]:
+        path.unlink()
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    with open(path, encoding="utf-8", newline="\n") as handle:  # a name may hold what str.splitlines takes for an end
+        return [json.loads(line) for line in handle]
+
+
+def shard_clips(path: Path) -> list[str]:
+    """The key of the clip of each row of a shard.
+
+    Args:
+        path (`Path`): The shard.
+    """
+    if path.suffix == ".parquet":
+        return pyarrow.parquet.read_table(path, columns=["clip"])["clip"].to_pylist()
+    return [row["clip"] for row in _read_lines(path)]
+
+
+def _shards(output: Path) -> list[Path]:
+    return sorted(path for path in output.glob("part-*") if path.suffix[1:] in FORMATS)
+
+
+def _failures(output: Path) -> list[dict[str, Any]]:
+    rows = [row for path in (output / FAILURES_FOLDER).glob("part-*.jsonl") for row in _read_lines(path)]
+    return sorted(rows, key=lambda row: row["clip"])
+
+
+def done_clips(output: str | Path) -> set[str]:
+    """The keys of all clips that are in finished shards or could not be read.
+
+    Args:
+        output (`str` or `Path`): The output folder.
+    """
+    done = {clip for path in _shards(Path(output)) for clip in shard_clips(path)}
+    return done | {row["clip"] for row in _failures(Path(output))}
+
+
+def finish_output(output: str | Path, **facts: Any) -> dict[str, Any]:
+    """Lists the shards in the manifest and the failures in one file, and writes the summary. One process does this,
+    when all are through.
+
+    Args:
+        output (`str` or `Path`): The output folder.
+        facts: What the summary holds beside the counts.
+
+    Returns:
+        `dict`: The summary: `files`, `windows`, `failures` of the whole folder, and the facts.
+    """
+    output = Path(output)
+    shards = []
+    for path in _shards(output):
+        clips = shard_clips(path)
+        shards.append({"file": path.name, "clips": len(set(clips)), "windows": len(clips)})
+    failures = _failures(output)
+    _write_lines(failures, output / FAILURES_FILE)
+    manifest = json.loads((output / MANIFEST_FILE).read_text(encoding="utf-8"))
+    write_json({**manifest, "shards": shards}, output / MANIFEST_FILE)
+    files, windows = (sum(shard[name] for shard in shards) for name in ("clips", "windows"))
+    summary = {"files": files, "windows": windows, "failures": len(failures), **facts}
+    write_json(summary, output / SUMMARY_FILE)
+    return summary
+
+
+def _write_lines(rows: Iterable[dict[str, Any]], path: Path) -> None:
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    with open(unfinished, "w", encoding="utf-8") as handle:
+        handle.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    os.replace(unfinished, path)
+
+
+class _Shards:
+    """Writes this process's shards, numbered on from those that are there."""
+
+    def __init__(self, output: Path, process_index: int, schema: pyarrow.Schema, file_format: str):
+        self.output, self.schema, self.file_format = output, schema, file_format
+        self.prefix = f"part-{process_index:05d}-"
+        there = [*output.glob(f"{self.prefix}*"), *(output / FAILURES_FOLDER).glob(f"{self.prefix}*")]
+        self.number = 1 + max((int(path.name.removeprefix(self.prefix).split(".")[0]) for path in there), default=-1)
+
+    def write(self, rows: list[dict[str, Any]], failures: list[dict[str, Any]]) -> None:
+        name = f"{self.prefix}{self.number:05d}"
+        shard = self.output / f"{name}.{self.file_format}"
+        if shard.exists():
+            raise ValueError(f"output: {str(shard)!r} has come meanwhile, another job writes here; stop one of them.")
+        if failures:
+            _write_lines(failures, self.output / FAILURES_FOLDER / f"{name}.jsonl")
+        if rows and self.file_format == "jsonl":
+            _write_lines(rows, shard)
+        elif rows:
+            unfinished = shard.with_name(f"{shard.name}.unfinished")
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, self.schema), unfinished)
+            os.replace(unfinished, shard)
+        self.number += bool(rows or failures)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Describing
+# ---------------------------------------------------------------------------------------------------------------
+
+
+class _Reader(torch.utils.data.Dataset):
+    """Makes of a clip its windows, or the reason why there are none. A `DataLoader` gives it clips for indices, so
+    that one process goes through the source and many decode."""
+
+    def __init__(self, feature_extractor):
+        self.feature_extractor = feature_extractor
+
+    def __getitem__(self, clip: Clip) -> tuple[dict[str, Any], list[dict[str, float]], Any]:
+        facts = {"clip": clip.key, "audio": clip.path, **clip.kept}
+        try:
+            spans, features = read_windows(clip.audio, self.feature_extractor)
+        except Exception as error:  # one clip in a million must not end the job: it is listed with its reason
+            return facts, [], f"{type(error).__name__}: {error}"
+        return facts, spans, features.numpy()  # an array goes through the pipe: shared memory may be small
+
+
+class _Questions:
+    """The prompts and labels, put to batches of windows."""
+
+    def __init__(self, model, processor, prompts, labels, label_prompt, max_new_tokens):
+        self.model, self.processor, self.labels = model, processor, labels
+        self.limit = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+        self.prompts = {name: self._tokens(prompt) for name, prompt in prompts.items()}
+        self.label_prompt = self._tokens(label_prompt) if labels else None
+
+    def _tokens(self, prompt: str) -> dict[str, torch.Tensor]:
+        """A prompt's row, which is the same for every clip: each takes the same places, whatever its length."""
+        silence = np.zeros(FRAME_LENGTH, np.float32)
+        row = self.processor(text=[prompt], audio=[silence], sampling_rate=SAMPLING_RATE, return_tensors="pt")
+        return {name: row[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
+
+    @torch.inference_mode()
+    def ask(self, features: torch.Tensor) -> list[dict[str, Any]]:
+        """The columns of each window of `[B, 1024, 128]`."""
+        rows: list[dict[str, Any]] = [{} for _ in features]
+        features = features.to(self.model.device)
+        for name, tokens in self.prompts.items():
+            inputs = {key: value.expand(len(features), -1) for key, value in tokens.items()}
+            answers = self.model.generate(**inputs, input_features=features, do_sample=False, **self.limit)
+            answers = answers[:, inputs["input_ids"].shape[1] :]
+            for row, text in zip(rows, self.processor.batch_decode(answers, skip_special_tokens=True)):
+                row[name] = " ".join(text.split())
+        if self.labels:
+            inputs = {key: value.expand(len(features), -1) for key, value in self.label_prompt.items()}
+            scores = self.model.score_candidates(
+                self.processor, {**inputs, "input_features": features}, self.labels
+            ).sums.tolist()
+            for row, values in zip(rows, scores):
+                row.update(label=self.labels[int(np.argmax(values))], log_likelihoods=values)
+        return rows
+
+
+def describe_clips(
+    model,
+    processor,
+    source: FolderClips | TableClips | StreamClips,
+    output: str | Path,
+    prompts: Mapping[str, str],
+    labels: Sequence[str] | None = None,
+    label_prompt: str = LABEL_PROMPT,
+    file_format: str = "parquet",
+    max_new_tokens: int | None = None,
+    batch_size: int = 32,
+    num_workers: int = 2,
+    shard_size: int = 2000,
+    process_index: int = 0,
+    num_processes: int = 1,
+) -> dict[str, Any]:
+    """Describes one process's share of the clips that are not done yet, in a folder that [`open_output`] has opened.
+
+    Answers are greedy. A window's text does not depend on what it is batched with but for rounding, so that in
+    float32 neither does the number of processes.
+
+    Args:
+        model ([`SamForConditionalGeneration`]): The model, in evaluation mode, on its device.
+        processor ([`SamAudioLanguageProcessor`]): Its processor.
+        source ([`FolderClips`], [`TableClips`] or [`StreamClips`]): The clips.
+        output (`str` or `Path`): The output folder.
+        prompts (`dict`): For each column of text, what is asked; may be empty where there are labels.
+        labels (list of `str`, *optional*): Labels to score by `model.score_candidates`, each as a whole answer.
+        label_prompt (`str`, *optional*): What is asked before the labels.
+        file_format (`str`, *optional*, defaults to `"parquet"`): `"parquet"` or `"jsonl"`.
+        max_new_tokens (`int`, *optional*): Longest answer; by default as the checkpoint says.
+        batch_size (`int`, *optional*, defaults to 32): Windows that go through the model together.
+        num_workers (`int`, *optional*, defaults to 2): Processes that decode audio; 0: none beside this one.
+        shard_size (`int`, *optional*, defaults to 2000): Windows after which a shard is written. A kill costs at most
+            so many, and those of the clip they end in.
+        process_index (`int`, *optional*, defaults to 0): This process's place among those of the job.
+        num_processes (`int`, *optional*, defaults to 1): Their number.
+
+    Returns:
+        `dict`: `files`, `windows` and `failures` of this call, its `seconds`, and `waiting_seconds`, those of them in
+        which the model had nothing to do.
+
+    Raises:
+        ValueError: A setting that cannot be.
+    """
+    check_choice("file_format", file_format, FORMATS)
+    if not 0 <= process_index < num_processes:
+        raise ValueError(f"process_index: got {process_index}, expected one from 0 to {num_processes - 1}.")
+    if min(batch_size, shard_size) < 1 or num_workers < 0:
+        raise ValueError(
+            f"batch_size, shard_size, num_workers: got {batch_size}, {shard_size} and {num_workers}, expected at least "
+            "1, 1 and 0."
+        )
+    output = Path(output)
+    shards = _Shards(output, process_index, output_schema(source.schema, prompts, labels), file_format)
+    questions = _Questions(model, processor, prompts, labels, label_prompt, max_new_tokens)
+    done = done_clips(output)
+    loader = torch.utils.data.DataLoader(
+        _Reader(processor.feature_extractor),
+        batch_size=None,
+        sampler=source.clips(process_index, num_processes, done),
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+    )
+    total = source.count(process_index, num_processes, done)
+    counts: dict[str, Any] = {"files": 0, "windows": 0, "failures": 0, "waiting_seconds": 0.0}
+    rows: list[dict[str, Any]] = []
+    failures: list[dict[str, Any]] = []
+    complete = 0  # rows of clips of which all windows are described
+    begin = time.perf_counter()
+    with tqdm(total=total, desc="describing", unit="file", disable=process_index > 0) as bar:
+        windows = _windows(_timed(loader, counts), failures)
+        for batch in batched(windows, batch_size):
+            answers = questions.ask(torch.from_numpy(np.stack([feature for _, feature, _ in batch])))
+            for (facts, _, is_last), answer in zip(batch, answers):
+                rows.append({**facts, **answer})
+                if is_last:
+                    complete = len(rows)
+                    counts["files"] += 1
+            counts["windows"] += len(batch)
+            if complete >= shard_size or len(failures) >= shard_size:
+                counts["failures"] += len(failures)
+                shards.write(rows[:complete], failures)
+                del rows[:complete]
+                failures.clear()
+                complete = 0
+            bar.update(counts["files"] + counts["failures"] + len(failures) - bar.n)
+        counts["failures"] += len(failures)
+        shards.write(rows, failures)
+        bar.update(counts["files"] + counts["failures"] - bar.n)
+    return {**counts, "seconds": time.perf_counter() - begin}
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _timed(items: Iterable[Any], counts: dict[str, Any]) -> Iterator[Any]:
+    """The items, adding to `waiting_seconds` how long each was waited for."""
+    items = iter(items)
+    while True:
+        begin = time.perf_counter()
+        item = next(items, None)
+        counts["waiting_seconds"] += time.perf_counter() - begin
+        if item is None:
+            return
+        yield item
+
+
+def _windows(clips: Iterable[tuple], failures: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Any, bool]]:
+    """(facts, features, whether it is its clip's last) of every window; clips that could not be read go on the list."""
+    for facts, spans, features in clips:
+        if not spans:
+            failures.append({**facts, "error": features})
+        for number, span in enumerate(spans, start=1):
+            yield {**facts, **span}, features[number - 1], number == len(spans)

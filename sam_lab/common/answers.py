@@ -1,0 +1,53 @@
+"""Greedy answers of a model to questions about clips."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+# ---------------------------------------------------------------------------------------------------------------
+# Answers
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def generate(model, inputs, processor, max_new_tokens: int) -> list[str]:
+    """Greedy answers to processed prompts, without a penalty of repetition."""
+    tokens = model.generate(**inputs, do_sample=False, repetition_penalty=1.0, max_new_tokens=max_new_tokens)
+    texts = processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+@torch.inference_mode()
+def generate_answers(
+    model, processor, clips: Sequence[Any], prompts: Sequence[str], batch_size: int = 32, max_new_tokens: int = 64
+) -> list[str]:
+    """Greedy answers to questions about clips.
+
+    Args:
+        model ([`SamForConditionalGeneration`]): The model; put into evaluation mode meanwhile.
+        processor ([`SamAudioLanguageProcessor`]): Its processor.
+        clips (list): One clip for each prompt, anything that [`load_audio`] reads; of those over 10.24 s the
+            beginning is taken.
+        prompts (list of `str`): The questions.
+        batch_size (`int`, *optional*, defaults to 32): Questions that are answered together.
+        max_new_tokens (`int`, *optional*, defaults to 64): Longest answer.
+
+    Returns:
+        `list[str]`: The answers, in the order of the questions.
+
+    Raises:
+        ValueError: Clips and prompts are not equally many.
+    """
+    if len(clips) != len(prompts):
+        raise ValueError(f"clips, prompts: got {len(clips)} and {len(prompts)}, expected one clip for each prompt.")
+    training = model.training
+    model.eval()
+    answers = []
+    for begin in tqdm(range(0, len(clips), batch_size), desc="answering", unit="batch"):
+        audio = [[clip] for clip in clips[begin : begin + batch_size]]
+        texts = list(prompts[begin : begin + batch_size])
+        inputs = processor(text=texts, audio=audio, overflow="truncate", return_tensors="pt").to(model.device)
+        answers += generate(model, inputs, processor, max_new_tokens)
+    model.train(training)
+    return answers

@@ -1,0 +1,29 @@
+"""The processes that work together under accelerate or torchrun."""
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+PATIENCE = timedelta(hours=4)  # of processes that wait for the first: it converts data, merges and generates
+
+
+def processes() -> PartialState:
+    """This process among those that train together; the first call brings them together."""
+    options: dict[str, Any] = {} if torch.cuda.is_available() else {"cpu": True}
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        options.update({"timeout": PATIENCE}, **({"backend": "gloo"} if "cpu" in options else {}))
+    return PartialState(**options)
+
+
+def end_processes() -> None:
+    """Ends at a script's end what [`processes`], or Trainer, has brought together.
+
+    All at once: a process that leaves with its connections open may abort (gloo's threads outlive Python), upon which
+    torchrun ends the others, which may still be writing.
+    """
+    state = processes()
+    state.wait_for_everyone()
+    state.destroy_process_group()

@@ -1,0 +1,276 @@
+"""Very many clips, one after another: of a folder of audio files, or of a `datasets` dataset, streamed or not.
+
+A *clip* has a key that stays the same from run to run and whatever the number of processes: the path in its folder,
+or the number of its row. By the key it is known what was done already, and which process does the rest.
+"""
+
+import hashlib
+import os
+import zlib
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+
+from sam_lab.data.plain_tables import AUDIO_COLUMNS, AUDIO_SUFFIXES
+
+TABLE_KINDS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+DATASET_SUFFIXES = (*TABLE_KINDS, ".tar")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip.
+
+    Args:
+        key (`str`): Its name among the clips of the source; sorting by it gives the source's order.
+        audio: Whatever [`load_audio`] reads.
+        path (`str`, *optional*): Its file, as far as there is a name.
+        kept (`dict`): The columns of its row that are carried along.
+    """
+
+    key: str
+    audio: Any
+    path: str | None = None
+    kept: dict[str, Any] = field(default_factory=dict)
+
+
+class FolderClips:
+    """The audio files in a folder and its subfolders, sorted by path; links to folders are not followed.
+
+    Args:
+        folder (`Path`): The folder.
+
+    Attributes:
+        left_out (`Counter`): How many files have which other ending.
+        schema (`pyarrow.Schema`): Columns that are carried along: none.
+        fingerprint (`str`, *optional*): Of what the keys stand for. A folder needs none: its keys are the files' names.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.left_out: Counter[str] = Counter()
+        self.schema = pyarrow.schema([])
+        self.fingerprint = None
+        names = []
+        for place, _, files in os.walk(folder):
+            for name in files:
+                suffix = os.path.splitext(name)[1].lower()
+                if suffix in AUDIO_SUFFIXES:
+                    names.append(os.path.relpath(os.path.join(place, name), folder))
+                else:
+                    self.left_out[suffix] += 1
+        # A name need not be text, but a key is.
+        self.names = {os.fsencode(name).decode("utf-8", "backslashreplace"): name for name in names}
+        self.keys = sorted(self.names)
+
+    def clips(self, process_index: int, num_processes: int, done: Collection[str] = ()) -> Iterator[Clip]:
+        """This process's share of what is not done. It hangs on each path alone, so that files which come or go while
+        processes start change nothing for the others."""
+        for key in self._share(process_index, num_processes, done):
+            yield Clip(key, os.path.join(self.folder, self.names[key]), key)
+
+    def count(self, process_index: int, num_processes: int, done: Collection[str] = ()) -> int | None:
+        """How many clips [`~FolderClips.clips`] gives."""
+        return sum(1 for _ in self._share(process_index, num_processes, done))
+
+    def _share(self, process_index, num_processes, done):
+        return (
+            key for key in self.keys if zlib.crc32(key.encode()) % num_processes == process_index and key not in done
+        )
+
+
+class _RowClips:
+    """What clips in rows have in common.
+
+    Args:
+        table (`datasets.Dataset` or `datasets.IterableDataset`): The rows; the audio is not decoded by `datasets`.
+        column (`str`): Where the audio is.
+        keep (list of `str`): Columns that are carried along.
+        base (`Path`): Where relative paths begin.
+    """
+
+    def __init__(self, table: Any, column: str, keep: Sequence[str], base: Path):
+        self.table, self.column, self.keep, self.base = table, column, list(keep), base
+        self.left_out: Counter[str] = Counter()
+        self.schema = pyarrow.schema([table.features.arrow_schema.field(name) for name in keep])
+
+
+class TableClips(_RowClips):
+    """The rows of a `datasets.Dataset`; process `p` of `n` has the rows `p`, `p + n`, `p + 2 n` …"""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the number of rows and of their paths: a key is a row's number, so that of another table what is done
+        already would be other clips."""
+        digest = hashlib.sha256()
+        for part in self.table.select_columns([self.column]).with_format("arrow").iter(10_000):
+            paths = part[self.column].combine_chunks()
+            if pyarrow.types.is_struct(paths.type):  # bytes and path
+                paths = paths.field("path")
+            digest.update("".join(f"{path}\n" for path in paths.to_pylist()).encode("utf-8", "backslashreplace"))
+        return f"{len(self.table)} rows, {digest.hexdigest()[:16]}"
+
+    def clips(self, process_index: int, num_processes: int, done: Collection[str] = ()) -> Iterator[Clip]:
+        """This process's share of what is not done."""
+        for row in self._share(process_index, num_processes, done):
+            yield _row_clip(f"{row:010d}", self.table[row], self.column, self.keep, self.base)
+
+    def count(self, process_index: int, num_processes: int, done: Collection[str] = ()) -> int | None:
+        """How many clips [`~TableClips.clips`] gives."""
+        return sum(1 for _ in self._share(process_index, num_processes, done))
+
+    def _share(self, process_index, num_processes, done):
+        return (row for row in range(process_index, len(self.table), num_processes) if f"{row:010d}" not in done)
+
+
+class StreamClips(_RowClips):
+    """The rows of a `datasets.IterableDataset`, by file and row of the file.
+
+    Processes have whole files where there are at least as many as processes. Else every process reads all files and
+    has every n-th row. Going on after a kill reads past what is done, and trusts that the files are the same.
+    """
+
+    fingerprint = None
+
+    def clips(self, process_index: int, num_processes: int, done: Collection[str] = ()) -> Iterator[Clip]:
+        """This process's share of what is not done."""
+        num_files = self.table.num_shards
+        by_file = num_files >= num_processes
+        for file in range(process_index, num_files, num_processes) if by_file else range(num_files):
+            for row, item in enumerate(self.table.shard(num_files, file)):
+                key = f"{file:06d}-{row:010d}"
+                if (by_file or row % num_processes == process_index) and key not in done:
+                    yield _row_clip(key, item, self.column, self.keep, self.base)
+
+    def count(self, process_index: int, num_processes: int, done: Collection[str] = ()) -> int | None:
+        """Unknown: `None`."""
+        return None
+
+
+def _row_clip(key: str, row: dict[str, Any], column: str, keep: Sequence[str], base: Path) -> Clip:
+    audio = row[column]
+    path = audio.get("path") if isinstance(audio, dict) else audio
+    if isinstance(audio, str):
+        audio = os.path.join(base, audio)
+    elif isinstance(audio, dict) and not audio.get("bytes") and path is not None:
+        audio = {**audio, "path": os.path.join(base, path)}
+    return Clip(key, audio, path if isinstance(path, str) else None, {name: row[name] for name in keep})
+
+
+def open_clips(
+    source: str,
+    split: str = "train",
+    audio_column: str | None = None,
+    keep: Sequence[str] = (),
+    streaming: bool = False,
+) -> FolderClips | TableClips | StreamClips:
+    """Finds the clips of a folder or a dataset.
+
+    Args:
+        source (`str`): One of
+
+            - a folder with audio files in it or in its subfolders;
+            - a folder that `datasets` wrote with `save_to_disk`, or with Parquet, Arrow, CSV, JSON or WebDataset files;
+            - one such file;
+            - the name of a dataset on the Hub.
+        split (`str`, *optional*, defaults to `"train"`): Split of a dataset.
+        audio_column (`str`, *optional*): The dataset's column of audio or of paths; relative ones begin at the file or
+            folder. By default the first Audio column, else `audio`, `file`, `path` or `file_name`.
+        keep (list of `str`, *optional*): Columns of the dataset that are carried along.
+        streaming (`bool`, *optional*, defaults to `False`): Read a dataset row by row, without preparing it on disk.
+
+    Returns:
+        [`FolderClips`], [`TableClips`] or [`StreamClips`].
+
+    Raises:
+        FileNotFoundError: A path that is not there, or a dataset that the Hub does not have.
+        ValueError: A folder without audio or tables, a split or column that is not there, an option that does not fit.
+    """
+    path = Path(source)
+    if path.is_dir():
+        saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+        folder = None if saved else FolderClips(path)
+        if folder is not None and folder.keys:
+            given = {"audio_column": audio_column, "keep": list(keep), "streaming": streaming}
+            wrong = [name for name, value in given.items() if value]
+            if wrong:
+                raise ValueError(
+                    f"{', '.join(wrong)}: given for {source!r}, a folder of audio files, expected a dataset; leave it out."
+                )
+            return folder
+        if folder is not None and not folder.left_out.keys() & set(DATASET_SUFFIXES):
+            found = ", ".join(f"{count} {suffix or 'without ending'}" for suffix, count in folder.left_out.items())
+            raise ValueError(
+                f"source: the folder {source!r} has no audio files ({', '.join(AUDIO_SUFFIXES)}) and no dataset "
+                f"({', '.join(DATASET_SUFFIXES)}), found: {found or 'nothing'}."
+            )
+    table = _load_table(source, path, split, streaming)
+    base = path if path.is_dir() else path.parent
+    column = _audio_column(table.features, audio_column, source)
+    absent = [name for name in keep if name not in table.features]
+    if absent or column in keep:
+        raise ValueError(
+            f"keep: got {(absent or [column])[0]!r}, expected columns of {source!r} other than its audio: "
+            f"{', '.join(name for name in table.features if name != column)}."
+        )
+    if isinstance(table.features[column], datasets.Audio):
+        table = table.cast_column(column, datasets.Audio(decode=False))  # decoding would need torchcodec
+    table = table.select_columns([column, *keep])
+    if isinstance(table, datasets.IterableDataset):
+        return StreamClips(table, column, keep, base)
+    return TableClips(table, column, keep, base)
+
+
+def _load_table(source: str, path: Path, split: str, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:
+    saved = [path / name for name in ("dataset_dict.json", "state.json") if (path / name).is_file()]
+    if saved:
+        if streaming:
+            raise ValueError(f"streaming: given for {source!r}, which is prepared on disk already; leave it out.")
+        table = datasets.load_from_disk(source)
+        if isinstance(table, datasets.DatasetDict):
+            if split not in table:
+                raise ValueError(f"split: got {split!r}, expected one of {', '.join(table)} of {source!r}.")
+            table = table[split]
+        return table
+    name, options = source, {"split": split, "streaming": streaming}
+    if path.is_file():
+        if path.suffix not in TABLE_KINDS:
+            raise ValueError(f"source: got the file {source!r}, expected a folder or one of {', '.join(TABLE_KINDS)}.")
+        name, options["data_files"] = TABLE_KINDS[path.suffix], {split: str(path)}
+    elif not path.is_dir() and (path.is_absolute() or source.startswith(".") or source.count("/") > 1):
+        raise FileNotFoundError(f"source: there is no file or folder {source!r}.")
+    try:
+        table = datasets.load_dataset(name, **options)
+        if table.features is None:  # a stream of CSV or JSON: known by its first row
+            first = next(iter(table))
+            table = table.cast(datasets.Features.from_arrow_schema(pyarrow.Table.from_pylist([first]).schema))
+        return table
+    except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(
+            f"source: got {source!r}, which is no file or folder here and cannot be had from the Hub: {error}"
+        ) from error
+    except StopIteration:
+        raise ValueError(f"source: {source!r} has no rows in the split {split!r}.") from None
+    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
+        reason = error.__cause__ or error  # the first says no more than that it failed
+        raise ValueError(f"source: {source!r}, split {split!r}, cannot be read, or has no rows: {reason}") from error
+
+
+def _audio_column(features: datasets.Features, given: str | None, source: str) -> str:
+    columns = [name for name, kind in features.items() if isinstance(kind, datasets.Audio)]
+    columns += [name for name in AUDIO_COLUMNS if name in features]
+    if given is not None and given not in features:
+        raise ValueError(
+            f"audio_column: got {given!r}, expected one of {', '.join(features)}, the columns of {source!r}."
+        )
+    if given is None and not columns:
+        raise ValueError(
+            f"audio_column: {source!r} has no Audio column and none of {', '.join(AUDIO_COLUMNS)}; name one of its "
+            f"columns: {', '.join(features)}."
+        )
+    return columns[0] if given is None else given

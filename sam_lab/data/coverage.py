@@ -1,0 +1,268 @@
+"""What of the records' audio is there: their authors' paths mapped to yours, and the coverage by source."""
+
+import os
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+from sam_lab.common.text_tables import text_table
+
+KINDS = ("closed", "open", "binary", "multiple_choice", "caption", "detail", "other")
+# By collection: what is counted of its files, how many of it were published, and in which file.
+PUBLISHED_COUNTS = {
+    "OpenAQA": {"closed": 1_917_894, "open": 3_763_814},
+    "ReasonAQA": {"records": 968_071},  # of train.json
+}
+# What readers leave out, as they count it.
+LEFT_OUT = {
+    "two_audio": "on two clips",
+    "unanswered": "with an empty answer",
+    "unanswerable": "whose answer says that there is none",
+}
+
+
+def parse_audio_roots(values: Iterable[str]) -> list[tuple[str, str]]:
+    """Reads `FROM=TO`: files whose path begins with the folder FROM are under the folder TO here.
+
+    Args:
+        values (list of `str`): One a folder, as `--audio-root` gives them. An empty FROM (`=TO`) stands for all
+            relative paths, such as ReasonAQA's. An equals sign that belongs to a folder is written `\\=`; without
+            that, of several the one is taken that has an existing folder as TO.
+
+    Raises:
+        ValueError: No `=`, nothing behind it, several of which any could be meant, or a FROM with two different TO.
+    """
+    roots: dict[str, str] = {}
+    for value in values:
+        pieces = re.split(r"(?<!\\)=", value)
+        pairs = [("=".join(pieces[:index]), "=".join(pieces[index:])) for index in range(1, len(pieces))]
+        pairs = [tuple(side.replace("\\=", "=") for side in pair) for pair in pairs if pair[1]]
+        if not pairs:
+            raise ValueError(
+                f"--audio-root: got {value!r}, expected FROM=TO, such as /data/sls/audioset=/mnt/audioset."
+            )
+        if len(pairs) > 1:
+            pairs = [pair for pair in pairs if os.path.isdir(os.path.expanduser(pair[1]))]
+        if len(pairs) != 1:
+            raise ValueError(
+                f"--audio-root: got {value!r}, in which several = could divide FROM=TO; write \\= for each that belongs "
+                "to a folder."
+            )
+        source, target = _normal(pairs[0][0]), os.path.normpath(os.path.expanduser(pairs[0][1]))
+        if roots.setdefault(source, target) != target:
+            raise ValueError(f"--audio-root: got {source!r} twice, as {roots[source]!r} and {target!r}, expected one.")
+    return list(roots.items())
+
+
+def _normal(path: str) -> str:
+    """A published path without `.`, `//` and a `/` at its end; the folder itself is empty."""
+    path = posixpath.normpath(path)
+    return "" if path == "." else re.sub("^//", "/", path)
+
+
+def map_audio(path: str, roots: Sequence[tuple[str, str]]) -> str:
+    """The path here of an audio file there: the longest FROM that it lies in is replaced by its TO.
+
+    Args:
+        path (`str`): As the record has it; `./a//b` lies in `a` as `a/b` does.
+        roots (list of `(FROM, TO)`): From [`parse_audio_roots`]. Whole folders match: `/data/a` is not in `/data/audio`.
+
+    Returns:
+        `str`: The new path, or the old one where nothing matches.
+    """
+    root = _fitting_root(path, roots)
+    return path if root is None else _moved(path, root)
+
+
+def _moved(path: str, root: tuple[str, str]) -> str:
+    return os.path.join(root[1], _normal(path)[len(_head(root[0])) :])
+
+
+def _fitting_root(path: str, roots: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
+    there = _normal(path)
+    fitting = [root for root in roots if _is_inside(there, _head(root[0]))]
+    return max(fitting, key=lambda root: len(_head(root[0])), default=None)
+
+
+@lru_cache(maxsize=256)
+def _head(source: str) -> str:
+    source = _normal(source)
+    return source.rstrip("/") + "/" if source else ""
+
+
+def _is_inside(path: str, head: str) -> bool:
+    return path.startswith(head) if head else not path.startswith("/")
+
+
+def check_audio_roots(roots: Sequence[tuple[str, str]]) -> None:
+    """Raises `ValueError` where a folder is not there."""
+    for source, target in roots:
+        if not os.path.isdir(target):
+            raise ValueError(f"--audio-root: {source}={target}: there is no folder {target!r}; correct it.")
+
+
+class AudioCoverage:
+    """Finds the records' audio and counts by source and kind what is there; each file is looked up once.
+
+    Args:
+        audio_roots (list of `(FROM, TO)`, *optional*): From [`parse_audio_roots`].
+        check_audio (`bool`, *optional*, defaults to `True`): Without it every file is taken to be there.
+        num_threads (`int`, *optional*, defaults to 16): Threads that look files up.
+
+    Raises:
+        ValueError: A folder of `audio_roots` is not there.
+    """
+
+    def __init__(self, audio_roots: Sequence[tuple[str, str]] = (), check_audio: bool = True, num_threads: int = 16):
+        self.audio_roots = [(source, target) for source, target in audio_roots]
+        self.check_audio, self.num_threads = check_audio, num_threads
+        if check_audio:
+            check_audio_roots(self.audio_roots)
+        self.used_roots: set[tuple[str, str]] = set()
+        self.examples: dict[
+            str, list[str]
+        ] = {}  # by source, a missing file: as the record has it, and where it should be
+        self.exists: dict[str, bool] = {}
+        self.rows: Counter[tuple[str, str, bool]] = Counter()  # (source, kind, whether it is there)
+        self.clips: dict[str, set[str]] = {}  # by source
+
+    def __call__(self, records: Sequence[dict[str, Any]]) -> list[dict[str, Any] | None]:
+        """The same records with the paths of here; `None` in the place of one whose audio is not there."""
+        mapped = [
+            record if record["audio"] is None else {**record, "audio": self._map(record["audio"])}
+            for record in records
+        ]
+        paths = [path for path in dict.fromkeys(record["audio"] for record in mapped) if path is not None]
+        new = [path for path in paths if path not in self.exists]
+        if self.check_audio and new:
+            with ThreadPoolExecutor(self.num_threads) as pool:
+                self.exists.update(zip(new, pool.map(os.path.isfile, new)))
+        else:
+            self.exists.update(dict.fromkeys(new, True))
+        result = []
+        for record, published in zip(mapped, (record["audio"] for record in records)):
+            path, source = record["audio"], record["source"]
+            found = path is None or self.exists[path]
+            if not found:
+                self.examples.setdefault(source, [published, path])
+            self.rows[source, record["kind"], found] += 1
+            clips = self.clips.setdefault(source, set())
+            if path is not None:
+                clips.add(path)
+            result.append(record if found else None)
+        return result
+
+    def _map(self, path: str) -> str:
+        root = _fitting_root(path, self.audio_roots)
+        if root is None:
+            return path
+        self.used_roots.add(root)
+        return _moved(path, root)
+
+    def summary(self) -> dict[str, Any]:
+        """`rows` with audio, `missing` rows without, both also `by_source` (with the distinct `clips`, the
+        `missing_clips`, and all rows by `kinds`) and `rows` `by_kind`; `examples` of what is missing by source (the
+        record's path, and the path here), and `unused_roots`, which no record's path lies in."""
+        by_source = {}
+        for source, clips in sorted(self.clips.items()):
+            ours = {(kind, there): count for (name, kind, there), count in self.rows.items() if name == source}
+            present = sum(self.exists[clip] for clip in clips)
+            kinds: Counter[str] = Counter()
+            for (kind, _), count in ours.items():
+                kinds[kind] += count
+            by_source[source] = {
+                "rows": sum(count for (_, there), count in ours.items() if there),
+                "missing": sum(count for (_, there), count in ours.items() if not there),
+                "clips": present,
+                "missing_clips": len(clips) - present,
+                "kinds": dict(sorted(kinds.items())),
+            }
+        by_kind: Counter[str] = Counter()
+        for (_, kind, there), count in self.rows.items():
+            by_kind[kind] += count if there else 0
+        return {
+            "rows": sum(entry["rows"] for entry in by_source.values()),
+            "missing": sum(entry["missing"] for entry in by_source.values()),
+            "by_source": by_source,
+            "by_kind": {kind: by_kind[kind] for kind in KINDS if by_kind[kind]},
+            "examples": dict(sorted(self.examples.items())),
+            "unused_roots": [f"{root[0]}={root[1]}" for root in self.audio_roots if root not in self.used_roots],
+        }
+
+
+def check_max_missing(max_missing: float) -> None:
+    """Raises `ValueError` unless it is a share."""
+    if not 0 <= max_missing <= 1:
+        raise ValueError(f"max_missing: got {max_missing!r}, expected a share from 0 to 1, such as 0.05 for 5 %.")
+
+
+def check_coverage(summary: dict[str, Any], max_missing: float, missing_sources: Sequence[str] = ()) -> None:
+    """Raises `ValueError`, with the table of [`coverage_table`], where no row or too few rows have their audio: of all,
+    and of each source of at least 100, but for `missing_sources`."""
+    if summary["rows"] + summary["missing"] == 0:
+        raise ValueError("records: there are none, expected at least one; look at the files they are read from.")
+    sources = {name: entry for name, entry in summary["by_source"].items() if name not in missing_sources}
+    judged = [(f" of {name}", entry["rows"], entry["missing"]) for name, entry in sources.items()]
+    judged = [each for each in judged if each[1] + each[2] >= 100]
+    judged.insert(0, ("", sum(each["rows"] for each in sources.values()), sum(e["missing"] for e in sources.values())))
+    if summary["rows"] == 0:
+        judged = [("", 0, summary["missing"])]
+    for what, rows, missing in judged:
+        total = rows + missing
+        if total and (missing / total > max_missing or summary["rows"] == 0):
+            raise ValueError(
+                f"{missing:,} of {total:,} records{what} have no audio file, more than max_missing={max_missing:.1%}. "
+                f"{_lost(summary, [what.removeprefix(' of ')] if what else list(sources))}Say with --audio-root FROM=TO where the folders of the "
+                "published paths are here, fetch what is missing, raise max_missing, or name in missing_sources what you "
+                f"do without.\n{coverage_table(summary)}"
+            )
+
+
+def _lost(summary: dict[str, Any], sources: Sequence[str]) -> str:
+    """Sentences on what was looked for where."""
+    examples = summary.get("examples", {})  # folders that were written earlier have none
+    text = ""
+    for published, here in [examples[name] for name in sources if name in examples][:1]:
+        where = "as it is, for no --audio-root fits it" if published == here else f"as {here!r}"
+        text = f"{published!r}, for one, was looked for {where}. "
+    if unused := summary.get("unused_roots"):
+        text += f"No record's path lies in the folder of --audio-root {' or '.join(unused)}. "
+    return text
+
+
+def coverage_table(summary: dict[str, Any]) -> str:
+    """A table of what is there by source, and of what was read of published collections beside how many there are.
+
+    Args:
+        summary (`dict`): From [`write_records`] or [`AudioCoverage`].
+
+    Returns:
+        `str`: Lines. A collection has one only where its reader has counted it (`counts` of [`write_records`]).
+    """
+    rows = [("source", "rows", "missing", "covered", "clips", "missing clips")]
+    entries = list(summary["by_source"].items())
+    names = ("rows", "missing", "clips", "missing_clips")
+    totals = {name: sum(entry[name] for _, entry in entries) for name in names}
+    for source, entry in [*entries, ("all", totals)]:
+        share = entry["rows"] / max(entry["rows"] + entry["missing"], 1)
+        counts = [f"{entry[name]:,}" for name in names]
+        rows.append((source, *counts[:2], f"{share:.1%}", *counts[2:]))
+    lines = [text_table(rows)]
+    for collection, read in summary.get("collections", {}).items():
+        lines += ["", left_out_line(collection, read)]
+        for name, published in PUBLISHED_COUNTS.get(collection, {}).items():
+            what = collection if name == "records" else f"{collection} {name}"
+            if read.get(name):  # a file of closed questions has no open ones
+                lines.append(f"{what}: {read[name]:,} read, {published:,} published")
+    return "\n".join(lines)
+
+
+def left_out_line(collection: str, counts: Mapping[str, int]) -> str:
+    """How many records a reader has read and, for each reason to leave some out, how many that were."""
+    left = [f"{counts[name]:,} {words}" for name, words in LEFT_OUT.items() if name in counts]
+    rest = counts["records"] - sum(counts.get(name, 0) for name in LEFT_OUT)
+    return f"{collection}: {counts['records']:,} records in its files, left out {', '.join(left)}: {rest:,} taken"

@@ -1,0 +1,346 @@
+"""MMAU (Sakshi et al., ICLR 2025): its questions as prompts, its rule, its scores beside what guessing gives.
+
+The official rule compares sets of words, so it is fooled by an option's letter: of 1,000 perfect answers written
+`a) ...` it finds 967 right, since a wrong choice may hold the article "a". [`strip_option_letter`] runs before it.
+"""
+
+import os
+import random
+import re
+import string
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+from sam_lab.common.files import write_json
+from sam_lab.data.coverage import map_audio
+from sam_lab.data.published import read_json
+from sam_lab.evaluation.items import Item, _existing
+
+logger = logging.get_logger(__name__)
+
+FILES = {"mini": "mmau-test-mini.json", "test": "mmau-test.json"}
+GROUPS = ("task", "sub-category", "difficulty", "category")
+STYLES = ("reasonaqa", "audio_flamingo", "plain")
+
+# "b) dog", "(b) dog", "b: dog", "b. dog", and with "The answer is" before. A full stop or colon counts only before a
+# space or a quote ("a.m. radio" and the chord "B:maj/1" are no letters), and a letter alone never does ("a dog").
+_OPEN = r"[\s*\"'“‘]*"
+_NOUN = r"(?:the\s+)?(?:correct\s+|right\s+|best\s+)?(?:answer|option|choice)(?:\s+is)?(?:\s*:\s*|\s+)"
+_LEAD = rf"{_OPEN}(?:{_NOUN}){{0,2}}{_OPEN}"  # "The answer is option "
+_LETTER = re.compile(
+    rf"{_LEAD}(?P<letter>\([a-h]\)[.:]?|[a-h]\s?(?:\)[.:]?|[.:](?=[\s*\"'“‘])))[\s*]*(?=\W*\w)", re.IGNORECASE
+)
+_LETTER_ALONE = re.compile(rf"{_LEAD}\(?[a-h]\W*", re.IGNORECASE)
+_QUOTED = re.compile("\"([^\"]*)\"|'([^']*)'|“([^”]*)”|‘([^’]*)’")
+
+
+def strip_option_letter(text: str, choices: Sequence[str] = ()) -> str:
+    """A chosen option without its letter: "b) dog", "(B) dog", "B. dog" and "The answer is b: dog" give "dog".
+
+    What has no letter from a to h with a bracket, full stop or colon is left as it is: "a dog barking" begins with an
+    article, "The answer is dog" names no letter, "b)" alone says nothing else.
+
+    Args:
+        text (`str`): What the model said.
+        choices (list of `str`, *optional*): The question's choices, where they are known: one that looks lettered
+            itself, such as "F. Scott Fitzgerald", stays whole.
+    """
+    match = _LETTER.match(text)
+    if match is None:
+        return text.strip()
+    said = text[match.start("letter") :].casefold()
+    lettered = [choice.strip() for choice in choices if _LETTER.match(choice)]
+    if any(said.startswith(choice.casefold()) for choice in lettered):
+        return text.strip()
+    bare = text[match.end() :].strip().rstrip("*")
+    quoted = _QUOTED.fullmatch(bare)
+    return quoted[quoted.lastindex] if quoted else bare
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Questions
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def mmau_prompt(question: str, choices: Sequence[str], style: str = "reasonaqa") -> str:
+    """A question of MMAU with its choices, without the template. MMAU publishes no prompt.
+
+    Args:
+        question (`str`): The question.
+        choices (list of `str`): One to 26.
+        style (`str`, *optional*, defaults to `"reasonaqa"`): `"reasonaqa"`, as ReasonAQA writes its multiple-choice
+            questions, in small letters: `what barks? a) a dog b) a cat`. `"audio_flamingo"`, as the MMAU authors'
+            later code has it: `What barks? Choose the correct option from the following options:` and lines
+            `(A) A dog`. `"plain"`: the question and such lines.
+
+    Raises:
+        ValueError: Another style; no choices, or more than 26.
+    """
+    text = " ".join(question.split())
+    return (text.lower() if style == "reasonaqa" else text) + _options(choices, style)
+
+
+def _options(choices: Sequence[str], style: str) -> str:
+    """What stands behind the question."""
+    if style not in STYLES:
+        raise ValueError(f"style: got {style!r}, expected one of {', '.join(STYLES)}.")
+    if not 1 <= len(choices) <= 26 or isinstance(choices, str):
+        raise ValueError(f"choices: got {choices!r}, expected a list of 1 to 26 texts.")
+    texts = [" ".join(choice.split()) for choice in choices]
+    if style == "reasonaqa":
+        return "".join(f" {letter}) {text.lower()}" for letter, text in zip(string.ascii_lowercase, texts))
+    lines = "".join(f"\n({letter}) {text}" for letter, text in zip(string.ascii_uppercase, texts))
+    return lines if style == "plain" else f" Choose the correct option from the following options:{lines}"
+
+
+def read_mmau(
+    data: str | Path,
+    split: str = "mini",
+    style: str = "reasonaqa",
+    audio_roots: Sequence[tuple[str, str]] = (),
+) -> list[Item]:
+    """The questions of MMAU v05.15.25.
+
+    Args:
+        data (`str` or `Path`): The folder as it is published (`mmau-test-mini.json` beside `test-mini-audios/`,
+            `mmau-test.json` beside `test-audios/`), or the JSON file itself. Audio may be of any format.
+        split (`str`, *optional*, defaults to `"mini"`): `"mini"` (or `"test-mini"`), 1,000 questions; `"test"`, 9,000,
+            whose answers are not published: its items have no references.
+        style (`str`, *optional*, defaults to `"reasonaqa"`): As in [`mmau_prompt`].
+        audio_roots (list of `(FROM, TO)`, *optional*): From [`parse_audio_roots`], where the audio is elsewhere:
+            `test-mini-audios=/data/mmau`.
+
+    Returns:
+        `list[Item]`: In the file's order, with `groups` of task, sub-category, difficulty and category; `audio` is
+        `None` where the file is not there.
+
+    Raises:
+        FileNotFoundError: There is no such folder or file.
+        ValueError: Another split; a record that is no question, or whose id came before; questions of the other split.
+    """
+    if (split := split.removeprefix("test-")) not in FILES:
+        raise ValueError(f"split: got {split!r}, expected 'mini' or 'test'.")
+    file = Path(data) / FILES[split] if Path(data).is_dir() else Path(data)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"data: there is no file {str(file)!r}, expected the folder of MMAU with {FILES[split]}, or that file."
+        )
+    items: dict[str, Item] = {}
+    for number, record in read_json(file):
+        _check_record(record, f"{file}: record {number}", split)
+        if record["id"] in items:
+            raise ValueError(f"{file}: record {number} has the id {record['id']!r} of an earlier one; get it again.")
+        path = os.path.normpath(record["audio_id"])
+        mapped = map_audio(path, audio_roots)
+        groups = {key: record[key] for key in GROUPS if key in record}
+        items[record["id"]] = Item(
+            id=record["id"],
+            audio=_existing(os.path.join(file.parent, path) if mapped == path else mapped),
+            prompt=mmau_prompt(record["question"], record["choices"], style),
+            references=(record["answer"],) if record.get("answer") else (),
+            choices=tuple(record["choices"]),
+            # 13 records of test-mini have a list of one category
+            groups={key: value[0] if isinstance(value, list) else value for key, value in groups.items()},
+        )
+    return list(items.values())
+
+
+def _check_record(record: dict[str, Any], where: str, split: str) -> None:
+    for key in ("id", "audio_id", "question"):
+        if not isinstance(record.get(key), str) or not record[key].strip():
+            raise ValueError(f"{where} has {record.get(key)!r} as {key}, expected text, as in MMAU's files.")
+    choices = record.get("choices")
+    if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
+        raise ValueError(f"{where} has {choices!r} as choices, expected a list of texts.")
+    if "split" in record and (record["split"] == "test-mini") != (split == "mini"):
+        raise ValueError(
+            f"{where} is of the split {record['split']!r}, but {split!r} was asked for; give {FILES[split]} as data."
+        )
+
+
+def shuffle_choices(items: Sequence[Item], seed: int = 0, style: str = "reasonaqa") -> list[Item]:
+    """The same questions with their choices in another order, to see how much a model's score owes to the order.
+
+    In test-mini the first choice is true of 395 questions and the fourth of 126.
+
+    Args:
+        items (list of [`Item`]): From [`read_mmau`].
+        seed (`int`, *optional*, defaults to 0): With a question's id it decides the order, whatever the other items.
+        style (`str`, *optional*, defaults to `"reasonaqa"`): The one that the items were read with.
+
+    Raises:
+        ValueError: A prompt that is not of this style.
+    """
+    shuffled = []
+    for item in items:
+        old, choices = _options(item.choices, style), _shuffled(item, seed)
+        if not item.prompt.endswith(old):
+            raise ValueError(
+                f"items: the prompt of {item.id!r} does not end with {old!r}, expected the style {style!r}; pass the "
+                "style that they were read with."
+            )
+        shuffled.append(
+            replace(item, prompt=item.prompt.removesuffix(old) + _options(choices, style), choices=choices)
+        )
+    return shuffled
+
+
+def _shuffled(item: Item, seed: int) -> tuple[str, ...]:
+    return tuple(random.Random(f"{seed} {item.id}").sample(item.choices, len(item.choices)))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Scores
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\b\w+\b", text.lower()))
+
+
+def mmau_correct(prediction: str, answer: str, choices: Sequence[str]) -> bool:
+    """Whether MMAU's official rule finds an answer right, on the text as it is.
+
+    Right: all words of the true choice are said, and none that only a wrong choice has. A word is a run of letters,
+    digits and underscores, in any case; order and repetition do not count, so a wrong choice of the same words, or
+    with all words of the true one and none of another, is right too (9 questions of test-mini have one).
+
+    Args:
+        prediction (`str`): What the model said, without its option letter: see [`strip_option_letter`].
+        answer (`str`): The text of the true choice.
+        choices (list of `str`): All choices.
+    """
+    said, true = _words(prediction), _words(answer)
+    others = [words for words in map(_words, choices) if words != true]
+    return bool(said) and true <= said and not said & (set().union(*others) - true)
+
+
+def score_mmau(items: Sequence[Item], predictions: Sequence[str | None], seed: int = 0) -> dict[str, Any]:
+    """Accuracy by [`mmau_correct`], letters stripped, beside what answers without listening reach.
+
+    Args:
+        items (list of [`Item`]): The questions that were asked.
+        predictions (list of `str` or `None`): What the model said to each; `None` or blank where it gave no answer,
+            which is wrong.
+        seed (`int`, *optional*, defaults to 0): Of the shuffled baseline.
+
+    Returns:
+        `dict`: Of the questions whose answer is published:
+
+        - `value` (a fraction), `correct`, `count`, `unanswered` (among them, counted as wrong), the same `by_task`,
+          `by_sub_category`, `by_difficulty` and `by_category`; `value` is `None` where no answer is published;
+        - `without_truth`: questions whose answer is not published;
+        - `official`: the same by the official script, which leaves out questions without a prediction (`None`);
+        - `as_written`: the same without stripping letters; `letters_alone`: predictions of nothing but a letter,
+          which are wrong by the rule;
+        - `baselines`: `always_first`, `random` (its expectation) and `shuffled_choices` (the first of the choices
+          shuffled by `seed`), each with `value` and `by_task`, how often that is the true choice, and the same
+          `by_rule`, which a few wrong choices pass;
+        - `is_correct`: `True`, `False`, or `None` without a truth, in the order of the items.
+
+    Raises:
+        ValueError: No items; not as many predictions.
+    """
+    if not items or len(items) != len(predictions):
+        raise ValueError(
+            f"items, predictions: got {len(items)} and {len(predictions)}, expected one prediction (or None) for each "
+            "question, and at least one."
+        )
+    asked = [(item, text) for item, text in zip(items, predictions) if item.references]
+    known = [item for item, _ in asked]
+    answered = [text is not None and bool(text.strip()) for _, text in asked]
+    stripped = [strip_option_letter(text or "", item.choices) for item, text in asked]
+    right = [_is_right(item, text) for item, text in zip(known, stripped)]
+    if not all(answered):
+        logger.warning("%d of %d questions have no answer and count as wrong.", answered.count(False), len(answered))
+    by_official = [(item, hit) for (item, text), hit in zip(asked, right) if text is not None]
+    flags = iter(right)
+    return {
+        **_share(known, right, answered),
+        **{f"by_{key.replace('-', '_')}": _shares(known, right, key, answered) for key in GROUPS},
+        "without_truth": len(items) - len(asked),
+        "official": _share([item for item, _ in by_official], [hit for _, hit in by_official]),
+        "as_written": _share(known, [_is_right(item, text or "") for item, text in asked]),
+        "letters_alone": sum(
+            _LETTER_ALONE.fullmatch(text) is not None and not hit for text, hit in zip(stripped, right)
+        ),
+        "baselines": _baselines(known, seed),
+        "is_correct": [next(flags) if item.references else None for item in items],
+    }
+
+
+def _is_right(item: Item, text: str) -> bool:
+    return mmau_correct(text, item.references[0], item.choices)
+
+
+def _share(items: Sequence[Item], right: Sequence[float], answered: Sequence[bool] | None = None) -> dict[str, Any]:
+    result = {"value": sum(right) / len(items) if items else None, "correct": sum(right), "count": len(items)}
+    return result if answered is None else {**result, "unanswered": answered.count(False)}
+
+
+def _shares(items, right, key, answered=None) -> dict[str, dict[str, Any]]:
+    result = {}
+    for name in sorted({item.groups[key] for item in items if key in item.groups}):
+        places = [place for place, item in enumerate(items) if item.groups.get(key) == name]
+        picked = [[each[place] for place in places] for each in (items, right, answered) if each is not None]
+        result[name] = _share(*picked)
+    return result
+
+
+def _baselines(items: Sequence[Item], seed: int) -> dict[str, dict[str, Any]]:
+    """What is guessed of each question, each guess as likely as the others, and how often it is right."""
+    guesses = {
+        "always_first": [item.choices[:1] for item in items],
+        "random": [item.choices for item in items],
+        "shuffled_choices": [_shuffled(item, seed)[:1] for item in items],
+    }
+    result = {}
+    for name, guessed in guesses.items():
+        true, passing = (
+            [sum(rule(item, guess) for guess in some) / len(some) for item, some in zip(items, guessed)]
+            for rule in (lambda item, guess: guess == item.references[0], _is_right)
+        )
+        result[name] = {
+            "value": _share(items, true)["value"],
+            "by_task": {task: share["value"] for task, share in _shares(items, true, "task").items()},
+            "by_rule": {
+                "value": _share(items, passing)["value"],
+                "by_task": {task: share["value"] for task, share in _shares(items, passing, "task").items()},
+            },
+        }
+    return result
+
+
+def write_mmau_submission(
+    items: Sequence[Item], predictions: Sequence[str | None], source_json: str | Path, output: str | Path
+) -> None:
+    """Writes the file that MMAU's script and its server score: the published records, each with `model_output`.
+
+    Letters are stripped ([`strip_option_letter`]). A question without an answer gets an empty text, which counts as
+    wrong: the script leaves out records without the key, and would divide by fewer.
+
+    Args:
+        items (list of [`Item`]): All questions of the split, in any order.
+        predictions (list of `str` or `None`): What the model said to each.
+        source_json (`str` or `Path`): The published file that they were read from.
+        output (`str` or `Path`): The file to write, whole or not at all.
+
+    Raises:
+        FileNotFoundError: There is no such published file.
+        ValueError: Not as many predictions as items; items that are not the file's questions.
+    """
+    if len(items) != len(predictions):
+        raise ValueError(f"items, predictions: got {len(items)} and {len(predictions)}, expected equally many.")
+    records = [record for _, record in read_json(source_json)]
+    outputs = {item.id: strip_option_letter(text or "", item.choices) for item, text in zip(items, predictions)}
+    ids = {record["id"] for record in records}
+    if len(outputs) != len(items) or outputs.keys() != ids:
+        raise ValueError(
+            f"items: got {len(items)}, {len(outputs.keys() & ids)} of them of the {len(ids)} questions of "
+            f"{str(source_json)!r}, expected each of those once; the server scores whole splits."
+        )
+    write_json([{**record, "model_output": outputs[record["id"]]} for record in records], Path(output))

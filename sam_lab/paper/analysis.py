@@ -1,0 +1,448 @@
+"""What the encoder's tokens look like, and how far apart they reach the language model (paper, section 4).
+
+[`effective_rank`] (equation 4) and [`token_similarity`] describe the tokens of one clip; [`analyse_encoder`] takes
+their mean over clips, [`analyse_checkpoint`] does that for a checkpoint (Table 3) and [`analyse_run`] for every stage
+of a training (Figure 2). [`state_update_distance`] is Figure 3. `figures.py` shows it all as the paper does.
+
+The paper does not say over which clips its numbers are; compare encoders by the same clips ([`choose_clips`]).
+"""
+
+import hashlib
+import os
+import random
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tqdm.auto import tqdm
+from transformers import AutoConfig
+from transformers.utils import logging
+
+from audio_sam import SAMPLING_RATE, SamFeatureExtractor, load_audio
+from configuration_sam import LANGUAGE_MODEL_SIZES, SamConfig
+from mamba_sam import SamMamba2Model
+from modeling_sam import SamAudioModel, SamConnector, SamForConditionalGeneration
+from sam_lab.common.provenance import weights_hash
+from sam_lab.data.clips import Clip, open_clips
+
+TAU = 0.95  # section 4.1
+ROUNDING = 1e-12  # of a share of the spectrum: float64 leaves less than that behind in a sum of some hundred values
+
+# ---------------------------------------------------------------------------------------------------------------
+# The tokens of one clip
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def effective_rank(tokens: torch.Tensor, tau: float = TAU) -> int:
+    """How many dimensions hold the share τ of the tokens' energy (paper, equation 4).
+
+    The smallest k with `sum(s[:k] ** 2) >= tau * sum(s ** 2)`, where s are the singular values in falling order. The
+    tokens are not centred. A share that misses τ by 1e-12, float64's rounding, reaches it.
+
+    Args:
+        tokens (`torch.Tensor` of shape `[N, d]`): One clip's tokens, of any device and type; the work is done in
+            float64 on the CPU.
+        tau (`float`, *optional*, defaults to 0.95): The share, over 0 and up to 1. With 1 this is the usual rank.
+
+    Returns:
+        `int`: From 1 to `min(N, d)`.
+
+    Raises:
+        ValueError: Another shape, no tokens, a number that is not finite, nothing but zeros, `tau` out of range.
+    """
+    _check_tau(tau)
+    tokens = _scaled(tokens)
+    # The squared singular values are the eigenvalues of the smaller Gram matrix: twice as fast, and as exact in a sum.
+    gram = tokens @ tokens.T if tokens.shape[0] <= tokens.shape[1] else tokens.T @ tokens
+    energies = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0)
+    shares = energies.cumsum(0) / energies.sum()
+    return int((shares < tau - ROUNDING).sum()) + 1
+
+
+def token_similarity(tokens: torch.Tensor) -> float:
+    """The mean cosine between different tokens of a clip (paper, Table 3).
+
+    The sum over all pairs is the squared length of the sum of the unit vectors, so that no pair is visited.
+
+    Args:
+        tokens (`torch.Tensor` of shape `[N, d]`): One clip's tokens, at least two, of any device and type; the work
+            is done in float64 on the CPU.
+
+    Returns:
+        `float`: From -1 / (N - 1) to 1.
+
+    Raises:
+        ValueError: Another shape, fewer than two tokens, a number that is not finite, a token that is zero and so has
+            no direction.
+    """
+    tokens = _scaled(tokens)
+    count = len(tokens)
+    if count < 2:
+        raise ValueError(f"tokens: got shape {tuple(tokens.shape)}, expected at least two tokens to compare.")
+    lengths = tokens.norm(dim=1, keepdim=True)
+    if (lengths == 0).any():
+        raise ValueError(f"tokens: number {int(lengths.argmin())} is zero, and has no direction to compare.")
+    total = (tokens / lengths).sum(dim=0).square().sum()
+    return float((total - count) / (count * (count - 1)))
+
+
+def _check_tau(tau: float) -> None:
+    if not 0 < tau <= 1:
+        raise ValueError(f"tau: got {tau!r}, expected a share over 0 and up to 1, such as 0.95.")
+
+
+def _scaled(tokens: torch.Tensor) -> torch.Tensor:
+    """Checked tokens in float64, the largest number 1: neither measure knows of scale, and squares stay in range."""
+    tokens = torch.as_tensor(tokens).detach().cpu().double()
+    if tokens.ndim != 2 or not tokens.numel():
+        raise ValueError(f"tokens: got shape {tuple(tokens.shape)}, expected [tokens, dimensions] of one clip.")
+    if not tokens.isfinite().all():
+        raise ValueError("tokens: got numbers that are not finite (NaN or infinity).")
+    largest = tokens.abs().max()
+    if largest == 0:
+        raise ValueError("tokens: got nothing but zeros, which have neither rank nor direction.")
+    return tokens / largest
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Clips
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ClipSet:
+    """Clips to analyse: made by [`choose_clips`].
+
+    Args:
+        source (`str`): Folder or dataset that they are from.
+        clips (`tuple[Clip, ...]`): As [`open_clips`] finds them.
+        available (`int`): Clips of the source.
+        limit (`int`, *optional*): How many were asked for.
+        seed (`int`, *optional*, defaults to 0): Of the choice.
+    """
+
+    source: str
+    clips: tuple[Clip, ...]
+    available: int
+    limit: int | None = None
+    seed: int = 0
+
+    @property
+    def names(self) -> list[str]:
+        """Their paths in the source, or the number of the row where there is none."""
+        return [clip.path or clip.key for clip in self.clips]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a result: `source`, `available`, `limit`, `seed`, `count`, `sha256` of the names, one a line, and
+        `names`."""
+        listed = "".join(f"{name}\n" for name in self.names).encode()
+        return {
+            "source": self.source,
+            "available": self.available,
+            "limit": self.limit,
+            "seed": self.seed,
+            "count": len(self.clips),
+            "sha256": hashlib.sha256(listed).hexdigest(),
+            "names": self.names,
+        }
+
+
+def choose_clips(source: str | Path, limit: int | None = None, seed: int = 0) -> ClipSet:
+    """The clips of a folder or a dataset, or some of them at random.
+
+    Args:
+        source (`str` or `Path`): As in [`open_clips`]: a folder of audio files, taken in the order of their names; or
+            a dataset, such as a `.csv`, `.json` or `.jsonl` table with a column `audio`, `file`, `path` or
+            `file_name`, relative to the table. A file that comes again is taken once. Audio that is in the dataset
+            itself is held in memory.
+        limit (`int`, *optional*): At most so many, drawn without replacement; all by default.
+        seed (`int`, *optional*, defaults to 0): Of the draw. The chosen keep the order of the source.
+
+    Raises:
+        FileNotFoundError, ValueError: As in [`open_clips`]; `limit` is not positive.
+    """
+    source = str(Path(source).expanduser())
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: got {limit}, expected a positive number of clips, or none for all.")
+    found = open_clips(source).clips(0, 1)
+    clips = list({clip.audio if isinstance(clip.audio, str) else clip.key: clip for clip in found}.values())
+    available = len(clips)
+    if limit is not None and limit < available:
+        clips = [clips[index] for index in sorted(random.Random(seed).sample(range(available), limit))]
+    return ClipSet(source, tuple(clips), available, limit, seed)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Encoders
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def analyse_encoder(
+    model,
+    feature_extractor: SamFeatureExtractor,
+    clips: ClipSet | Sequence[Any],
+    tau: float = TAU,
+    batch_size: int = 16,
+    with_connector: bool = False,
+) -> dict[str, Any]:
+    """[`effective_rank`] and [`token_similarity`] of an encoder's output, clip by clip, and their mean.
+
+    Args:
+        model ([`SamAudioModel`] or [`SamForConditionalGeneration`]): The encoder, or a model that has one; on any
+            device, in any type.
+        feature_extractor ([`SamFeatureExtractor`]): Its features.
+        clips ([`ClipSet`] or list): Or a list of what [`load_audio`] reads, except bare arrays. Of a clip over
+            10.24 s the beginning is taken, a short one is filled up: what the encoder hears in the model.
+        tau (`float`, *optional*, defaults to 0.95): Of the rank.
+        batch_size (`int`, *optional*, defaults to 16): Clips that are encoded together.
+        with_connector (`bool`, *optional*, defaults to `False`): Also measure the connector's output, which is
+            `[64 or 512, D]`; needs a whole model.
+
+    Returns:
+        `dict`: `tau`; `effective_rank` and `token_similarity`, each with `mean`, `std` (over clips; `None` of one
+        clip), `min` and `max`; `shape` of a clip's tokens; `count`; `truncated` (clips over 10.24 s); `failed`
+        (`audio` and `error` of each clip that could not be measured); `clips` (`audio`, `seconds` and both numbers
+        of each); with a connector the first three also in `connector`.
+
+    Raises:
+        ValueError: No clip could be measured, a connector is asked of an encoder alone, `tau` or `batch_size` is out
+            of range.
+    """
+    _check_tau(tau)
+    if batch_size < 1:
+        raise ValueError(f"batch_size: got {batch_size}, expected a positive number of clips.")
+    whole = model.config.model_type == SamConfig.model_type
+    if with_connector and not whole:
+        raise ValueError("with_connector: got an encoder alone, expected a whole model, which has the connector.")
+    encoder = model.model.audio_tower if whole else model
+    if isinstance(clips, ClipSet):
+        names, sources = clips.names, [clip.audio for clip in clips.clips]
+    else:
+        is_path = [isinstance(clip, (str, os.PathLike)) for clip in clips]
+        names, sources = [str(c) if path else f"clip {n}" for n, (c, path) in enumerate(zip(clips, is_path))], clips
+    measured: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
+    shapes: dict[str, list[int]] = {}
+    truncated = 0
+    for begin in tqdm(range(0, len(sources), batch_size), desc="encoding", unit="batch", leave=False):
+        rows, waveforms = [], []
+        for name, source in zip(names[begin : begin + batch_size], sources[begin : begin + batch_size]):
+            try:
+                waveforms.append(load_audio(source))
+            except (OSError, TypeError, ValueError) as error:
+                failed.append({"audio": name, "error": str(error)})
+            else:
+                rows.append({"audio": name, "seconds": round(len(waveforms[-1]) / SAMPLING_RATE, 3)})
+        if not rows:
+            continue
+        truncated += sum(feature_extractor.num_frames(len(w)) > feature_extractor.max_frames for w in waveforms)
+        features = feature_extractor(waveforms, SAMPLING_RATE, "pt", "truncate", encoder.device)["input_features"]
+        outputs = {"encoder": encoder(features).last_hidden_state}
+        if with_connector:
+            outputs["connector"] = model.model.connector(outputs["encoder"])
+        shapes = {part: list(tokens.shape[1:]) for part, tokens in outputs.items()}
+        for index, row in enumerate(rows):
+            try:
+                numbers = {part: _numbers(tokens[index], tau) for part, tokens in outputs.items()}
+            except ValueError as error:
+                failed.append({"audio": row["audio"], "error": str(error)})
+            else:
+                row |= numbers["encoder"]
+                measured.append(row | ({"connector": numbers["connector"]} if with_connector else {}))
+    if not measured:
+        first = f"; the first: {failed[0]['audio']}: {failed[0]['error']}" if failed else ""
+        raise ValueError(f"clips: none of {len(sources)} could be measured{first}")
+    result = {"tau": tau, **_summaries(measured), "shape": shapes["encoder"], "count": len(measured)}
+    if with_connector:
+        result["connector"] = {**_summaries([row["connector"] for row in measured]), "shape": shapes["connector"]}
+    return {**result, "truncated": truncated, "failed": failed, "clips": measured}
+
+
+def _numbers(tokens: torch.Tensor, tau: float) -> dict[str, Any]:
+    return {"effective_rank": effective_rank(tokens, tau), "token_similarity": token_similarity(tokens)}
+
+
+def _summaries(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+    return {key: _summary([row[key] for row in rows]) for key in ("effective_rank", "token_similarity")}
+
+
+def _summary(values: Sequence[float]) -> dict[str, float | None]:
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": std, "min": min(values), "max": max(values)}
+
+
+def analyse_checkpoint(
+    source: str | Path,
+    clips: ClipSet | Sequence[Any],
+    tau: float = TAU,
+    batch_size: int = 16,
+    with_connector: bool = False,
+    device: str | torch.device = "cpu",
+    dtype: str = "float32",
+    feature_extractor: SamFeatureExtractor | None = None,
+) -> dict[str, Any]:
+    """[`analyse_encoder`] of a checkpoint, of which only the encoder is loaded, with the connector the whole model.
+
+    Args:
+        source (`str` or `Path`): A SAM checkpoint, or an encoder alone, such as a stage's `encoder/`: a directory or
+            a Hub id.
+        clips, tau, batch_size, with_connector: As in [`analyse_encoder`].
+        device (`str`, *optional*, defaults to `"cpu"`): Where to encode.
+        dtype (`str`, *optional*, defaults to `"float32"`): In which type to encode.
+        feature_extractor ([`SamFeatureExtractor`], *optional*): By default the checkpoint's own; an encoder alone has
+            none, and gets EAT's.
+
+    Returns:
+        `dict`: What [`analyse_encoder`] gives, and `checkpoint`, `encoder_sha256` (of the encoder's weights, whatever
+        file or type they are stored in), `stored_dtype`, `dtype`, `features` (`mean` and `std` of the normalisation),
+        `size` ([`size_name`]) and `connector_layout`, both `None` of an encoder alone.
+
+    Raises:
+        ValueError: Weights that are not in the checkpoint; and what [`analyse_encoder`] raises.
+    """
+    config = AutoConfig.from_pretrained(source)
+    whole = config.model_type == SamConfig.model_type
+    model = _load(SamForConditionalGeneration if with_connector and whole else SamAudioModel, source)
+    encoder = model.model.audio_tower if with_connector and whole else model
+    if feature_extractor is None and whole:
+        feature_extractor = SamFeatureExtractor.from_pretrained(source)
+    elif feature_extractor is None:
+        feature_extractor = SamFeatureExtractor(config.num_mel_bins, max_frames=config.max_frames)
+    about = {
+        "checkpoint": str(source),
+        "encoder_sha256": weights_hash(encoder),
+        "stored_dtype": str(encoder.dtype).removeprefix("torch."),
+        "dtype": dtype,
+        "features": {"mean": feature_extractor.mean, "std": feature_extractor.std},
+        "size": size_name(config) if whole else None,
+        "connector_layout": config.connector if whole else None,
+    }
+    model.to(device=device, dtype=getattr(torch, dtype))
+    return {**about, **analyse_encoder(model, feature_extractor, clips, tau, batch_size, with_connector)}
+
+
+def _load(model_class, source: str | Path):
+    """A model, or the encoder of one, in its stored type.
+
+    transformers would report the rest of a model as unexpected, and tensors that are missing in the same breath.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model, info = model_class.from_pretrained(source, dtype="auto", output_loading_info=True)
+    finally:
+        logging.set_verbosity(verbosity)
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ValueError(f"checkpoint: {source} lacks {len(missing)} tensors, such as {missing[0]}.")
+    return model
+
+
+def size_name(config: SamConfig) -> str:
+    """The language model's size as the paper names it, `"130M"`, `"780M"` or `"2.7B"`; of another one its parameters
+    in millions, such as `"3.6M"`."""
+    text = config.text_config
+    for name, sizes in LANGUAGE_MODEL_SIZES.items():
+        if sizes == (text.num_hidden_layers, text.hidden_size):
+            return name.upper()
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in SamMamba2Model(text).parameters())
+    return f"{count / 1e6:.1f}M"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Stages of a training (Figure 2)
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def analyse_run(
+    run: str | Path, start: Mapping[str, Any], clips: ClipSet | Sequence[Any], **options
+) -> dict[str, Any]:
+    """The encoder after each finished stage of a training, a curve of the paper's Figure 2.
+
+    Args:
+        run (`str` or `Path`): Output folder of `examples/train.py`: the recipe, and `stage-N/encoder`, which is what
+            the stage handed on, rounded to bf16.
+        start (`dict`): [`analyse_checkpoint`] of the encoder before any training: the curve's first point.
+        clips, options: As in [`analyse_checkpoint`].
+
+    Returns:
+        `dict`: `run`, `size`, `connector_layout`, `unfinished` (numbers of the recipe's other stages)
+        and `points`: `start`, with `stage` `"start"`, and [`analyse_checkpoint`] of each stage with `stage`, `name`
+        and `trains` of the recipe.
+
+    Raises:
+        FileNotFoundError: No `recipe.yaml`, or no finished stage.
+    """
+    run = Path(run).expanduser()
+    if not (run / "recipe.yaml").is_file():
+        raise FileNotFoundError(f"run: {str(run)!r} has no recipe.yaml, expected an output folder of train.py.")
+    keys = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))  # flat, as `claim` writes them
+    numbers = sorted(int(key.split(".")[1]) for key in keys if key.startswith("stages.") and key.endswith(".name"))
+    finished = [number for number in numbers if (run / f"stage-{number}" / "finished.json").is_file()]
+    if not finished:
+        raise FileNotFoundError(f"run: {str(run)!r} has no stage-N/finished.json yet; no stage of it is finished.")
+    points = [{"stage": "start", **start}]
+    for number in finished:
+        folder = run / f"stage-{number}"
+        extractor = SamFeatureExtractor.from_pretrained(folder / "last")
+        point = analyse_checkpoint(folder / "encoder", clips, feature_extractor=extractor, **options)
+        points.append(
+            {"stage": number, **{key: keys[f"stages.{number}.{key}"] for key in ("name", "trains")}, **point}
+        )
+    config = SamConfig.from_pretrained(run / f"stage-{finished[-1]}" / "last")
+    return {
+        "run": str(run),
+        "size": size_name(config),
+        "connector_layout": config.connector,
+        "unfinished": [number for number in numbers if number not in finished],
+        "points": points,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Distance between states (Figure 3)
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def slot_positions(config: SamConfig) -> torch.Tensor:
+    """Where each of the encoder's tokens stands among a clip's slots, by the model's own order of both.
+
+    Args:
+        config ([`SamConfig`]): Its connector and encoder count.
+
+    Returns:
+        `torch.Tensor` of shape `[64 time steps, 8 bands]`, int64.
+    """
+    audio = config.audio_config
+    with torch.device("meta"):  # the order is wanted, not the weights
+        connector = SamConnector(config)
+    tokens = torch.arange(audio.num_time_steps * audio.num_bands)  # number = time * bands + band
+    features = connector.arrange(tokens[None, :, None])[0]  # [features, tokens that each holds]
+    places = torch.tensor(config.audio_slot_pattern).nonzero()  # [features, 1]; the rest are separators
+    positions = torch.empty_like(tokens)
+    positions[features] = places.expand_as(features)
+    return positions.view(audio.num_time_steps, audio.num_bands)
+
+
+def state_update_distance(config: SamConfig) -> dict[str, int]:
+    """How many state updates lie between neighbouring audio tokens (paper, section 4.2 and Figure 3).
+
+    Args:
+        config ([`SamConfig`]): Its connector and encoder count.
+
+    Returns:
+        `dict`: `next_time_step` and `next_band`, each the same for all tokens: 1 and 0 for `concatenation` (all bands
+        of a time step are one slot), 9 and 1 for `time_major`, 1 and 65 for `frequency_major`; and `slots`.
+    """
+    positions = slot_positions(config)
+    return {
+        "next_time_step": int(positions.diff(dim=0).abs().max()),
+        "next_band": int(positions.diff(dim=1).abs().max()),
+        "slots": config.num_audio_slots,
+    }

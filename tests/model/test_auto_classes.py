@@ -1,0 +1,315 @@
+"""Names: the Auto classes find SAM, Segment Anything keeps its own, and a saved directory needs no package."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import peft
+import pytest
+import soundfile
+import torch
+import transformers
+from tiny import tiny_config, tiny_model, tiny_processor
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
+from transformers.models.sam.configuration_sam import SamConfig as SegmentAnythingConfig
+
+import modeling_sam
+import processing_sam
+from configuration_sam import AUTO_MAP, SamAudioConfig, SamConfig
+from modeling_sam import SamAudioModel, SamForConditionalGeneration
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULES = ["configuration_sam", "audio_sam", "processing_sam"]
+MODULES += ["modeling_sam", "generation_sam", "mamba_sam", "kernels_sam"]
+MODEL_AUTO_CLASSES = ["AutoModel", "AutoModelForCausalLM", "AutoModelForMultimodalLM"]
+LORA_TARGETS = r".*language_model\.layers\.\d+\.mixer\.(in_proj|out_proj)"
+PROMPT = "What do you hear?"
+
+
+@pytest.fixture(scope="module")
+def wave():
+    return np.random.default_rng(0).normal(0, 0.1, 24000).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, wave):
+    """A directory with model and processor, one with an adapter, one with an encoder alone, a clip; and what they say."""
+    folder = tmp_path_factory.mktemp("saved")
+    model, processor = tiny_model("frequency_major"), tiny_processor("frequency_major")
+    model.save_pretrained(folder / "sam")
+    processor.save_pretrained(folder / "sam")
+    soundfile.write(folder / "clip.wav", wave, 16000, subtype="FLOAT")
+    inputs = processor(text=PROMPT, audio=str(folder / "clip.wav"), return_tensors="pt")
+    tokens = model.generate(**inputs, max_new_tokens=8)[0].tolist()
+
+    model.model.audio_tower.save_pretrained(folder / "encoder")
+    with torch.no_grad():
+        heard = model.model.audio_tower(torch.ones(1, 1024, 128)).last_hidden_state.flatten()[:4].tolist()
+    adapted = peft.get_peft_model(tiny_model("frequency_major"), peft.LoraConfig(target_modules=LORA_TARGETS))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.05)
+    adapted.save_pretrained(folder / "adapter")
+    adapted_tokens = adapted.eval().generate(**inputs, max_new_tokens=8)[0].tolist()
+    assert adapted_tokens != tokens
+    return {"folder": folder, "tokens": tokens, "adapted": adapted_tokens, "heard": heard}
+
+
+def fresh(code, folder, path=()):
+    """What code prints as its result, in JSON, in a process in an empty directory that finds only `path`, whatever is installed."""
+    folder.mkdir(parents=True)
+    dropped = ("PYTHON", "HF_", "TRANSFORMERS_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    environment |= {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    prelude = f"import json, sys\nsys.path[:0] = {[str(item) for item in path]!r}\n"
+    if not path:  # a module that is None there cannot be imported
+        prelude += f"sys.modules.update(dict.fromkeys({MODULES + ['sam_alm', 'sam_lab']!r}))\n"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", prelude + textwrap.dedent(code)],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.split("result: ")[1])
+
+
+# --------------------------------------------------------------------------------------------------- our own names
+
+
+def test_every_auto_class_resolves_to_ours(saved):
+    directory = saved["folder"] / "sam"
+    expected = {"AutoConfig": SamConfig, "AutoFeatureExtractor": processing_sam.SamFeatureExtractor}
+    expected |= {"AutoProcessor": processing_sam.SamAudioLanguageProcessor}
+    expected |= dict.fromkeys(MODEL_AUTO_CLASSES, SamForConditionalGeneration)
+    assert expected.keys() == AUTO_MAP.keys()
+    for name, expected_class in expected.items():
+        assert type(getattr(transformers, name).from_pretrained(directory)) is expected_class, name
+        # the flag changes nothing where the package is imported: no copy of the code runs
+        trusted = getattr(transformers, name).from_pretrained(directory, trust_remote_code=True)
+        assert type(trusted) is expected_class, name
+
+
+@pytest.mark.parametrize("name", MODEL_AUTO_CLASSES)
+def test_every_model_class_builds_from_a_configuration(name):
+    assert type(getattr(transformers, name).from_config(tiny_config())) is SamForConditionalGeneration
+
+
+def test_encoder_has_its_auto_classes(saved):
+    assert type(transformers.AutoConfig.from_pretrained(saved["folder"] / "encoder")) is SamAudioConfig
+    assert type(transformers.AutoModel.from_pretrained(saved["folder"] / "encoder")) is SamAudioModel
+    assert type(transformers.AutoConfig.for_model("sam_alm")) is SamConfig
+
+
+def test_auto_map_names_what_exists():
+    for reference in AUTO_MAP.values():
+        module, name = reference.split(".")
+        assert module in MODULES and isinstance(getattr(sys.modules[module], name), type)
+
+
+def test_processor_is_not_saved_under_segment_anythings_name(saved):
+    assert processing_sam.SamProcessor is processing_sam.SamAudioLanguageProcessor
+    for name in ("processor_config.json", "tokenizer_config.json"):
+        text = (saved["folder"] / "sam" / name).read_text()
+        assert '"SamProcessor"' not in text, name
+    found = json.loads((saved["folder"] / "sam" / "processor_config.json").read_text())
+    assert found["processor_class"] == "SamAudioLanguageProcessor"
+
+
+def test_importing_twice_is_harmless():
+    import importlib
+
+    for module in (modeling_sam, processing_sam):
+        spec = importlib.util.spec_from_file_location(f"again_{module.__name__}", module.__file__)
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    # and back to the first: the tests that follow compare classes
+    for auto in (transformers.AutoModel, transformers.AutoModelForCausalLM, transformers.AutoModelForMultimodalLM):
+        auto.register(SamConfig, SamForConditionalGeneration, exist_ok=True)
+    transformers.AutoModel.register(SamAudioConfig, SamAudioModel, exist_ok=True)
+    transformers.AutoFeatureExtractor.register(SamConfig, processing_sam.SamFeatureExtractor, exist_ok=True)
+    transformers.AutoProcessor.register(SamConfig, processing_sam.SamAudioLanguageProcessor, exist_ok=True)
+
+
+# ----------------------------------------------------------------------------------------------- Segment Anything
+
+
+SMALL_SEGMENT_ANYTHING = {
+    "vision_config": {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "output_channels": 16,
+        "image_size": 64,
+        "mlp_dim": 16,
+        "global_attn_indexes": [],
+    },
+    "prompt_encoder_config": {"hidden_size": 16, "image_size": 64},
+    "mask_decoder_config": {
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "mlp_dim": 16,
+        "iou_head_hidden_dim": 16,
+    },
+}
+
+
+def test_segment_anything_keeps_its_own_classes(tmp_path):
+    assert transformers.SamConfig is SegmentAnythingConfig is not SamConfig
+    assert type(transformers.AutoConfig.for_model("sam")) is SegmentAnythingConfig
+    mapping = transformers.AutoModel._model_mapping
+    assert mapping[SegmentAnythingConfig].__module__ == "transformers.models.sam.modeling_sam"
+    assert mapping[SamConfig] is SamForConditionalGeneration
+    assert transformers.models.auto.modeling_auto.MODEL_FOR_MASK_GENERATION_MAPPING[SegmentAnythingConfig]
+    name = "transformers.models.sam.processing_sam"
+    assert processor_class_from_name("SamProcessor").__module__ == name
+    assert PROCESSOR_MAPPING[SegmentAnythingConfig].__module__ == name
+    assert PROCESSOR_MAPPING[SamConfig] is processing_sam.SamAudioLanguageProcessor
+
+    config = SegmentAnythingConfig(**SMALL_SEGMENT_ANYTHING)
+    model = transformers.AutoModel.from_config(config)
+    assert type(model).__module__ == "transformers.models.sam.modeling_sam"
+    model.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.py"))
+    assert type(transformers.AutoConfig.from_pretrained(tmp_path)) is SegmentAnythingConfig
+    for auto in (transformers.AutoModel, transformers.AutoModelForMaskGeneration):
+        assert type(auto.from_pretrained(tmp_path)).__module__ == "transformers.models.sam.modeling_sam"
+
+
+# ------------------------------------------------------------------------------------------------------- pipeline
+
+
+def test_pipeline(saved, wave):
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    if "any-to-any" not in PIPELINE_REGISTRY.get_supported_tasks():
+        pytest.skip("this transformers has no any-to-any pipeline")
+    model, processor = tiny_model("frequency_major"), tiny_processor("frequency_major")
+    try:
+        pipe = transformers.pipeline("any-to-any", model=model, processor=processor)
+    except ImportError as error:
+        pytest.skip(f"this transformers' any-to-any pipeline needs more: {' '.join(str(error).split())}")
+    chat = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "audio", "audio": wave, "sampling_rate": 16000},
+                {"type": "text", "text": PROMPT},
+            ],
+        }
+    ]
+    found = pipe(chat, max_new_tokens=8, return_full_text=False)[0]["generated_text"]
+    prompt = len(processor(text=PROMPT, audio=wave, sampling_rate=16000)["input_ids"])
+    expected = processor.decode(saved["tokens"][prompt:], skip_special_tokens=True)
+    assert found == expected and expected
+    found = transformers.pipeline("any-to-any", model=str(saved["folder"] / "sam"))(chat, max_new_tokens=8)
+    assert found[0]["generated_text"][-1] == {"role": "assistant", "content": expected}
+
+
+# ---------------------------------------------------------------------------------------------------- fresh processes
+
+
+def test_two_imports_register_everything(saved, tmp_path):
+    code = f"""
+    import transformers
+    import modeling_sam, processing_sam
+    from transformers.models.auto.processing_auto import processor_class_from_name
+    found = {{}}
+    for name in {list(AUTO_MAP)!r}:
+        part = getattr(transformers, name).from_pretrained({str(saved["folder"] / "sam")!r})
+        found[name] = f"{{type(part).__module__}}.{{type(part).__name__}}"
+    mapping = transformers.AutoModel._model_mapping
+    theirs = [mapping[transformers.SamConfig].__module__, processor_class_from_name("SamProcessor").__module__]
+    unwanted = [name for name in ("PIL", "peft", "datasets", "sam_lab") if name in sys.modules]
+    print("result:", json.dumps([found, theirs, unwanted]))
+    """
+    found, theirs, unwanted = fresh(code, tmp_path / "process", path=[ROOT])
+    assert found == AUTO_MAP
+    assert theirs == ["transformers.models.sam.modeling_sam", "transformers.models.sam.processing_sam"]
+    assert "sam_lab" not in unwanted
+
+
+def test_a_saved_directory_is_enough(saved, tmp_path):
+    """Without the package: every Auto class, the same answer, a copy that a further process loads, and an adapter."""
+    folder = saved["folder"]
+    load = f"""
+    import torch, transformers
+    refused = []
+
+    def load(name, directory, **options):
+        auto = getattr(transformers, name)
+        return auto.from_pretrained(directory, trust_remote_code=True, **options)
+
+    def answer(model, processor):
+        inputs = processor(text={PROMPT!r}, audio={str(folder / "clip.wav")!r}, return_tensors="pt")
+        return model.generate(**inputs, max_new_tokens=8)[0].tolist()
+    """
+    first = (
+        load
+        + f"""
+    directory = {str(folder / "sam")!r}
+    for name in {list(AUTO_MAP)!r}:
+        try:
+            getattr(transformers, name).from_pretrained(directory)
+        except ValueError as error:
+            refused.append("trust_remote_code=True" in str(error))
+    parts = {{name: load(name, directory) for name in {list(AUTO_MAP)!r}}}
+    processor = parts["AutoProcessor"]
+    answers = [answer(parts[name], processor) for name in {MODEL_AUTO_CLASSES!r}]
+    model = load("AutoModel", directory, dtype=torch.bfloat16)
+    kept = {{str(p.dtype) for name, p in model.named_parameters() if name.endswith(("A_log", "D", "dt_bias"))}}
+    # a conversation that goes on: the cache comes from the copy's own module
+    inputs = processor(text={PROMPT!r}, audio={str(folder / "clip.wav")!r}, return_tensors="pt")
+    model = parts["AutoModel"]
+    half = model.generate(**inputs, max_new_tokens=4, return_dict_in_generate=True)
+    rest = model.generate(half.sequences, past_key_values=half.past_key_values, max_new_tokens=4)
+    answers.append(rest[0].tolist())
+    for name in ("AutoModel", "AutoProcessor"):
+        parts[name].save_pretrained({str(tmp_path / "again")!r})
+    names = [type(part).__name__ for part in parts.values()]
+    homes = {{type(part).__module__.split(".")[0] for part in parts.values()}}
+    print("result:", json.dumps([refused, names, sorted(homes), answers, sorted(kept)]))
+    """
+    )
+    refused, names, homes, answers, kept = fresh(first, tmp_path / "first")
+    assert refused == [True] * 6
+    assert names == [reference.split(".")[1] for reference in AUTO_MAP.values()]
+    assert homes == ["transformers_modules"]
+    assert answers == [saved["tokens"]] * 4
+    assert kept == ["torch.float32"]
+
+    for name in MODULES:
+        assert (tmp_path / "again" / f"{name}.py").read_bytes() == (ROOT / f"{name}.py").read_bytes()
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["auto_map"] == AUTO_MAP
+    second = (
+        load
+        + f"""
+    import peft
+    directory = {str(tmp_path / "again")!r}
+    model, processor = load("AutoModelForCausalLM", directory), load("AutoProcessor", directory)
+    answers = [answer(model, processor)]
+    adapted = peft.PeftModel.from_pretrained(model, {str(folder / "adapter")!r})
+    answers += [answer(adapted, processor), answer(adapted.merge_and_unload(), processor)]
+    print("result:", json.dumps(answers))
+    """
+    )
+    answers = fresh(second, tmp_path / "second")
+    assert answers == [saved["tokens"], saved["adapted"], saved["adapted"]]
+
+
+def test_an_encoder_alone_needs_no_package(saved, tmp_path):
+    code = f"""
+    import torch
+    from transformers import AutoModel
+    encoder = AutoModel.from_pretrained({str(saved["folder"] / "encoder")!r}, trust_remote_code=True)
+    heard = encoder(torch.ones(1, 1024, 128)).last_hidden_state.flatten()[:4].tolist()
+    print("result:", json.dumps(heard))
+    """
+    assert fresh(code, tmp_path / "process") == pytest.approx(saved["heard"], abs=1e-5)
