@@ -24,11 +24,11 @@ from accelerate.utils import gather_object
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamProcessor
-from sam_lab.annotation import FORMATS, LABEL_PROMPT, describe_clips, finish_output, open_output, output_schema
+from sam_lab.annotation import FORMATS, describe_clips, finish_output, open_output, output_schema
 from sam_lab.common.processes import end_processes, processes
+from sam_lab.common.prompts import CLASSIFICATION_PROMPT, DEFAULT_PROMPT
 from sam_lab.common.provenance import versions, weights_hash
 from sam_lab.data.clips import open_clips
-from sam_lab.data.plain_tables import DEFAULT_PROMPT
 
 
 def parse_prompts(values: list[str], labels: bool = False) -> dict[str, str]:
@@ -154,7 +154,7 @@ def main() -> None:
         help="what is asked; repeatable, each a column. Default: what `sam-alm describe` asks, as the column text",
     )
     parser.add_argument("--labels", metavar="FILE", help="labels to score, one a line: columns label, log_likelihoods")
-    parser.add_argument("--label-prompt", default=LABEL_PROMPT, metavar="TEXT", help="default: %(default)s")
+    parser.add_argument("--label-prompt", default=CLASSIFICATION_PROMPT, metavar="TEXT", help="default: %(default)s")
     parser.add_argument("--split", default="train", help="of a dataset (default: %(default)s)")
     parser.add_argument("--audio-column", metavar="NAME", help="of a dataset; by default its Audio column")
     parser.add_argument("--keep", action="append", default=[], metavar="COLUMN", help="carry along; repeatable")

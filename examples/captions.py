@@ -147,7 +147,7 @@ SENTENCE_PROMPTS = {
     "Open-ended question: What is happening in the audio?": "It sounds like {clause}.",
     "Listen and tell me what you hear.": "I hear {gerund}.",
 }
-LABEL_PROMPT = "Classify the sound events in the audio clip."
+CLASSIFICATION_PROMPT = "Classify the sound events in the audio clip."
 
 
 def lower_first(text: str) -> str:
@@ -188,5 +188,5 @@ def sentence(prompt: str, *labels: str) -> str:
 
 
 def label_list(*labels: str) -> str:
-    """The answer to [`LABEL_PROMPT`], in the style of LTU's label lists: "Labels: dog barking; rain falling"."""
+    """The answer to [`CLASSIFICATION_PROMPT`], in the style of LTU's label lists: "Labels: dog barking; rain falling"."""
     return "Labels: " + "; ".join(lower_first(PHRASES[label][0]) for label in labels)

@@ -33,7 +33,7 @@ from captions import caption
 
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamProcessor, load_audio
-from sam_lab.common.files import save_state
+from sam_lab.common.files import written
 from sam_lab.evaluation.scoring import wilson_interval
 from sam_lab.evaluation.tasks import read_esc50
 from sam_lab.training.augmentation import AugmentLogMel
@@ -121,10 +121,8 @@ def scores(args: argparse.Namespace) -> None:
     with ProcessPoolExecutor(args.workers, context, start_teacher, (args.teacher,)) as pool:
         heard = pool.map(teach, [str(args.train.parent / clip) for clip in clips], chunksize=16)
         rows = list(tqdm(heard, total=len(clips), desc="teacher", unit="clip"))
-    unfinished = args.output.with_name(f"{args.output.name}.unfinished")
-    with open(unfinished, "wb") as handle:  # given a name, NumPy might add its suffix
+    with written(args.output) as place, open(place, "wb") as handle:  # given a name, NumPy might add its suffix
         np.savez_compressed(handle, clips=np.array(clips), scores=np.array(rows, dtype=np.float32))
-    os.replace(unfinished, args.output)
 
 
 class Listener(nn.Module):
@@ -179,7 +177,8 @@ def train(args: argparse.Namespace) -> None:
 
     def save() -> None:
         state = {"listener": listener.state_dict(), "optimizer": optimizer.state_dict()}
-        save_state(state | {"spent": spent, "step": step, "totals": totals}, state_file)
+        with written(state_file) as place:
+            torch.save(state | {"spent": spent, "step": step, "totals": totals}, place)
 
     begin, saved = time.monotonic() - spent, spent
     bar = tqdm(initial=step, desc="distilling", unit="step")

@@ -33,7 +33,8 @@ from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamDataCollator
 from sam_lab.common.answers import generate_answers
 from sam_lab.common.processes import end_processes
-from sam_lab.data.plain_tables import DEFAULT_PROMPT, read_table, rows_with_audio
+from sam_lab.common.prompts import DEFAULT_PROMPT
+from sam_lab.data.plain_tables import read_table, rows_with_audio
 from sam_lab.training.augmentation import AugmentLogMel
 from sam_lab.training.features import CachedRows
 from sam_lab.training.model import check_float32, lora_config, upcast_trainable

@@ -36,7 +36,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 import scenes  # noqa: E402
 from captions import (  # noqa: E402
     CAPTION_PROMPT,
-    LABEL_PROMPT,
+    CLASSIFICATION_PROMPT,
     PHRASES,
     SENTENCE_PROMPTS,
     caption,
@@ -273,7 +273,7 @@ def prepare(args: argparse.Namespace) -> None:
     texts = [text for label in labels for text in (caption(label), label_list(label))]
     texts += [sentence(prompt, label) for label in labels for prompt in SENTENCE_PROMPTS]
     texts += [
-        PROMPT_TEMPLATE.format(prompt=prompt) for prompt in (CAPTION_PROMPT, LABEL_PROMPT, *SENTENCE_PROMPTS)
+        PROMPT_TEMPLATE.format(prompt=prompt) for prompt in (CAPTION_PROMPT, CLASSIFICATION_PROMPT, *SENTENCE_PROMPTS)
     ] * 20
     texts += ["Yes.", "No."] * 20
     audiocaps = data / "text" / "audiocaps" / "train.csv"  # MIT; Clotho's captions are not, and stay out

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamProcessor
-from sam_lab.common.files import save_state
+from sam_lab.common.files import written
 from sam_lab.data.plain_tables import clip_key, read_table
 from sam_lab.training.augmentation import AugmentLogMel
 from sam_lab.training.features import extract_features
@@ -93,7 +93,8 @@ def main() -> None:
 
     def save() -> None:
         state = {"learner": learner.state_dict(), "optimizer": optimizer.state_dict(), "spent": spent, "step": step}
-        save_state(state, state_file)
+        with written(state_file) as place:
+            torch.save(state, place)
 
     bar = tqdm(total=args.steps if args.seconds is None else None, initial=step, desc="masked patches", unit="step")
     before, begin, saved, losses = spent, time.monotonic(), spent, []

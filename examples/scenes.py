@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 from captions import (  # noqa: E402
     CAPTION_PROMPT,
-    LABEL_PROMPT,
+    CLASSIFICATION_PROMPT,
     PHRASES,
     SENTENCE_PROMPTS,
     caption,
@@ -171,7 +171,7 @@ def options(right: str, wrong: list[str], rng: random.Random) -> tuple[str, str]
 def classification(sounds: list[Sound]) -> list[tuple[str, str, str]]:
     """What the sounds are: caption and labels, the loudest first. All of these give `(prompt, answer, kind)`."""
     labels = [sound.label for sound in sorted(sounds, key=lambda sound: -sound.level)]
-    return [(CAPTION_PROMPT, caption(*labels), "caption"), (LABEL_PROMPT, label_list(*labels), "labels")]
+    return [(CAPTION_PROMPT, caption(*labels), "caption"), (CLASSIFICATION_PROMPT, label_list(*labels), "labels")]
 
 
 def closed(sounds: list[Sound], rng: random.Random) -> list[tuple[str, str, str]]:

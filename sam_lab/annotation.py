@@ -16,7 +16,6 @@ What stands in a shard or a list of failures is not done again, by however many 
 """
 
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,15 +26,17 @@ import pyarrow.parquet
 import torch
 from tqdm.auto import tqdm
 
-from audio_sam import FRAME_LENGTH, SAMPLING_RATE, check_choice, read_windows
-from sam_lab.common.files import batched, write_json
+from audio_sam import check_choice, read_windows
+from sam_lab.common.answers import prompt_inputs
+from sam_lab.common.files import write_json, written
+from sam_lab.common.iteration import batched
+from sam_lab.common.prompts import CLASSIFICATION_PROMPT
 from sam_lab.data.clips import Clip, FolderClips, StreamClips, TableClips
 
 MANIFEST_FILE = "manifest.json"
 SUMMARY_FILE = "summary.json"
 FAILURES_FILE = "failures.jsonl"
 FAILURES_FOLDER = "failures"
-LABEL_PROMPT = "Classify the sound events in the audio clip."
 FORMATS = ("parquet", "jsonl")
 ORDER = "rows of a shard: as in the source; of all shards: sort by clip, then start"
 
@@ -166,10 +167,8 @@ def finish_output(output: str | Path, **facts: Any) -> dict[str, Any]:
 
 
 def _write_lines(rows: Iterable[dict[str, Any]], path: Path) -> None:
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    with open(unfinished, "w", encoding="utf-8") as handle:
+    with written(path) as place, open(place, "w", encoding="utf-8") as handle:
         handle.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-    os.replace(unfinished, path)
 
 
 class _Shards:
@@ -191,9 +190,8 @@ class _Shards:
         if rows and self.file_format == "jsonl":
             _write_lines(rows, shard)
         elif rows:
-            unfinished = shard.with_name(f"{shard.name}.unfinished")
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, self.schema), unfinished)
-            os.replace(unfinished, shard)
+            with written(shard) as place:
+                pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, self.schema), place)
         self.number += bool(rows or failures)
 
 
@@ -224,14 +222,8 @@ class _Questions:
     def __init__(self, model, processor, prompts, labels, label_prompt, max_new_tokens):
         self.model, self.processor, self.labels = model, processor, labels
         self.limit = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-        self.prompts = {name: self._tokens(prompt) for name, prompt in prompts.items()}
-        self.label_prompt = self._tokens(label_prompt) if labels else None
-
-    def _tokens(self, prompt: str) -> dict[str, torch.Tensor]:
-        """A prompt's row, which is the same for every clip: each takes the same places, whatever its length."""
-        silence = np.zeros(FRAME_LENGTH, np.float32)
-        row = self.processor(text=[prompt], audio=[silence], sampling_rate=SAMPLING_RATE, return_tensors="pt")
-        return {name: row[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
+        self.prompts = {name: prompt_inputs(model, processor, prompt) for name, prompt in prompts.items()}
+        self.label_prompt = prompt_inputs(model, processor, label_prompt) if labels else None
 
     @torch.inference_mode()
     def ask(self, features: torch.Tensor) -> list[dict[str, Any]]:
@@ -261,7 +253,7 @@ def describe_clips(
     output: str | Path,
     prompts: Mapping[str, str],
     labels: Sequence[str] | None = None,
-    label_prompt: str = LABEL_PROMPT,
+    label_prompt: str = CLASSIFICATION_PROMPT,
     file_format: str = "parquet",
     max_new_tokens: int | None = None,
     batch_size: int = 32,

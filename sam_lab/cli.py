@@ -16,9 +16,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sam_lab.common.files import AUDIO_SUFFIXES
+from sam_lab.common.prompts import DEFAULT_PROMPT
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-DEFAULT_PROMPT = "Close-ended question: Write an audio caption describing the sound."
-AUDIO_SUFFIXES = (".flac", ".mp3", ".ogg", ".opus", ".wav")
 BATCH_SIZE = 8  # windows that go through the model together
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PACKAGES = (

@@ -8,10 +8,8 @@ sources lack, the connector, starts at random and is named as such. No code of a
 import hashlib
 import io
 import json
-import os
 import pickletools
 import re
-import shutil
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +28,7 @@ from configuration_sam import SamAudioConfig, SamConfig, audio_slot_pattern
 from hub_sam import write_model_card
 from modeling_sam import SamAudioModel, SamForConditionalGeneration
 from processing_sam import SamProcessor
+from sam_lab.common.files import written
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -499,17 +498,10 @@ def convert(
     if info["unexpected_keys"] or not all(name.startswith("model.connector.") for name in initialised):
         raise RuntimeError(f"assembling the model left tensors over: {info}")
 
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
-        write_model_card(config, partial, name=push_to_hub or output.name)
-        model.save_pretrained(partial, max_shard_size=max_shard_size)
-        processor.save_pretrained(partial)
-        if output.exists():
-            output.rmdir()
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with written(output, folder=True) as place:
+        write_model_card(config, place, name=push_to_hub or output.name)
+        model.save_pretrained(place, max_shard_size=max_shard_size)
+        processor.save_pretrained(place)
     parts = (model.model.audio_tower, model.model.connector, model.model.language_model)
     counts = [sum(parameter.numel() for parameter in part.parameters()) for part in parts]
     return ConversionReport(

@@ -85,7 +85,7 @@ TOGETHER = [Sound("dog", 0.0, 2.0, 0.0), Sound("rain", 1.0, 4.0, 1.0)]
 def test_what_is_heard_is_told_the_loudest_first():
     assert scenes.classification(DOG_THEN_RAIN) == [
         (captions.CAPTION_PROMPT, "Dog barking and rain falling.", "caption"),
-        (captions.LABEL_PROMPT, "Labels: dog barking; rain falling", "labels"),
+        (captions.CLASSIFICATION_PROMPT, "Labels: dog barking; rain falling", "labels"),
     ]
     assert scenes.classification(TOGETHER)[0][1] == "Rain falling and dog barking."
 

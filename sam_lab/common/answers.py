@@ -6,9 +6,15 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-# ---------------------------------------------------------------------------------------------------------------
-# Answers
-# ---------------------------------------------------------------------------------------------------------------
+from audio_sam import FRAME_LENGTH, SAMPLING_RATE
+
+
+def prompt_inputs(model, processor, prompt: str) -> dict[str, torch.Tensor]:
+    """The inputs of a prompt about one clip, without the clip: `input_ids` and `attention_mask`, `[1, L]`, on the
+    model's device. They are the same for every clip, since a clip has as many slots whatever its length."""
+    silence = [0.0] * FRAME_LENGTH
+    row = processor(text=[prompt], audio=[silence], sampling_rate=SAMPLING_RATE, return_tensors="pt")
+    return {name: row[name].to(model.device) for name in ("input_ids", "attention_mask")}
 
 
 def generate(model, inputs, processor, max_new_tokens: int) -> list[str]:

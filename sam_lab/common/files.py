@@ -1,36 +1,121 @@
 """Files and folders that appear whole or not at all, and locks on folders."""
 
-import itertools
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import torch
 
 try:
     import fcntl
 except ImportError:  # Windows has none
     fcntl = None  # type: ignore[assignment]
 
+AUDIO_SUFFIXES = (".aif", ".aiff", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav", ".webm")
+
+# ---------------------------------------------------------------------------------------------------------------
+# Writing
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def unfinished(path: str | os.PathLike) -> Path:
+    """Where a file or folder is written before it takes its place: `NAME.unfinished` beside it."""
+    path = Path(path)
+    return path.with_name(f"{path.name}.unfinished")
+
+
+@contextmanager
+def written(path: str | os.PathLike, folder: bool = False) -> Iterator[Path]:
+    """Gives a place to write a file or a folder, which replaces `path` when the block ends without an error.
+
+    Whoever looks at `path` sees the old content or the new, whole: the new content is written beside it, flushed to
+    disk and renamed. What a killed run has left there is deleted first. Only one process may write a path at a time;
+    [`locked`] keeps others out.
+
+    Args:
+        path (`str` or `os.PathLike`): The file or folder to write; its parent must exist.
+        folder (`bool`, *optional*, defaults to `False`): Write a folder, and give an empty one.
+
+    Yields:
+        `Path`: [`unfinished`] of `path`.
+    """
+    path, place = Path(path), unfinished(path)
+    replaced = path.with_name(f"{path.name}.replaced")
+    discard(place)
+    discard(replaced)
+    if folder:
+        place.mkdir(parents=True)
+    try:
+        yield place
+        publish(path, replaced)
+    except BaseException:
+        discard(place)
+        raise
+
+
+def publish(path: Path, replaced: Path | None = None) -> None:
+    """Moves what is complete at [`unfinished`] of `path` to `path`.
+
+    Args:
+        path (`Path`): The file or folder.
+        replaced (`Path`, *optional*): Where a folder that is in the way waits to be deleted.
+    """
+    place = unfinished(path)
+    for file in [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]:
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+    if replaced is not None and path.is_dir():
+        os.replace(path, replaced)
+    os.replace(place, path)
+    if replaced is not None:
+        discard(replaced)
+
+
+def discard(path: Path) -> None:
+    """Deletes a file or a folder, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(text: str, path: str | os.PathLike) -> None:
+    """Writes a UTF-8 text file whole or not at all."""
+    with written(path) as place:
+        place.write_text(text, encoding="utf-8")
+
+
+def write_json(value: Any, path: str | os.PathLike) -> None:
+    """Writes a JSON file whole or not at all."""
+    write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", path)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Locks
+# ---------------------------------------------------------------------------------------------------------------
+
 
 @contextmanager
 def locked(folder: Path, seconds: float | None = None, name: str = ".lock") -> Iterator[None]:
-    """Keeps other processes out of a folder that is there, which also hold its lock while they write.
+    """Keeps other processes that ask for the same lock out of a folder.
+
+    The lock ends with the process that holds it, however that ends. Systems without `fcntl` (Windows) have no such
+    lock: a warning says so, and a second process is not kept out.
 
     Args:
-        folder (`Path`): The folder.
-        seconds (`float`, *optional*): How long to wait for another process; by default until it is done.
-        name (`str`, *optional*, defaults to `".lock"`): The file that is there meanwhile.
+        folder (`Path`): An existing folder.
+        seconds (`float`, *optional*): How long to wait for another process; by default until it has finished.
+        name (`str`, *optional*, defaults to `".lock"`): The lock's file, deleted at the end.
 
     Raises:
-        TimeoutError: Another process holds it longer.
+        TimeoutError: Another process holds the lock longer.
     """
     if fcntl is None:
+        warnings.warn(f"{folder}: not locked, since this system has no fcntl; start one process only.", stacklevel=3)
         yield
         return
     path, begin = folder / name, time.monotonic()
@@ -39,7 +124,7 @@ def locked(folder: Path, seconds: float | None = None, name: str = ".lock") -> I
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-                break  # else the one before has deleted it
+                break  # else the process before has deleted it
             lock.close()
         except BlockingIOError as error:
             lock.close()
@@ -52,52 +137,3 @@ def locked(folder: Path, seconds: float | None = None, name: str = ".lock") -> I
         path.unlink(missing_ok=True)
         fcntl.flock(lock, fcntl.LOCK_UN)  # a process that this one has started may keep the file open
         lock.close()
-
-
-def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of `size` items, the last one shorter."""
-    items = iter(items)
-    while batch := list(itertools.islice(items, size)):
-        yield batch
-
-
-def write_json(value: Any, path: Path) -> None:
-    """Writes JSON so that the file is there whole or not at all."""
-    unfinished = _unfinished(path)
-    unfinished.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
-
-
-def _unfinished(path: Path) -> Path:
-    return path.with_name(f"{path.name}.unfinished")
-
-
-def save_state(state: dict[str, Any], file: Path) -> None:
-    """`torch.save` that a kill does not break: the file is the one before until the new one is whole."""
-    unfinished = file.with_name(f"{file.name}.unfinished")
-    torch.save(state, unfinished)
-    os.replace(unfinished, file)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Files
-# ---------------------------------------------------------------------------------------------------------------
-
-
-class _written:
-    """A folder that appears when it is complete: written beside its place, then renamed over what was there."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.partial = folder, folder.with_name(f".{folder.name}.partial")
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self.partial, ignore_errors=True)
-        self.partial.mkdir(parents=True)
-        return self.partial
-
-    def __exit__(self, kind, error, trace) -> None:
-        if kind is None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            os.replace(self.partial, self.folder)
-        else:
-            shutil.rmtree(self.partial, ignore_errors=True)

@@ -16,7 +16,8 @@ from typing import Any
 import datasets
 import pyarrow
 
-from sam_lab.data.plain_tables import AUDIO_COLUMNS, AUDIO_SUFFIXES
+from sam_lab.common.files import AUDIO_SUFFIXES
+from sam_lab.data.plain_tables import AUDIO_COLUMNS
 
 TABLE_KINDS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 DATASET_SUFFIXES = (*TABLE_KINDS, ".tar")

@@ -26,7 +26,8 @@ from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from processing_sam import PROMPT_TEMPLATE
-from sam_lab.common.files import batched, locked, write_json
+from sam_lab.common.files import locked, write_json
+from sam_lab.common.iteration import batched
 from sam_lab.common.text_tables import text_table
 from sam_lab.data.coverage import AudioCoverage, check_coverage, check_max_missing, left_out_line, map_audio
 from sam_lab.data.published import CAPTION_RULES, READINGS, read_openaqa, read_reasonaqa

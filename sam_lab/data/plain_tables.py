@@ -19,15 +19,15 @@ import numpy as np
 import pyarrow
 from transformers.utils import logging
 
+from sam_lab.common.files import AUDIO_SUFFIXES
+from sam_lab.common.prompts import DEFAULT_PROMPT
 from sam_lab.data.published import is_encodable, read_json
 
 logger = logging.get_logger(__name__)
 
-DEFAULT_PROMPT = "Close-ended question: Write an audio caption describing the sound."
 AUDIO_COLUMNS = ("audio", "file", "path", "file_name")
 PROMPT_COLUMNS = ("prompt", "question", "instruction")
 ANSWER_COLUMNS = ("answer", "caption", "text", "label")
-AUDIO_SUFFIXES = (".aif", ".aiff", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav", ".webm")
 TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")

@@ -19,7 +19,8 @@ import datasets
 import pyarrow.parquet
 from tqdm.auto import tqdm
 
-from sam_lab.common.files import _unfinished, batched, locked, write_json
+from sam_lab.common.files import locked, publish, unfinished, write_json
+from sam_lab.common.iteration import batched
 from sam_lab.data.coverage import KINDS, AudioCoverage, check_coverage, check_max_missing
 from sam_lab.data.published import is_encodable
 
@@ -107,7 +108,7 @@ def write_records(
     def write_shard() -> None:
         name = f"part-{len(shards):05d}.parquet"
         pyarrow.parquet.write_table(
-            pyarrow.Table.from_pylist(rows[:rows_per_shard], SCHEMA), _unfinished(folder / name), row_group_size=CHUNK
+            pyarrow.Table.from_pylist(rows[:rows_per_shard], SCHEMA), unfinished(folder / name), row_group_size=CHUNK
         )
         shards.append({"file": name, "rows": min(len(rows), rows_per_shard)})
         del rows[:rows_per_shard]
@@ -192,7 +193,7 @@ def _replace(folder: Path, summary: dict[str, Any]) -> None:
     for path in old:
         path.unlink()
     for shard in summary["shards"]:
-        os.replace(_unfinished(folder / shard["file"]), folder / shard["file"])
+        publish(folder / shard["file"])
     write_json(summary, folder / SUMMARY_FILE)
     (folder / MARKER_FILE).unlink()
 

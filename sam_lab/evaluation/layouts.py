@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sam_lab.data.plain_tables import AUDIO_SUFFIXES
+from sam_lab.common.files import AUDIO_SUFFIXES
 from sam_lab.evaluation.labels import AUDIOSET_NAMES
 
 SUFFIXES = (*AUDIO_SUFFIXES, ".mp4")  # VGGSound is passed on as videos

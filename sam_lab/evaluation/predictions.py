@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from audio_sam import SAMPLING_RATE, load_audio
 from sam_lab.common.answers import generate
-from sam_lab.common.files import write_json
+from sam_lab.common.files import write_json, write_text
 from sam_lab.evaluation.items import Item
 
 RUN_FILE = "run.json"
@@ -150,11 +150,8 @@ def check_run(folder: Path, settings: dict[str, Any]) -> None:
 
 def gather_parts(folder: Path) -> None:
     """Puts what all files hold into one, and removes them; at every moment everything is in a whole file."""
-    unfinished = folder / f"{DONE_FILE}.unfinished"
     parts = list(folder.glob("part-*.jsonl"))
-    with open(unfinished, "w", encoding="utf-8") as handle:
-        handle.writelines(json.dumps([record]) + "\n" for record in read_parts(folder).values())
-    os.replace(unfinished, folder / DONE_FILE)
+    write_text("".join(json.dumps([record]) + "\n" for record in read_parts(folder).values()), folder / DONE_FILE)
     for path in parts:
         path.unlink()
 

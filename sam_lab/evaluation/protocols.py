@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
-from sam_lab.data.plain_tables import DEFAULT_PROMPT
+from sam_lab.common.prompts import DEFAULT_PROMPT
 from sam_lab.evaluation.caption_metrics import caption_preflight, caption_scores, human_scores, sentence_similarity
 from sam_lab.evaluation.items import Item
 from sam_lab.evaluation.mmau import score_mmau

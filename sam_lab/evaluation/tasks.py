@@ -11,16 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sam_lab.common.prompts import AUDIOCAPS_PROMPT, CLOTHO_PROMPT, DEFAULT_PROMPT
 from sam_lab.data.coverage import map_audio
 from sam_lab.data.published import read_json
 from sam_lab.evaluation import labels
 from sam_lab.evaluation.items import Item, _existing
 from sam_lab.evaluation.layouts import LAYOUTS, Row, audio_paths
-
-# LTU's prompts (inference_batch.py), spelled as there: its training data says "Closed-ended question: ".
-LABEL_PROMPT = "Close-ended question: Write an audio caption describing the sound."
-AUDIOCAPS_PROMPT = "Close-ended question: Write an audio caption describing the sound, in AudioCaps style."
-CLOTHO_PROMPT = "Close-ended question: Create a caption for audio, in Clotho style."
 
 
 @dataclass(frozen=True)
@@ -83,16 +79,18 @@ def _benchmark(name, title, prompt, labels, metric, expected, heard, column):
 BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (
-        _benchmark("esc50", "ESC-50", LABEL_PROMPT, labels.ESC50, "accuracy", 2000, False, "ESC"),
-        _benchmark("dcase2017", "DCASE2017 task 4", LABEL_PROMPT, labels.DCASE2017, "micro_f1", 1103, False, "DCASE"),
-        _benchmark("vocalsound", "VocalSound", LABEL_PROMPT, labels.VOCALSOUND, "accuracy", 3594, False, "VS"),
-        _benchmark("tut2017", "TUT2017", LABEL_PROMPT, labels.TUT2017, "accuracy", 4680, False, "TUT"),
+        _benchmark("esc50", "ESC-50", DEFAULT_PROMPT, labels.ESC50, "accuracy", 2000, False, "ESC"),
         _benchmark(
-            "beijing_opera", "Beijing Opera", LABEL_PROMPT, labels.BEIJING_OPERA, "accuracy", 236, False, "BJO"
+            "dcase2017", "DCASE2017 task 4", DEFAULT_PROMPT, labels.DCASE2017, "micro_f1", 1103, False, "DCASE"
         ),
-        _benchmark("vggsound", "VGGSound", LABEL_PROMPT, labels.VGGSOUND, "accuracy", 15446, True, "VGG"),
-        _benchmark("fsd50k", "FSD50K", LABEL_PROMPT, labels.FSD50K, "map", 10231, True, "FSD"),
-        _benchmark("audioset", "AudioSet", LABEL_PROMPT, labels.AUDIOSET, "map", 20371, True, "AS"),
+        _benchmark("vocalsound", "VocalSound", DEFAULT_PROMPT, labels.VOCALSOUND, "accuracy", 3594, False, "VS"),
+        _benchmark("tut2017", "TUT2017", DEFAULT_PROMPT, labels.TUT2017, "accuracy", 4680, False, "TUT"),
+        _benchmark(
+            "beijing_opera", "Beijing Opera", DEFAULT_PROMPT, labels.BEIJING_OPERA, "accuracy", 236, False, "BJO"
+        ),
+        _benchmark("vggsound", "VGGSound", DEFAULT_PROMPT, labels.VGGSOUND, "accuracy", 15446, True, "VGG"),
+        _benchmark("fsd50k", "FSD50K", DEFAULT_PROMPT, labels.FSD50K, "map", 10231, True, "FSD"),
+        _benchmark("audioset", "AudioSet", DEFAULT_PROMPT, labels.AUDIOSET, "map", 20371, True, "AS"),
         _benchmark("audiocaps", "AudioCaps", AUDIOCAPS_PROMPT, (), "caption", 975, True, "AC"),
         _benchmark("clotho", "Clotho", CLOTHO_PROMPT, (), "caption", 1045, True, "CL"),
         _benchmark("mmau_mini", "MMAU test-mini", "", (), "mmau", 1000, False, None),

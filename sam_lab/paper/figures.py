@@ -1,12 +1,12 @@
 """What `analysis.py` measures, as the paper shows it: Figure 2, and Table 3 with the paper's numbers beside ours."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from configuration_sam import CONNECTORS
+from sam_lab.common.files import written
 from sam_lab.common.text_tables import text_table
 from sam_lab.paper.tables import paper_tables
 
@@ -79,10 +79,8 @@ def draw_stages(curves: Mapping[str, Mapping[str, Any]], path: str | Path | None
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     if path is not None:
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
-        figure.savefig(partial, format=path.suffix[1:].lower(), dpi=300)
-        os.replace(partial, path)
+        with written(path) as place:
+            figure.savefig(place, format=Path(path).suffix[1:].lower(), dpi=300)
     return figure
 
 

@@ -5,7 +5,6 @@ Nothing here needs torch. A recipe may name another of the same folder as its `b
 
 import dataclasses
 import math
-import os
 import re
 import types
 import typing
@@ -18,6 +17,7 @@ import yaml
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from configuration_sam import CONNECTORS, LANGUAGE_MODEL_SIZES
+from sam_lab.common.files import write_text
 from sam_lab.data.published import CAPTION_RULES, READINGS
 
 PARTS = ("connector", "encoder", "lora", "language_model")
@@ -315,9 +315,7 @@ def claim(recipe: Recipe, output: Path, write: bool = True) -> None:
     if path.is_file() or not write:
         return
     output.mkdir(parents=True, exist_ok=True)
-    partial = output / ".recipe.yaml.partial"
-    partial.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), path)
 
 
 def _is_planning(key: str, recipe: Recipe) -> bool:

@@ -25,6 +25,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from hub_sam import write_model_card
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamDataCollator, SamProcessor
 from sam_lab.common.answers import generate_answers
-from sam_lab.common.files import _written, write_json
+from sam_lab.common.files import unfinished, write_json, written
 from sam_lab.common.processes import PATIENCE, processes
 from sam_lab.data.batches import RecordBatches
 from sam_lab.training.augmentation import AugmentLogMel
@@ -192,21 +193,21 @@ class StageTrainer(SamTrainer):
 
     def save_weights(self, folder: Path) -> None:
         """Saves the model, or its adapter, in a folder that appears when it is complete. All processes call it."""
-        partial = folder.with_name(f".{folder.name}.partial")
-        if self.is_world_process_zero():
-            shutil.rmtree(partial, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.save_model(str(partial))
-        self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
+        with ExitStack() as stack:
+            if self.is_world_process_zero():
+                stack.enter_context(written(folder, folder=True))
+            self.accelerator.wait_for_everyone()
+            partial = unfinished(folder)
+            self.save_model(str(partial))
+            self.accelerator.wait_for_everyone()
+            if not self.is_world_process_zero():
+                return
             (partial / "training_args.bin").unlink(missing_ok=True)  # pickled, and of this machine
             if self.card is not None:
                 (partial / "README.md").write_text(self.card, encoding="utf-8")
             if self.base_id is not None:  # only here: before each save peft asks the Hub about an id
                 named = json.loads((partial / "adapter_config.json").read_text(encoding="utf-8"))
                 write_json({**named, "base_model_name_or_path": self.base_id}, partial / "adapter_config.json")
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(partial, folder)
 
 
 class StageCallback(TrainerCallback):
@@ -380,9 +381,9 @@ def _keep(recipe, stage, folder, handed, sources, processor, summary) -> None:
     for name, weights in models.items():
         model = merged_model(recipe, weights)
         if name == final:
-            with _written(folder / "encoder") as partial:
+            with written(folder / "encoder", folder=True) as partial:
                 copy.deepcopy(model.model.audio_tower).to(torch.bfloat16).save_pretrained(partial)
-        with _written(folder / name) as partial:
+        with written(folder / name, folder=True) as partial:
             model.save_pretrained(partial)
             processor.save_pretrained(partial)
             write_model_card(model.config, partial, name=recipe.name)  # not the partial folder's

@@ -17,6 +17,7 @@ import kernels_sam
 import sam_lab
 from configuration_sam import __version__
 from sam_lab import cli as cli_module
+from sam_lab.common.prompts import DEFAULT_PROMPT
 
 ROOT = Path(__file__).parents[2]
 RATE = 16000
@@ -241,9 +242,8 @@ def test_the_quickstart_says_the_same(checkpoint, clips):
 
 
 def test_the_prompt_is_that_of_training():
-    from sam_lab.data import plain_tables as plain_tables_module
 
-    assert cli_module.DEFAULT_PROMPT == plain_tables_module.DEFAULT_PROMPT == PROMPT
+    assert DEFAULT_PROMPT == PROMPT
 
 
 @pytest.mark.skipif(not (ROOT / "examples" / "sam-tiny" / "model.safetensors").exists(), reason="no examples/sam-tiny")

@@ -11,8 +11,9 @@ import pytest
 import soundfile
 
 from processing_sam import load_audio
+from sam_lab.common.prompts import DEFAULT_PROMPT
 from sam_lab.data import plain_tables as plain_tables_module
-from sam_lab.data.plain_tables import DEFAULT_PROMPT, read_table, table_records
+from sam_lab.data.plain_tables import read_table, table_records
 
 CLIPS = Path(__file__).resolve().parents[2] / "examples" / "audio"
 
