@@ -417,8 +417,8 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
             waveforms = list(raw_speech) if raw_speech.ndim == 2 else [raw_speech]
         if not waveforms:
             raise ValueError("raw_speech: got an empty batch, expected at least one waveform.")
-        features, num_windows, num_long = self._extract(waveforms, overflow, device)
-        self._warn_truncated(overflow, num_long, len(waveforms))
+        features, num_windows, num_long = self.extract(waveforms, overflow, device)
+        self.warn_truncated(overflow, num_long, len(waveforms))
         data = {"input_features": as_tensors(features, return_tensors)}
         if overflow == "window":
             data["num_windows"] = as_tensors(torch.tensor(num_windows), return_tensors)
@@ -445,7 +445,7 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
         return audio_url_or_urls
 
     @torch.no_grad()
-    def _extract(self, waveforms, overflow, device) -> tuple[torch.Tensor, list[int], int]:
+    def extract(self, waveforms, overflow, device) -> tuple[torch.Tensor, list[int], int]:
         """Log-mel of every window, windows of every clip, and the number of clips of too many frames."""
         check_choice("overflow", overflow, OVERFLOWS)
         hop, length = self.max_frames * FRAME_SHIFT, (self.max_frames - 1) * FRAME_SHIFT + FRAME_LENGTH
@@ -496,7 +496,7 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
         """
         frames = waveforms.unfold(1, FRAME_LENGTH, FRAME_SHIFT)[:, : self.max_frames]
         features = waveforms.new_full((len(waveforms), self.max_frames, self.feature_size), self.padding_value)
-        step = 1 if waveforms.device.type == "cpu" else 16  # as in _extract: a cache on one, memory on the other
+        step = 1 if waveforms.device.type == "cpu" else 16  # as in extract: a cache on one, memory on the other
         with torch.autocast(waveforms.device.type, enabled=False):
             for part, result in zip(frames.split(step), features.split(step)):
                 result[:, : part.shape[1]] = _fbank(part.flatten(0, 1), self.feature_size).view(
@@ -520,7 +520,7 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
         length = (self.max_frames - 1) * FRAME_SHIFT + FRAME_LENGTH
         return (samples - samples.mean())[:length], self.num_frames(samples.shape[0]) > self.max_frames
 
-    def _warn_truncated(self, overflow: str, num_long: int, num_clips: int) -> None:
+    def warn_truncated(self, overflow: str, num_long: int, num_clips: int) -> None:
         if overflow == "truncate" and num_long:
             seconds = self.max_frames * FRAME_SHIFT / SAMPLING_RATE
             logger.warning(

@@ -180,7 +180,7 @@ class SamGenerationMixin(GenerationMixin):
         rows = _candidates_by_row(candidates, len(ids), processor.audio_token)
         texts = list(dict.fromkeys(text for row in rows for text in row))
         ending = [processor.tokenizer.eos_token_id] if end_of_text else []
-        tokens = {text: found + ending for text, found in zip(texts, processor._tokenize(texts))}
+        tokens = {text: found + ending for text, found in zip(texts, processor.tokenize_texts(texts))}
         pairs = [(row, column) for row, texts in enumerate(rows) for column in range(len(texts))]
         # Longest first: little padding in a batch, and what does not fit into memory fails at once.
         pairs.sort(key=lambda pair: -len(tokens[rows[pair[0]][pair[1]]]))

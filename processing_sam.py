@@ -181,11 +181,11 @@ class SamAudioLanguageProcessor(ProcessorMixin):
             if AUDIO_TOKEN in item:
                 raise ValueError(f"answer: got {item!r}, expected text without {AUDIO_TOKEN}.")
         data, num_long = self._encode(
-            texts, _assign_clips(texts, audio), answers, sampling_rate, overflow, train_on_prompt, device
+            texts, assign_clips(texts, audio), answers, sampling_rate, overflow, train_on_prompt, device
         )
         num_clips = len(data["input_features"]) if "input_features" in data else 0
-        self.feature_extractor._warn_truncated(overflow, num_long, num_clips)
-        self._pad(data, padding, padding_side or ("left" if answers is None else "right"), pad_to_multiple_of)
+        self.feature_extractor.warn_truncated(overflow, num_long, num_clips)
+        self.pad_rows(data, padding, padding_side or ("left" if answers is None else "right"), pad_to_multiple_of)
         single = isinstance(text, str) and overflow != "window"
         return _finish(data, return_tensors, single)
 
@@ -218,11 +218,11 @@ class SamAudioLanguageProcessor(ProcessorMixin):
     ) -> tuple[dict[str, Any], int]:
         """Unpadded rows of ids and labels, the features, and the number of clips of too many frames."""
         check_choice("overflow", overflow, OVERFLOWS)
-        data = self._encode_text(texts, [len(items) for items in clips], answers, train_on_prompt)
+        data = self.encode_texts(texts, [len(items) for items in clips], answers, train_on_prompt)
         waveforms = [load_audio(clip, sampling_rate) for items in clips for clip in items]
         num_windows, num_long = [1] * len(texts), 0
         if waveforms:
-            features, counts, num_long = self.feature_extractor._extract(waveforms, overflow, device)
+            features, counts, num_long = self.feature_extractor.extract(waveforms, overflow, device)
             data["input_features"] = features
             if overflow == "window":
                 remaining = iter(counts)
@@ -240,18 +240,18 @@ class SamAudioLanguageProcessor(ProcessorMixin):
             data["num_windows"] = num_windows
         return data, num_long
 
-    def _encode_text(self, texts, num_clips, answers, train_on_prompt, cutoff=None) -> dict[str, Any]:
+    def encode_texts(self, texts, num_clips, answers, train_on_prompt, cutoff=None) -> dict[str, Any]:
         """Unpadded rows of ids, and with answers of labels and of whether a row was cut (`is_cut`).
 
         `cutoff` is LTU's: so many tokens of template, prompt and answer stay, and end of text follows if it is still
         one of them. Slots are not counted and never cut, since a clip belongs to them.
         """
-        rows = [self._expand(ids) for ids in self._tokenize([_render(*pair) for pair in zip(texts, num_clips)])]
+        rows = [self._expand(ids) for ids in self.tokenize_texts([_render(*pair) for pair in zip(texts, num_clips)])]
         data: dict[str, Any] = {"input_ids": [ids for ids, _ in rows]}
         if answers is None:
             return data
         data.update(input_ids=[], labels=[], is_cut=[])
-        for (ids, slots), answer in zip(rows, self._tokenize(answers)):
+        for (ids, slots), answer in zip(rows, self.tokenize_texts(answers)):
             ending = answer + [self.tokenizer.eos_token_id]
             labels = [token if train_on_prompt and not slot else IGNORE_INDEX for token, slot in zip(ids, slots)]
             ids, labels, slots = ids + ending, labels + ending, slots + [False] * len(ending)
@@ -265,7 +265,7 @@ class SamAudioLanguageProcessor(ProcessorMixin):
             data["is_cut"].append(is_cut)
         return data
 
-    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+    def tokenize_texts(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False, padding=False, truncation=False)["input_ids"]
 
     def _expand(self, ids: list[int]) -> tuple[list[int], list[bool]]:
@@ -280,7 +280,7 @@ class SamAudioLanguageProcessor(ProcessorMixin):
             slots += [True] * len(slot_ids) if token == audio_id else [False]
         return expanded, slots
 
-    def _pad(self, data, padding, side, multiple) -> None:
+    def pad_rows(self, data, padding, side, multiple) -> None:
         """Pads the rows of ids and labels in place, and adds the mask. Pads are known by it, never by their id."""
         check_choice("padding", padding, (True, False, "longest", "do_not_pad"))
         check_choice("padding_side", side, ("left", "right"))
@@ -322,7 +322,7 @@ def _checked_texts(name: str, texts: Any) -> list[str]:
     return texts
 
 
-def _assign_clips(texts: list[str], audio: Any) -> list[list[Any]]:
+def assign_clips(texts: list[str], audio: Any) -> list[list[Any]]:
     """The clips of each text."""
     marks = [text.count(AUDIO_TOKEN) for text in texts]
     if audio is None:
@@ -456,7 +456,7 @@ class SamDataCollator:
         rows = [dict(row) for row in rows]
         processed = all("input_ids" in row for row in rows)
         data = self._join(rows) if processed else self._process(rows)
-        self.processor._pad(data, True, "right", self.pad_to_multiple_of)
+        self.processor.pad_rows(data, True, "right", self.pad_to_multiple_of)
         return _finish(data, "pt", single=False)
 
     def _process(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -476,7 +476,7 @@ class SamDataCollator:
         ]
         audio = [[clip for clip in clips if clip is not None] for clips in audio]
         data, num_long = self.processor._encode(
-            texts, _assign_clips(texts, audio), answers, None, self.overflow, self.train_on_prompt
+            texts, assign_clips(texts, audio), answers, None, self.overflow, self.train_on_prompt
         )
         if num_long:
             if not self.num_truncated:

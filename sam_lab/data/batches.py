@@ -15,7 +15,7 @@ import torch
 from transformers.utils import logging
 
 from audio_sam import check_choice, load_audio
-from processing_sam import IGNORE_INDEX, PROMPT_TEMPLATE, _assign_clips
+from processing_sam import IGNORE_INDEX, PROMPT_TEMPLATE, assign_clips
 from sam_lab.data.counts import SourceCounts
 from sam_lab.data.streams import RecordSource, mix, shares
 
@@ -79,7 +79,7 @@ def collate_rows(
         "input_ids": [[token for row in rows for token in row["input_ids"]] for rows in packed],
         "labels": [[token for row in rows for token in [IGNORE_INDEX, *row["labels"][1:]]] for rows in packed],
     }
-    processor._pad(data, True, "right", pad_to_multiple_of)
+    processor.pad_rows(data, True, "right", pad_to_multiple_of)
     batch = {key: torch.tensor(value) for key, value in data.items()}
     if seq_idx:
         width = batch["input_ids"].shape[1]
@@ -395,7 +395,7 @@ class RecordBatches(torch.utils.data.IterableDataset):
             if all(label == IGNORE_INDEX for label in row["labels"]):
                 self._count_lost("unanswered", source, "rows have nothing left of their answer")
         if not rows:
-            (ids,) = self.processor._tokenize([PROMPT_TEMPLATE.format(prompt="")])
+            (ids,) = self.processor.tokenize_texts([PROMPT_TEMPLATE.format(prompt="")])
             rows = [{"input_ids": ids, "labels": [IGNORE_INDEX] * len(ids), "waveform": None}]
         packed = [[row] for row in rows] if self.pack_to is None else pack_rows(rows, self.pack_to)
         is_packed = self.pack_to is not None
@@ -407,9 +407,9 @@ class RecordBatches(torch.utils.data.IterableDataset):
             return []
         texts = [record["prompt"] for record in records]
         clips = [[] if record["audio"] is None else [record["audio"]] for record in records]
-        data = self.processor._encode_text(
+        data = self.processor.encode_texts(
             texts,
-            [len(items) for items in _assign_clips(texts, clips)],
+            [len(items) for items in assign_clips(texts, clips)],
             [record["answer"] for record in records],
             self.train_on_prompt,
             self.text_cutoff,
@@ -462,7 +462,7 @@ class RecordBatches(torch.utils.data.IterableDataset):
 
     def _check_lengths(self) -> None:
         slots = len(self.processor.slot_pattern)
-        (template,) = self.processor._tokenize([PROMPT_TEMPLATE.format(prompt="")])
+        (template,) = self.processor.tokenize_texts([PROMPT_TEMPLATE.format(prompt="")])
         if self.pack_to is not None and self.pack_to < slots + len(template):
             raise ValueError(
                 f"pack_to: got {self.pack_to}, expected at least {slots + len(template)}, a clip's slots and the "

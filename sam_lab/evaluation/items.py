@@ -28,7 +28,7 @@ class Item:
     groups: dict[str, str] = field(default_factory=dict)
 
 
-def _existing(path: str) -> str | None:
+def existing_path(path: str) -> str | None:
     """The file, else one that differs in the suffix alone, such as FLAC in the place of WAV."""
     root = os.path.join(os.path.dirname(path), audio_stem(path))
     return next((file for file in (path, *(root + suffix for suffix in SUFFIXES)) if os.path.isfile(file)), None)

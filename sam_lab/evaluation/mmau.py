@@ -18,7 +18,7 @@ from transformers.utils import logging
 from sam_lab.common.files import write_json
 from sam_lab.data.coverage import map_audio
 from sam_lab.data.published import read_json
-from sam_lab.evaluation.items import Item, _existing
+from sam_lab.evaluation.items import Item, existing_path
 
 logger = logging.get_logger(__name__)
 
@@ -139,7 +139,7 @@ def read_mmau(
         groups = {key: record[key] for key in GROUPS if key in record}
         items[record["id"]] = Item(
             id=record["id"],
-            audio=_existing(os.path.join(file.parent, path) if mapped == path else mapped),
+            audio=existing_path(os.path.join(file.parent, path) if mapped == path else mapped),
             prompt=mmau_prompt(record["question"], record["choices"], style),
             references=(record["answer"],) if record.get("answer") else (),
             choices=tuple(record["choices"]),

@@ -15,7 +15,7 @@ from sam_lab.common.prompts import AUDIOCAPS_PROMPT, CLOTHO_PROMPT, DEFAULT_PROM
 from sam_lab.data.coverage import map_audio
 from sam_lab.data.published import read_json
 from sam_lab.evaluation import labels
-from sam_lab.evaluation.items import Item, _existing
+from sam_lab.evaluation.items import Item, existing_path
 from sam_lab.evaluation.layouts import LAYOUTS, Row, audio_paths
 
 
@@ -127,7 +127,7 @@ def _ltu_rows(benchmark: Benchmark, file: Path, roots: Sequence[tuple[str, str]]
     for number, path, output in records:
         name = path.rsplit("/", 1)[-1]
         mapped = map_audio(path, roots)
-        found = _existing(os.path.join(file.parent, path) if mapped == path else mapped)
+        found = existing_path(os.path.join(file.parent, path) if mapped == path else mapped)
         fold = re.match(r"([1-5])-\d+-[A-Z]-\d+\.", name) if benchmark.name == "esc50" else None
         yield Row(
             name if names[name] == 1 else path,

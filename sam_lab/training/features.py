@@ -120,7 +120,7 @@ class CachedRows(torch.utils.data.Dataset):
         lost["truncated"] = [index for index, key in enumerate(keys) if key in long]
         if len(table):
             slots = [int(clip is not None) for clip in self.clip]
-            tokens = processor._encode_text(table["prompt"][:], slots, table["answer"][:], False, text_cutoff)
+            tokens = processor.encode_texts(table["prompt"][:], slots, table["answer"][:], False, text_cutoff)
             if num_cut := sum(tokens["is_cut"]):
                 logger.warning(
                     f"{num_cut} of {len(table)} rows are longer than {text_cutoff} text tokens and are cut."

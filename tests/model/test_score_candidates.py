@@ -121,7 +121,7 @@ def test_the_answer_of_greedy_decoding_is_scored_as_it_was_chosen():
     new = made.sequences[0, inputs["input_ids"].shape[1] :]
     steps = torch.stack([step[0].log_softmax(dim=-1) for step in made.logits])
     answer = processor.decode(new, skip_special_tokens=True)
-    assert processor._tokenize([answer])[0] == new[:-1].tolist()  # the test's own premise
+    assert processor.tokenize_texts([answer])[0] == new[:-1].tolist()  # the test's own premise
     others = [" " + answer, ".", "It rains and the wind blows."]
     scores = model.score_candidates(processor, inputs, [answer, *others], batch_size=2)
     check(scores, [[steps.gather(1, new[:, None])[:, 0]]])
@@ -139,7 +139,7 @@ def test_no_token_reaches_over_the_border():
         tokenizer_object=Tokenizer.from_str(json.dumps(content)), eos_token="<|endoftext|>", unk_token="<|endoftext|>"
     )
     processor = SamProcessor(processor.feature_extractor, tokenizer)
-    assert processor._tokenize(["\n\n\nRain"])[0] == [259, *processor._tokenize(["\nRain"])[0]]
+    assert processor.tokenize_texts(["\n\n\nRain"])[0] == [259, *processor.tokenize_texts(["\nRain"])[0]]
     texts = ["\nRain", "\n\nRain"]
     scores = model.score_candidates(processor, prompts(processor), texts)
     assert scores.lengths.tolist() == [[6, 7]] * 3
