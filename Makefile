@@ -2,6 +2,8 @@
 #
 #   make demo                    describe the clips of examples/audio with examples/sam-tiny
 #   make test                    run the tests
+#   make test-quick              run the tests that are not slow
+#   make test-timing             run the tests that assert wall-clock times, on an idle machine
 #   make demo TORCH=torch==2.13.0  install another torch than the newest: any requirement that pip understands
 
 PYTHON ?= python3
@@ -10,21 +12,27 @@ TORCH ?= torch
 FLOOR_VENV ?= .venv-floor
 FLOOR_TRANSFORMERS ?= transformers==5.13.*
 # The suites that depend on transformers' inside: names, cache, generation, Trainer.
-FLOOR_TESTS ?= $(foreach suite,auto_classes batches configuration conversion curriculum generation hub mamba modeling processing score_candidates training,tests/test_$(suite).py)
+FLOOR_TESTS ?= tests/model tests/data/test_batches.py tests/training tests/test_conversion.py
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install
 PACKAGING := setup.cfg setup.py pyproject.toml
 
-.PHONY: demo test test-floor quality style gpu-test clean
+.PHONY: demo test test-quick test-timing test-floor quality style gpu-test clean
 
 demo: $(VENV)/.package
 	$(PY) -m sam_alm describe
 
 # One thread a worker: the workers already fill the cores.
 test: $(VENV)/.package $(VENV)/.development
-	OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not timing" $(PYTEST_ARGS)
+
+test-quick: $(VENV)/.package $(VENV)/.development
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow and not timing" $(PYTEST_ARGS)
+
+test-timing: $(VENV)/.package $(VENV)/.development
+	$(PY) -m pytest -m timing
 
 quality: $(VENV)/.development
 	$(PY) -m ruff check .
@@ -39,7 +47,7 @@ style: $(VENV)/.development
 test-floor:
 	$(MAKE) $(FLOOR_VENV)/.development VENV=$(FLOOR_VENV)
 	$(FLOOR_VENV)/bin/python -m pip install "$(FLOOR_TRANSFORMERS)"
-	OMP_NUM_THREADS=1 $(FLOOR_VENV)/bin/python -m pytest $(PYTEST_ARGS) $(FLOOR_TESTS)
+	OMP_NUM_THREADS=1 $(FLOOR_VENV)/bin/python -m pytest -m "not timing" $(PYTEST_ARGS) $(FLOOR_TESTS)
 
 # Runs in the environment of PYTHON, which needs a CUDA torch and may have the kernels of `.[cuda]`.
 gpu-test:
