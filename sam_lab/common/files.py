@@ -66,7 +66,7 @@ def publish(path: Path, replaced: Path | None = None) -> None:
     """
     place = unfinished(path)
     for file in [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]:
-        with open(file, "rb") as handle:
+        with open(file, "rb+") as handle:  # Windows flushes only what is open for writing
             os.fsync(handle.fileno())
     if replaced is not None and path.is_dir():
         os.replace(path, replaced)
