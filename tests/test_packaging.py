@@ -67,7 +67,7 @@ def test_every_floor_has_its_reason():
     assert sorted(set(floors) - set(reasons)) == ["numpy"]  # soxr's reason names it
 
 
-@pytest.mark.parametrize("name", ["LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "PAPER.md", "Makefile", ".ci/run"])
+@pytest.mark.parametrize("name", ["LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "PAPER.md", "REPRODUCE.md", "Makefile", ".ci/run"])
 def test_the_papers_of_a_project_are_there(name):
     assert (ROOT / name).stat().st_size > 0
 
@@ -147,6 +147,19 @@ def test_the_installed_package_works_away_from_the_checkout(installed, tmp_path)
     )
     assert result.returncode == 0, result.stderr
     assert {Path(line).resolve().parent for line in result.stdout.splitlines()} == {installed}
+
+
+def test_only_the_model_and_the_lab_are_installed(installed):
+    (package,) = importlib.metadata.distributions(name="sam-alm", path=[str(installed)])
+    files = {str(file) for file in package.files if "__pycache__" not in str(file)}
+    places = {file.split("/")[0] for file in files}
+    expected = {f"{module}.py" for module in MODULES} | {"sam_lab", f"sam_alm-{__version__}.dist-info", ".."}
+    assert places == expected
+    code = {str(file.relative_to(ROOT)) for file in (ROOT / "sam_lab").rglob("*.py")}
+    recipes = {str(file.relative_to(ROOT)) for file in (ROOT / "sam_lab/training/recipes").iterdir()}
+    assert {file for file in files if file.startswith("sam_lab/")} == code | recipes | {"sam_lab/py.typed"}
+    assert [file for file in files if file.startswith("..")] == ["../../../bin/sam-alm"]
+    assert len(recipes) >= 25
 
 
 def test_the_command_is_installed(installed, tmp_path):
