@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sam_lab.evaluation.scoring import wilson_interval
-from sam_lab.evaluation.tasks import BENCHMARKS
+from sam_lab.evaluation.tasks import TASKS
 
 SOURCE = "Lee, Jung, Lee: SAM: A Mamba-2 State-Space Audio-Language Model (Interspeech 2026)"
 TABLE1_METRICS = {
@@ -226,10 +226,10 @@ def _checked_result(file: Path, name: str) -> dict[str, Any]:
     absent = [key for key in keys if not isinstance(result, dict) or key not in result]
     if absent:
         raise ValueError(f"results: {str(file)!r} has no {absent[0]!r}, expected what evaluate.py writes.")
-    if result["benchmark"] not in BENCHMARKS:
+    if result["benchmark"] not in TASKS:
         raise ValueError(
             f"results: {str(file)!r} is of the benchmark {result['benchmark']!r}, which is in none of the paper's tables; "
-            f"expected one of {', '.join(BENCHMARKS)}."
+            f"expected one of {', '.join(TASKS)}."
         )
     label = name or Path(str(result.get("model", ""))).name
     if not label:
@@ -293,7 +293,7 @@ def measured_rows(results: Sequence[Mapping[str, Any]], columns: Sequence[str]) 
     captions: dict[str, dict[str, Any]] = {}
     notes = []
     for result in results:
-        benchmark = BENCHMARKS[result["benchmark"]]
+        benchmark = TASKS[result["benchmark"]]
         column = benchmark.paper_column
         if column not in columns:
             continue
@@ -385,7 +385,7 @@ def table5(results: Sequence[Mapping[str, Any]], paper: Mapping[str, Any] | None
         split = {"mmau_mini": "mini", "mmau": "test"}.get(result["benchmark"])
         if split is None:
             continue
-        expected = BENCHMARKS[result["benchmark"]].expected
+        expected = TASKS[result["benchmark"]].expected
         if result["count"] < expected:
             notes.append(f"{result['label']}: {result['count']:,} of {expected:,} questions of {split}.")
         for protocol, score in _scores(result).items():
@@ -480,7 +480,7 @@ def zero_shot_notes(columns: Sequence[str]) -> list[str]:
     Args:
         columns (list of `str`): Columns of Table 1.
     """
-    heard = [each.paper_column for each in BENCHMARKS.values() if each.heard_in_training]
+    heard = [each.paper_column for each in TASKS.values() if each.heard_in_training]
     unheard = [column for column in columns if column not in heard]
     return [
         f"Zero-shot for models trained on OpenAQA: {', '.join(unheard)}. Not zero-shot, since it holds their training parts: "
