@@ -8,7 +8,7 @@ from typing import Any
 from configuration_sam import CONNECTORS
 from sam_lab.common.files import written
 from sam_lab.common.text_tables import text_table
-from sam_lab.paper.tables import paper_tables
+from sam_lab.paper.numbers import paper_tables
 
 FIGURES = (".png", ".pdf", ".svg")
 
