@@ -5,21 +5,14 @@ the safetensors of its Hugging Face port, the language model from state-spaces' 
 the connector: it is initialised at random and reported. Code in a checkpoint is never executed.
 """
 
-import hashlib
-import io
-import json
-import pickletools
 import re
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import HfApi, snapshot_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from huggingface_hub import HfApi
 from tqdm import tqdm
 from transformers import AutoTokenizer, Mamba2Config, Mamba2ForCausalLM, PreTrainedTokenizerFast
 
@@ -28,178 +21,10 @@ from configuration_sam import SamAudioConfig, SamConfig, audio_slot_pattern
 from hub_sam import write_model_card
 from modeling_sam import SamAudioModel, SamForConditionalGeneration
 from processing_sam import SamProcessor
+from sam_lab.checkpoint_files import Source, config_file, fetch, file_sha256, read_json_object, read_tensors
 from sam_lab.common.files import written
 
 DTYPES = ("float32", "bfloat16", "float16")
-
-# ---------------------------------------------------------------------------------------------------------------
-# Sources: files, directories, repositories of the Hub
-# ---------------------------------------------------------------------------------------------------------------
-
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-TOKENIZER_FILES += ("vocab.json", "merges.txt")
-
-
-@dataclass
-class Source:
-    """The origin of one part: the given source, the path that was read and the SHA-256 of each file by name."""
-
-    part: str
-    given: str
-    path: Path
-    repository: str | None = None  # on the Hub
-    revision: str | None = None  # the commit
-    files: dict[str, str] = field(default_factory=dict)
-
-
-def _fetch(part: str, source: str | Path) -> Source:
-    """Finds a file or directory, or downloads the needed files of a Hub repository, `owner/name[@revision]`."""
-    path = Path(source).expanduser()
-    if path.exists():
-        return Source(part, str(source), path)
-    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", str(source))
-    if match is None:
-        raise FileNotFoundError(
-            f"{part}: got {str(source)!r}, expected a file, a directory or a Hub id (owner/name or "
-            "owner/name@revision)."
-        )
-    repository, revision = match.groups()
-    wanted = [*TOKENIZER_FILES, "config.json"] if part == "tokenizer" else ["*.json", "*.safetensors"]
-    folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]))
-    if part != "tokenizer" and not any(folder.glob("*.safetensors")):
-        wanted = [f"*{suffix}" for suffix in WEIGHT_SUFFIXES]
-        snapshot_download(repository, revision=folder.name, allow_patterns=wanted, ignore_patterns=["*/*"])
-    return Source(part, str(source), folder, repository, revision=folder.name)  # a snapshot is named by its commit
-
-
-def _weight_files(path: Path) -> list[Path]:
-    """The files with the tensors of `path`, a file or a directory; safetensors are preferred."""
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such file or directory.")
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        index = path / f"{name}.index.json"
-        if (path / name).is_file():
-            return [path / name]
-        if index.is_file():
-            files = sorted({path / shard for shard in _read_json(index)["weight_map"].values()})
-            absent = [file.name for file in files if not file.is_file()]
-            if absent:
-                raise FileNotFoundError(f"{index}: lists missing shards: {', '.join(absent)}.")
-            return files
-    files = sorted(file for file in path.iterdir() if file.suffix in WEIGHT_SUFFIXES)
-    if len(files) == 1:
-        return files
-    found = ", ".join(file.name for file in files) or "none"
-    raise FileNotFoundError(
-        f"{path}: expected model.safetensors, pytorch_model.bin, the index of their shards, or a single file of "
-        f"{' '.join(WEIGHT_SUFFIXES)}; found {found}. Pass the file itself."
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: not a JSON object: {error}") from error
-
-
-def _config_file(path: Path) -> Path:
-    return (path if path.is_dir() else path.parent) / "config.json"
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Tensors of a file
-# ---------------------------------------------------------------------------------------------------------------
-
-
-class _Inert:
-    """Stand-in for a class that a checkpoint names: accepts any arguments, stores nothing, does nothing."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> "_Inert":
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    __setstate__ = __init__
-
-
-# Names, by their start, that fairseq files contain beside tensors: the configuration (a Namespace, or OmegaConf's
-# containers with the types of their fields, which may be any class of fairseq or EAT) and NumPy's numbers.
-INERT_NAMES = (
-    *("EAT.", "argparse.Namespace", "fairseq.", "numpy.", "omegaconf.", "pathlib.", "typing.", "_operator.getitem"),
-    *(f"builtins.{name}" for name in ("bool", "bytes", "dict", "float", "int", "list", "str", "tuple")),
-)
-# Names that torch's own list decides on.
-TORCH_NAMES = ("_codecs.encode", "builtins.bytearray", "builtins.complex", "builtins.set", "collections.", "torch.")
-# torch.save writes the names of Python 2.
-PYTHON_2_NAMES = {"__builtin__.long": "builtins.int", "__builtin__.unicode": "builtins.str"}
-
-
-def _named_classes(path: Path) -> set[str]:
-    """Every class and function that the pickles of a checkpoint name, read without unpickling."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            records = [name for name in archive.namelist() if name.endswith("data.pkl")]
-            streams: list[Any] = [io.BytesIO(archive.read(name)) for name in records]
-    else:  # the format before torch 1.6: four pickles, of which the last is the content, then the tensors' data
-        streams = [open(path, "rb")] * 4
-    try:
-        operations = [operation for stream in streams for operation in pickletools.genops(stream)]
-    finally:
-        for stream in streams:
-            stream.close()
-    named = {argument.replace(" ", ".") for operation, argument, _ in operations if operation.name == "GLOBAL"}
-    return {PYTHON_2_NAMES.get(name, name.replace("__builtin__.", "builtins.")) for name in named}
-
-
-def _load_pickle(path: Path) -> Any:
-    """`torch.load(weights_only=True)`, with an inert stand-in for every class that fairseq files contain."""
-    try:
-        named = _named_classes(path)
-        inert = {name for name in named if name.startswith(INERT_NAMES)}
-        refused = {name for name in named - inert if not name.startswith(TORCH_NAMES)}
-        if refused:
-            raise ValueError(
-                f"contains {', '.join(sorted(refused))} beside tensors, which no checkpoint of EAT or Mamba-2 needs "
-                "and which may run code. Nothing of it was executed; use the publisher's file"
-            )
-        stand_ins: list[Any] = [(_Inert, name) for name in inert]
-        stand_ins.append((lambda *factory: {}, "collections.defaultdict"))  # items can only be set on a dict
-        with torch.serialization.safe_globals(stand_ins):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged file raises anything
-        # only the cause from torch's message, which also advises loading the file unsafely
-        found = re.search(r"WeightsUnpickler error: (.*)", str(error))
-        reason = found[1] if found else (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: not a readable checkpoint: {reason.rstrip('.')}.") from error
-
-
-def _read_tensors(path: Path) -> dict[str, Any]:
-    """All entries of the checkpoint at `path`, memory-mapped if the format allows it."""
-    tensors: dict[str, Any] = {}
-    for file in _weight_files(path):
-        if file.suffix == ".safetensors":
-            try:
-                content = load_file(file)
-            except SafetensorError as error:
-                raise ValueError(f"{file}: not a readable safetensors file: {error}") from error
-        else:
-            content = _load_pickle(file)
-            if isinstance(content, dict) and isinstance(content.get("model"), dict):
-                content = content["model"]  # fairseq files also contain the configuration and the training state
-            if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-                raise ValueError(f"{file}: got a {type(content).__name__}, expected a dictionary of tensors by name.")
-        tensors.update(content)
-    return tensors
 
 
 def _check_tensors(what: str, tensors: dict[str, Any], model_class: type, config: Any, optional: str = "") -> None:
@@ -252,7 +77,7 @@ def convert_audio_encoder(path: str | Path) -> tuple[SamAudioConfig, dict[str, t
     """
     path = Path(path).expanduser()
     tensors: dict[str, Any] = {}
-    for key, value in _read_tensors(path).items():
+    for key, value in read_tensors(path).items():
         # fine-tuned `model.modality_encoders.IMAGE.x`, pre-trained `modality_encoders.IMAGE.x`, the port's `model.x`
         name = key.removeprefix("model.").removeprefix("modality_encoders.IMAGE.")
         if UNUSED_AUDIO_TENSORS.match(name) is None:
@@ -273,7 +98,7 @@ def convert_audio_encoder(path: str | Path) -> tuple[SamAudioConfig, dict[str, t
         "intermediate_size": intermediate_size,
         "patch_size": patch_size,
     }
-    port = _read_json(_config_file(path)) if _config_file(path).is_file() else {}
+    port = read_json_object(config_file(path)) if config_file(path).is_file() else {}
     fields.update({ours: port[theirs] for theirs, ours in PORT_FIELDS.items() if theirs in port})
     config = SamAudioConfig(**fields)
     _check_tensors(str(path), tensors, SamAudioModel, config)
@@ -352,15 +177,15 @@ def convert_language_model(path: str | Path) -> tuple[Mamba2Config, dict[str, to
             differs from the embedding's, or tensors that do not fit, all listed in one message.
     """
     path = Path(path).expanduser()
-    if not _config_file(path).is_file():
+    if not config_file(path).is_file():
         raise FileNotFoundError(f"{path}: a language model needs its config.json beside the weights.")
-    source = _read_json(_config_file(path))
+    source = read_json_object(config_file(path))
     model_type = source.get("model_type")
     if model_type not in (None, "mamba2") or (model_type is None and "d_model" not in source):
         raise ValueError(
             f"{path}: config.json has model_type {model_type!r}, expected 'mamba2' or the schema of mamba_ssm (d_model, …)."
         )
-    tensors = _read_tensors(path)
+    tensors = read_tensors(path)
     if not any(name.startswith("backbone.") for name in tensors):
         tensors = {name if name.startswith("lm_head.") else f"backbone.{name}": tensors[name] for name in tensors}
     if "backbone.embedding.weight" in tensors:  # mamba_ssm's name
@@ -372,7 +197,7 @@ def convert_language_model(path: str | Path) -> tuple[Mamba2Config, dict[str, to
         config = _state_spaces_config(path, source, len(embedding))
     else:
         try:
-            config = Mamba2Config.from_json_file(_config_file(path))  # decodes an infinite time_step_limit
+            config = Mamba2Config.from_json_file(config_file(path))  # decodes an infinite time_step_limit
         except Exception as error:  # transformers' strict dataclasses raise a class of their own
             raise ValueError(f"{path}: config.json is not a configuration of Mamba-2: {error}") from error
         if config.vocab_size != len(embedding):
@@ -475,7 +300,7 @@ def convert(
     audio_slot_pattern(connector)  # raises for an unknown connector, before anything is downloaded
 
     given = {"audio encoder": audio_encoder, "language model": language_model, "tokenizer": tokenizer}
-    sources = [_fetch(part, source) for part, source in given.items()]
+    sources = [fetch(part, source) for part, source in given.items()]
     audio_config, audio_tensors = convert_audio_encoder(sources[0].path)
     text_config, text_tensors = convert_language_model(sources[1].path)
     extractor = SamFeatureExtractor(feature_size=audio_config.num_mel_bins, max_frames=audio_config.max_frames)
@@ -485,8 +310,8 @@ def convert(
     notes = _fit_tokenizer(text_config, processor)
     difference = None if check is None else _encoder_difference(audio_config, audio_tensors, extractor, *check)
     for source in sources:
-        files = tqdm(_files_read(source), desc=f"SHA-256 of the {source.part}", unit="file")
-        source.files = {file.name: _sha256(file) for file in files}
+        files = tqdm(source.files_read(), desc=f"SHA-256 of the {source.part}", unit="file")
+        source.files = {file.name: file_sha256(file) for file in files}
 
     config = SamConfig(
         audio_config=audio_config,
@@ -527,14 +352,6 @@ def convert(
         difference=difference,
         pushed=None if push_to_hub is None else _push(output, push_to_hub),
     )
-
-
-def _files_read(source: Source) -> list[Path]:
-    if source.part == "tokenizer":
-        if source.path.is_file():
-            return [source.path]
-        return [source.path / name for name in TOKENIZER_FILES if (source.path / name).is_file()]
-    return _weight_files(source.path) + [file for file in [_config_file(source.path)] if file.is_file()]
 
 
 END_OF_TEXT = "<|endoftext|>"  # GPT-NeoX's
