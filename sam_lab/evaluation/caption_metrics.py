@@ -144,25 +144,25 @@ def caption_scores(
     if remove_punctuation:
         texts = [text.translate(str.maketrans("", "", string.punctuation)) for text in texts]
     tokens = iter(tokenize(texts))
-    said = [next(tokens) for _ in candidates]
+    tokenized = [next(tokens) for _ in candidates]
     truth = [[next(tokens) for _ in captions] for captions in references]
     for number, captions in enumerate(truth):
         if not all(captions):
             empty = references[number][captions.index("")]
             raise ValueError(f"references: clip {number} has {empty!r}, expected a caption with at least one word.")
 
-    results, answers = dict(enumerate(truth)), {number: [text] for number, text in enumerate(said)}
+    results, answers = dict(enumerate(truth)), {number: [text] for number, text in enumerate(tokenized)}
     measures = {
         "BLEU": lambda: Bleu(4).compute_score(results, answers, verbose=0),
         "ROUGE_L": lambda: Rouge().compute_score(results, answers),
         "CIDEr": lambda: Cider().compute_score(results, answers),
-        "METEOR": lambda: meteor_scores(said, truth),
-        "SPICE": lambda: spice_scores(said, truth, preflight["spice_jars"]),
+        "METEOR": lambda: meteor_scores(tokenized, truth),
+        "SPICE": lambda: spice_scores(tokenized, truth, preflight["spice_jars"]),
     }
     if preflight["missing"]:
         del measures["SPICE"]
     scores, per_clip = {}, {}
-    with tqdm(measures, desc=f"scoring {len(said):,} captions", unit="metric") as progress:
+    with tqdm(measures, desc=f"scoring {len(tokenized):,} captions", unit="metric") as progress:
         for name in progress:
             progress.set_postfix_str("SPICE, a few minutes for a thousand clips" if name == "SPICE" else name)
             scores[name], per_clip[name] = measures[name]()
@@ -172,8 +172,8 @@ def caption_scores(
     return {
         **{name: float(scores[name]) for name in preflight["metrics"]},
         **{f"{name}_per_clip": [float(s) for s in per_clip[name]] for name in ("CIDEr", "SPICE") if name in scores},
-        "count": len(said),
-        "empty": said.count(""),
+        "count": len(tokenized),
+        "empty": tokenized.count(""),
         "missing": preflight["missing"],
     }
 
@@ -206,8 +206,8 @@ def human_scores(
     results = []
     for k in range(rounds):
         rest = [[*captions[:k], *captions[k + 1 :]] for captions in references]
-        said = [captions[k] for captions in references]
-        results.append(caption_scores(said, rest, spice_jars, require_spice, remove_punctuation))
+        chosen = [captions[k] for captions in references]
+        results.append(caption_scores(chosen, rest, spice_jars, require_spice, remove_punctuation))
     metrics = [name for name in (*CAPTION_METRICS, "SPICE", "SPIDEr") if name in results[0]]
     return {
         "mean": {name: sum(result[name] for result in results) / rounds for name in metrics},
@@ -240,10 +240,10 @@ def sentence_similarity(
             f"candidates, references: got {len(candidates)} and {len(references)}, expected one candidate and at least "
             "one reference for each clip, and at least one clip."
         )
-    said = text_encoder.embed(list(candidates))
+    vectors = text_encoder.embed(list(candidates))
     truth = text_encoder.embed([caption for captions in references for caption in captions])
     parts = truth.split([len(captions) for captions in references])
-    similarities = [part @ row * bool(text.strip()) for part, row, text in zip(parts, said, candidates)]
+    similarities = [part @ row * bool(text.strip()) for part, row, text in zip(parts, vectors, candidates)]
     means, highest = ([getattr(each, name)().item() for each in similarities] for name in ("mean", "amax"))
     return {
         "mean": sum(means) / len(means),

@@ -52,9 +52,9 @@ def strip_option_letter(text: str, choices: Sequence[str] = ()) -> str:
     match = _LETTER.match(text)
     if match is None:
         return text.strip()
-    said = text[match.start("letter") :].casefold()
+    rest = text[match.start("letter") :].casefold()
     lettered = [choice.strip() for choice in choices if _LETTER.match(choice)]
-    if any(said.startswith(choice.casefold()) for choice in lettered):
+    if any(rest.startswith(choice.casefold()) for choice in lettered):
         return text.strip()
     bare = text[match.end() :].strip().rstrip("*")
     quoted = _QUOTED.fullmatch(bare)
@@ -218,9 +218,9 @@ def mmau_correct(prediction: str, answer: str, choices: Sequence[str]) -> bool:
         answer (`str`): The text of the true choice.
         choices (list of `str`): All choices.
     """
-    said, true = _words(prediction), _words(answer)
-    others = [words for words in map(_words, choices) if words != true]
-    return bool(said) and true <= said and not said & (set().union(*others) - true)
+    words, true = _words(prediction), _words(answer)
+    others = [each for each in map(_words, choices) if each != true]
+    return bool(words) and true <= words and not words & (set().union(*others) - true)
 
 
 def score_mmau(items: Sequence[Item], predictions: Sequence[str | None], seed: int = 0) -> dict[str, Any]:

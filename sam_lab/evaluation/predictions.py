@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from audio_sam import SAMPLING_RATE, load_audio
 from sam_lab.common.answers import generate
 from sam_lab.common.files import write_json, write_text
+from sam_lab.common.iteration import batched
 from sam_lab.evaluation.items import Item
 
 RUN_FILE = "run.json"
@@ -211,12 +212,17 @@ def predict(
     resumed = sum(item.id in done for item in items)
     begin = time.perf_counter()
     order = sorted(items, key=lambda item: -len(item.prompt))
-    plan = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
-    own = [
-        [item for item in batch if item.id not in done] for batch in plan[state.process_index :: state.num_processes]
-    ]
-    options = (candidates or {}, end_of_text, max_new_tokens)
-    _answer(model, processor, [batch for batch in own if batch], folder, options, state)
+    share = list(batched(order, batch_size))[state.process_index :: state.num_processes]
+    batches = [left for batch in share if (left := [item for item in batch if item.id not in done])]
+    total = sum(map(len, batches))
+    with (
+        open(folder / f"part-{state.process_index:05d}.jsonl", "ab", buffering=0) as handle,
+        tqdm(total=total, desc="answering", unit="clip", disable=not state.is_main_process) as progress,
+    ):
+        for batch, clips in load_batches(batches):
+            answers = answer_batch(model, processor, batch, clips, candidates or {}, end_of_text, max_new_tokens)
+            handle.write((json.dumps(answers) + "\n").encode())  # a single write for each batch
+            progress.update(len(batch))
     state.wait_for_everyone()
     seconds = time.perf_counter() - begin
     speed = {"seconds": seconds, "clips_per_second": (len(items) - resumed) / seconds, "resumed": resumed}
@@ -229,15 +235,3 @@ def predict(
             f"{len(absent)} items have no answer, such as {absent[0]!r}: do all processes see {folder}?"
         )
     return [records[item.id] for item in items], speed
-
-
-def _answer(model, processor, batches, folder: Path, options: tuple, state) -> None:
-    """Answers this process's batches, each appended by one write."""
-    total = sum(map(len, batches))
-    progress = tqdm(total=total, desc="answering", unit="clip", disable=not state.is_main_process)
-    with open(folder / f"part-{state.process_index:05d}.jsonl", "ab", buffering=0) as handle:
-        for items, clips in load_batches(batches):
-            records = answer_batch(model, processor, items, clips, *options)
-            handle.write((json.dumps(records) + "\n").encode())
-            progress.update(len(items))
-    progress.close()

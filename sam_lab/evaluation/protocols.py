@@ -317,8 +317,8 @@ def score_likelihoods(items: Sequence[Item], records: Sequence[dict[str, Any]], 
             found = [_likelihoods(record, name) for record in records]
             chosen = [item.choices[int(np.argmax(row))] if row else None for row, item in zip(found, items)]
             result[name] = score_choices(chosen, items)
-            for said, choice in zip(result[name]["items"], chosen):
-                said["label"] = choice
+            for row, choice in zip(result[name]["items"], chosen):
+                row["label"] = choice
     by_mean = {name: result["means"][name] for name in ("value", "interval")}
     return {**result["sums"], "by_mean": by_mean}
 

@@ -22,13 +22,13 @@ def answers_question(prediction: str, answer: str, kind: str) -> bool:
             is compared without its letter, or the letter if the prediction is nothing else. For any other kind the
             whole texts are compared, ignoring case and the final full stop.
     """
-    said, truth = (text.strip().rstrip(".").casefold() for text in (prediction, answer))
+    given, truth = (text.strip().rstrip(".").casefold() for text in (prediction, answer))
     if kind == "binary":
-        words, true_words = re.findall("[a-z]+", said), re.findall("[a-z]+", truth)
+        words, true_words = re.findall("[a-z]+", given), re.findall("[a-z]+", truth)
         return bool(words) and words[0] in ("yes", "no") and words[0] == true_words[0]
-    if kind == "multiple_choice" and re.fullmatch(r"\(?[a-h]\)?", said):
-        return said.strip("()") == truth.lstrip("(")[:1] and strip_option_letter(truth) != truth
-    return strip_option_letter(said) == strip_option_letter(truth)
+    if kind == "multiple_choice" and re.fullmatch(r"\(?[a-h]\)?", given):
+        return given.strip("()") == truth.lstrip("(")[:1] and strip_option_letter(truth) != truth
+    return strip_option_letter(given) == strip_option_letter(truth)
 
 
 def question_items(rows: Sequence[dict[str, Any]], folder: str | Path = ".") -> list[Item]:

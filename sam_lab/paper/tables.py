@@ -130,6 +130,7 @@ def measured_rows(results: Sequence[Mapping[str, Any]], columns: Sequence[str]) 
         cells.
     """
     rows: dict[tuple, dict[str, Any]] = {}
+    ltus: set[tuple] = set()
     captions: dict[str, dict[str, Any]] = {}
     notes = []
     for result in results:
@@ -155,23 +156,21 @@ def measured_rows(results: Sequence[Mapping[str, Any]], columns: Sequence[str]) 
             if protocol == "captions":
                 captions.setdefault(result["label"], {})[column] = cell
             else:
-                description = PROTOCOL_DESCRIPTIONS.get(protocol, protocol).format(encoder=_encoder(result, protocol))
-                row = rows.setdefault(
-                    (result["label"], description), {"model": result["label"], "protocol": description}
+                key = (
+                    result["label"],
+                    PROTOCOL_DESCRIPTIONS.get(protocol, protocol).format(encoder=_encoder(result, protocol)),
                 )
+                row = rows.setdefault(key, {"model": key[0], "protocol": key[1]})
                 row[column] = cell
+                if protocol == "text_encoder":
+                    ltus.add(key)
                 if "model_config" in result:  # it contains only values that differ from the default
                     row["connector"] = result["model_config"].get("connector", "concatenation")
-                row["is_ltus"] = protocol == "text_encoder"
     for label, cells in captions.items():
-        ltus = [row for (name, _), row in rows.items() if name == label and row["is_ltus"]]
-        if not ltus:
-            ltus = [
-                rows.setdefault((label, "captions"), {"model": label, "protocol": PROTOCOL_DESCRIPTIONS["captions"]})
-            ]
-        for row in ltus:
-            row.update(cells)
-    return [{key: value for key, value in row.items() if key != "is_ltus"} for row in rows.values()], notes
+        own = (label, PROTOCOL_DESCRIPTIONS["captions"])
+        for key in [key for key in ltus if key[0] == label] or [own]:
+            rows.setdefault(key, {"model": label, "protocol": own[1]}).update(cells)
+    return list(rows.values()), notes
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -236,8 +235,8 @@ def table5(results: Sequence[Mapping[str, Any]], paper: Mapping[str, Any] | None
             if score["value"] is None:
                 notes.append(f"{result['label']}: the answers of {split} are not published; its authors score it.")
                 continue
-            description = PROTOCOL_DESCRIPTIONS.get(protocol, protocol)
-            row = rows.setdefault((result["label"], description), {"model": result["label"], "protocol": description})
+            key = result["label"], PROTOCOL_DESCRIPTIONS.get(protocol, protocol)
+            row = rows.setdefault(key, {"model": key[0], "protocol": key[1]})
             for kind, share in score["by_task"].items():
                 interval = wilson_interval(share["correct"], share["count"])
                 row[f"{kind}_{split}"] = _cell(share, share["count"], interval)
@@ -283,22 +282,22 @@ def table2(results: Sequence[Mapping[str, Any]], clips: Sequence[str]) -> dict[s
                     )
         if len(found) != 1:
             where = f"is in {', '.join(found)}" if found else "is in none of the results"
-            raise ValueError(f"clips: {clip!r} {where}, expected a clip of one benchmark; give its full name.")
-        (said,) = found.values()
-        absent = [label for label in labels if label not in {label for label, _ in said}]
+            raise ValueError(f"clips: {clip!r} {where}, expected a clip of one benchmark; pass its full name.")
+        (answers,) = found.values()
+        absent = [label for label in labels if label not in {label for label, _ in answers}]
         if absent:
             raise ValueError(f"clips: {absent[0]} has no answer for {clip!r}; remove the clip or the model.")
-        references = next(iter(said.values()))[1]["reference"]
+        references = next(iter(answers.values()))[1]["reference"]
         for text in [references] if isinstance(references, str) else references:
             rows.append({"clip": clip, "who": "Reference", "text": text})
-        prompts = {prompt for _, prompt in said}
-        for (label, prompt), (text, _) in said.items():
+        prompts = {prompt for _, prompt in answers}
+        for (label, prompt), (text, _) in answers.items():
             rows.append(
                 {"clip": clip, "who": label if len(prompts) == 1 else f"{label}, asked: {prompt}", "text": text}
             )
         if len(prompts) == 1:
             notes.append(f"{clip} was asked: {next(iter(prompts))}")
-    return _table("Table 2: what is said about chosen clips", ["clip", "who", "text"], rows, notes)
+    return _table("Table 2: answers about chosen clips", ["clip", "who", "text"], rows, notes)
 
 
 def claims_table(paper: Mapping[str, Any] | None = None) -> dict[str, Any]:
