@@ -6,8 +6,8 @@ The output folder:
   or not at all, and contains all windows of its clips. Columns: `clip` (its key in the source), `audio` (its path, if
   it has one), `start`, `end` and `seconds` (the clip's length) in seconds, the columns copied from the dataset, a text
   column for each prompt, and with labels `label` (the likeliest) and `log_likelihoods` (of each label, in the given
-  order). The rows of a shard are in the order of the source; sorting all rows by `clip` and `start` restores that order
-  over the shards.
+  order). The rows of a shard are in the order of the source; sorting all rows by `clip` and `start` restores that
+  order over the shards.
 - `failures/part-<process>-<number>.jsonl`, and at the end all of them in `failures.jsonl`: clips that could not be
   read, each with the reason.
 - `manifest.json`: the settings and the shards; `summary.json`, at the end: counts, speed, versions.
@@ -271,8 +271,8 @@ def describe_clips(
         max_new_tokens (`int`, *optional*): Longest answer; by default the checkpoint's setting.
         batch_size (`int`, *optional*, defaults to 32): Windows that the model processes together.
         num_workers (`int`, *optional*, defaults to 2): Processes that decode audio; with 0 this process decodes.
-        shard_size (`int`, *optional*, defaults to 2000): Number of windows after which a shard is written. A kill loses
-            at most this many windows, and the remaining ones of the last clip.
+        shard_size (`int`, *optional*, defaults to 2000): Number of windows after which a shard is written. A kill
+            loses at most this many windows, and the remaining ones of the last clip.
         process_index (`int`, *optional*, defaults to 0): Index of this process.
         num_processes (`int`, *optional*, defaults to 1): Number of processes.
 
@@ -288,8 +288,8 @@ def describe_clips(
         raise ValueError(f"process_index: got {process_index}, expected one from 0 to {num_processes - 1}.")
     if min(batch_size, shard_size) < 1 or num_workers < 0:
         raise ValueError(
-            f"batch_size, shard_size, num_workers: got {batch_size}, {shard_size} and {num_workers}, expected at least "
-            "1, 1 and 0."
+            f"batch_size, shard_size, num_workers: got {batch_size}, {shard_size} and {num_workers}, expected at "
+            "least 1, 1 and 0."
         )
     output = Path(output)
     shards = _Shards(output, process_index, output_schema(source.schema, prompts, labels), file_format)
@@ -348,7 +348,7 @@ def _timed(items: Iterable[Any], counts: dict[str, Any]) -> Iterator[Any]:
 
 
 def _windows(clips: Iterable[tuple], failures: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Any, bool]]:
-    """Yields (facts, features, whether it is its clip's last) of each window; unreadable clips are added to `failures`."""
+    """Yields (facts, features, whether it is its clip's last) of each window; lists unreadable clips in `failures`."""
     for facts, spans, features in clips:
         if not spans:
             failures.append({**facts, "error": features})

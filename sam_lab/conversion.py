@@ -173,8 +173,8 @@ def convert_language_model(path: str | Path) -> tuple[Mamba2Config, dict[str, to
         `lm_head.weight` is omitted.
 
     Raises:
-        ValueError: Not Mamba-2 (Mamba-1, attention layers, options that change the mathematics), a vocabulary size that
-            differs from the embedding's, or tensors that do not fit, all listed in one message.
+        ValueError: Not Mamba-2 (Mamba-1, attention layers, options that change the mathematics), a vocabulary size
+            that differs from the embedding's, or tensors that do not fit, all listed in one message.
     """
     path = Path(path).expanduser()
     if not config_file(path).is_file():
@@ -183,7 +183,8 @@ def convert_language_model(path: str | Path) -> tuple[Mamba2Config, dict[str, to
     model_type = source.get("model_type")
     if model_type not in (None, "mamba2") or (model_type is None and "d_model" not in source):
         raise ValueError(
-            f"{path}: config.json has model_type {model_type!r}, expected 'mamba2' or the schema of mamba_ssm (d_model, …)."
+            f"{path}: config.json has model_type {model_type!r}, expected 'mamba2' or the schema of mamba_ssm "
+            "(d_model, …)."
         )
     tensors = read_tensors(path)
     if not any(name.startswith("backbone.") for name in tensors):
@@ -396,8 +397,8 @@ def _encoder_difference(
         expected = expected[1:]  # CLS, which SAM does not use
     if tuple(expected.shape) != (tokens, config.hidden_size):
         raise ValueError(
-            f"check: {npy} has shape {list(expected.shape)}, expected [{tokens + 1}, {config.hidden_size}] with CLS first, "
-            f"or [{tokens}, {config.hidden_size}]."
+            f"check: {npy} has shape {list(expected.shape)}, expected [{tokens + 1}, {config.hidden_size}] with CLS "
+            f"first, or [{tokens}, {config.hidden_size}]."
         )
     features = extractor(load_audio(wav), extractor.sampling_rate, return_tensors="pt", overflow="truncate")
     model = SamAudioModel(config).eval()

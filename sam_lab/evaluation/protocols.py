@@ -68,9 +68,9 @@ def choose_protocols(task: Task, protocols: Sequence[str] | None, has_encoder: b
     if "text_encoder" in protocols and not has_encoder:
         rest = " or ".join(name for name in choices if name != "text_encoder")
         raise ValueError(
-            f"text_encoder: got None for {task.name}, expected the encoder that compares answers with labels. There is "
-            f"no default, since scores depend on it: name one with --text-encoder ({TEXT_ENCODER_NAMES}), or choose "
-            f"--protocol {rest}."
+            f"text_encoder: got None for {task.name}, expected the encoder that compares answers with labels. There "
+            f"is no default, since scores depend on it: name one with --text-encoder ({TEXT_ENCODER_NAMES}), or "
+            f"choose --protocol {rest}."
         )
     return tuple(dict.fromkeys(protocols))
 
@@ -132,17 +132,17 @@ def evaluate(
         processor ([`SamAudioLanguageProcessor`]): Its processor.
         items (list of [`Item`]): From [`read_task`].
         task ([`Task`]): The task, one of [`TASKS`] or [`QUESTIONS`].
-        work (`str` or `Path`): Folder for the answers, visible to all processes. An interrupted run resumes from it. It
-            is not deleted.
+        work (`str` or `Path`): Folder for the answers, visible to all processes. An interrupted run resumes from it.
+            It is not deleted.
         protocols (list of `str`, *optional*): As in [`choose_protocols`]; the first determines the result's value.
         text_encoder ([`TextEncoder`], *optional*): From [`load_text_encoder`].
         max_new_tokens (`int`, *optional*, defaults to 400): Longest answer, as in LTU.
         batch_size (`int`, *optional*, defaults to 32): Clips that are answered together.
         min_coverage (`float`, *optional*, defaults to 0): Smallest share of the items that must have an audio file; at
             least one must. Missing items are listed in any case.
-        answer_form (`str`, *optional*, defaults to `"{Label}"`): How the model would write a label, for its likelihood.
-            `{Label}` stands for the label with a capital first letter, `{label}` for the unmodified label. With a form
-            that the model was not trained to write, the likelihood is meaningless.
+        answer_form (`str`, *optional*, defaults to `"{Label}"`): How the model would write a label, for its
+            likelihood. `{Label}` stands for the label with a capital first letter, `{label}` for the unmodified label.
+            With a form that the model was not trained to write, the likelihood is meaningless.
         spice_jars, require_spice (*optional*): As in [`caption_scores`].
         checkpoint_hash (`str`, *optional*): From [`checkpoint_hash`]; prevents resuming with another model.
         state (`PartialState`, *optional*): accelerate's state.
@@ -209,7 +209,7 @@ def evaluate(
 
 
 def candidate_texts(item: Item, task: Task, answer_form: str = ANSWER_FORM) -> list[str]:
-    """The answers whose likelihoods are compared: the labels' texts, or a question's choices as the prompt writes them.
+    """The answers whose likelihoods are compared: the labels' texts, or the choices as the question's prompt has them.
 
     Raises:
         ValueError: An answer form without the label.
@@ -386,7 +386,7 @@ def evaluate_humans(
         ValueError: A task without captions, or a clip with fewer than two.
     """
     if task.metric != "caption":
-        raise ValueError(f"human: got {task.name}, expected a benchmark with human captions.")
+        raise ValueError(f"human: got {task.name}, expected a benchmark with captions by people.")
     found = human_scores([item.references for item in items], spice_jars, require_spice)
     metric = "SPICE" if "SPICE" in found["mean"] else "CIDEr"
     score = {"metric": metric, "value": found["mean"][metric], "interval": None, "scores": found["mean"]}

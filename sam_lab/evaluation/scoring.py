@@ -135,7 +135,7 @@ def mean_average_precision(scores: np.ndarray, targets: np.ndarray, weights: np.
 
 
 def average_precision(scores: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Average precision of one label, `[R]`: the mean, over the clips with this label, of the precision at their score.
+    """Average precision of one label, `[R]`: the mean, over the clips with the label, of the precision at their score.
 
     Args:
         scores (`np.ndarray` of shape `[N]`): Higher is likelier.

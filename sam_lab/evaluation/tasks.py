@@ -74,9 +74,9 @@ def _task(name, title, prompt, labels, metric, expected, heard_in_training, colu
     return Task(name, title, prompt, labels, tuple(texts), metric, expected, heard_in_training, citation, column)
 
 
-# LTU does not state which sets it used. DCASE2017 is its evaluation set (1,103 clips; the testing set has 488), TUT2017
-# its development set (4,680; the evaluation set has 1,620). AudioCaps' test.csv has 975 clips, of which LTU and
-# ReasonAQA found 957 on YouTube. Of VGGSound and AudioSet, too, fewer clips are available than were published.
+# LTU does not state which sets it used. DCASE2017 is its evaluation set (1,103 clips; the testing set has 488),
+# TUT2017 its development set (4,680; the evaluation set has 1,620). AudioCaps' test.csv has 975 clips, of which LTU
+# and ReasonAQA found 957 on YouTube. Of VGGSound and AudioSet, too, fewer clips are available than were published.
 TASKS = {
     task.name: task
     for task in (
@@ -179,8 +179,8 @@ def read_task(
     - `vggsound`: the lines of `vggsound.csv` with the split `test`. Audio in `audio/` or beside the CSV file, names of
       identifier, `_` and start in seconds (with six digits, or unpadded).
     - `fsd50k`: `FSD50K.ground_truth/eval.csv`, `FSD50K.eval_audio/`.
-    - `audioset`: `eval_segments.csv`. Audio in `eval_segments/`, `eval/`, `audio/` or beside the CSV file, named by the
-      identifier, with or without a Y before and the times after it (`_30.000_40.000`, `_30000` or `_30000_40000`).
+    - `audioset`: `eval_segments.csv`. Audio in `eval_segments/`, `eval/`, `audio/` or beside the CSV file, named by
+      the identifier, with or without a Y before and the times after it (`_30.000_40.000`, `_30000` or `_30000_40000`).
     - `audiocaps`: `test.csv`. Audio in `test/`, `audio/` or beside the CSV file, named by the identifier, with or
       without a Y before and the start after it, or by a caption's `audiocap_id`.
     - `clotho`: `clotho_captions_evaluation.csv`, `evaluation/`.

@@ -100,8 +100,8 @@ class TextEncoder:
 
         Whitespace around a text is removed. Repeated texts are embedded once. Batches contain texts of about equal
         length; the batch size changes no result beyond rounding. Texts over `max_length` are truncated and counted in
-        `num_cut`, with a warning the first time. An empty text is embedded as the tokens that the encoder adds to every
-        text.
+        `num_cut`, with a warning the first time. An empty text is embedded as the tokens that the encoder adds to
+        every text.
 
         Args:
             texts (list of `str`): The texts, including any prefix such as "sound of ".
@@ -111,8 +111,8 @@ class TextEncoder:
             `torch.Tensor`: `[N, d]`, float32, on the CPU, with rows of length 1, so that a product is a cosine.
 
         Raises:
-            ValueError: Not a list of texts, a batch size under 1, or an empty text when the encoder's tokenizer adds no
-                tokens to a text.
+            ValueError: Not a list of texts, a batch size under 1, or an empty text when the encoder's tokenizer adds
+                no tokens to a text.
         """
         texts = texts if isinstance(texts, str) else list(texts)
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
@@ -289,8 +289,8 @@ def _microsoft_clap(
     )
     if version is None or "projection.linear1.weight" not in state:
         raise ValueError(
-            f"text encoder: {str(file)!r} has no text branch of Microsoft CLAP (caption_encoder.base, of GPT-2 or BERT, "
-            "and caption_encoder.projection); expected CLAP_weights_2023.pth or CLAP_weights_2022.pth."
+            f"text encoder: {str(file)!r} has no text branch of Microsoft CLAP (caption_encoder.base, of GPT-2 or "
+            "BERT, and caption_encoder.projection); expected CLAP_weights_2023.pth or CLAP_weights_2022.pth."
         )
     try:
         model = _MicrosoftClap(_microsoft_base(state, version), len(state["projection.linear1.weight"]))
@@ -353,8 +353,8 @@ def _microsoft_tokenizer(version: str, source: str | Path | None, vocabulary: in
     if not folder.is_dir():
         files = ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt"]
         folder = _fetch(
-            f"tokenizer: Microsoft CLAP {version} needs the tokenizer files of {wanted!r}, and {source!r} is neither a "
-            "folder nor in the Hub's cache; pass a folder with these files, or load it once with a network.",
+            f"tokenizer: Microsoft CLAP {version} needs the tokenizer files of {wanted!r}, and {source!r} is neither "
+            "a folder nor in the Hub's cache; pass a folder with these files, or load it once with a network.",
             source,
             files,
         )

@@ -4,8 +4,8 @@ import re
 
 # The 50 classes of ESC-50 and the words that name them. A line has the format `label: form; form`; a form is one or
 # more slots joined by `+`, a slot is words joined by `|`. A text names a label if, for one of its forms, the text
-# contains a word of every slot. Single forms are loose on purpose ("a motor" names `engine`), but a text that names two
-# of the fifty classes is wrong.
+# contains a word of every slot. Single forms are loose on purpose ("a motor" names `engine`), but a text that names
+# two of the fifty classes is wrong.
 ESC50_FORMS_TEXT = """
 airplane: airplane|airplanes|aeroplane|aeroplanes|plane|planes|aircraft|jet
 breathing: breath|breaths|breathe|breathes|breathing
@@ -79,8 +79,8 @@ MAX_WORDS = 25
 def named_labels(text: str) -> set[str]:
     """The ESC-50 labels that a text names.
 
-    The text is case-folded and split into words `[a-z]+`; a label is named if, for one of its forms in [`ESC50_FORMS`],
-    the text contains a word of every slot, in any order.
+    The text is case-folded and split into words `[a-z]+`; a label is named if, for one of its forms in
+    [`ESC50_FORMS`], the text contains a word of every slot, in any order.
 
     Args:
         text (`str`): A description, of any length.

@@ -40,8 +40,8 @@ ROUNDING = 1e-12  # of a share of the spectrum: an upper bound of float64's erro
 def effective_rank(tokens: torch.Tensor, tau: float = TAU) -> int:
     """Number of dimensions that contain the share τ of the tokens' energy (paper, equation 4).
 
-    The smallest k with `sum(s[:k] ** 2) >= tau * sum(s ** 2)`, where s are the singular values in descending order. The
-    tokens are not centred. A share within 1e-12 of τ, float64's rounding, counts as reaching it.
+    The smallest k with `sum(s[:k] ** 2) >= tau * sum(s ** 2)`, where s are the singular values in descending order.
+    The tokens are not centred. A share within 1e-12 of τ, float64's rounding, counts as reaching it.
 
     Args:
         tokens (`torch.Tensor` of shape `[N, d]`): One clip's tokens, on any device and of any type; the computation is
@@ -56,7 +56,7 @@ def effective_rank(tokens: torch.Tensor, tau: float = TAU) -> int:
     """
     _check_tau(tau)
     tokens = _scaled(tokens)
-    # The squared singular values are the eigenvalues of the smaller Gram matrix: twice as fast, and their sum as exact.
+    # The squared singular values are the eigenvalues of the smaller Gram matrix: twice as fast, and sums as exact.
     gram = tokens @ tokens.T if tokens.shape[0] <= tokens.shape[1] else tokens.T @ tokens
     energies = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0)
     shares = energies.cumsum(0) / energies.sum()
@@ -95,7 +95,7 @@ def _check_tau(tau: float) -> None:
 
 
 def _scaled(tokens: torch.Tensor) -> torch.Tensor:
-    """Checked tokens in float64, scaled to a largest value of 1: both measures ignore scale, and squares stay finite."""
+    """Checked tokens in float64, scaled to a largest value of 1: both measures ignore scale; squares stay finite."""
     tokens = torch.as_tensor(tokens).detach().cpu().double()
     if tokens.ndim != 2 or not tokens.numel():
         raise ValueError(f"tokens: got shape {tuple(tokens.shape)}, expected [tokens, dimensions] of one clip.")
@@ -136,7 +136,7 @@ class ClipSet:
         return [clip.path or clip.key for clip in self.clips]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON fields: `source`, `available`, `limit`, `seed`, `count`, `sha256` of the names (one per line), `names`."""
+        """JSON fields; `sha256` is the hash of the names, one per line."""
         listed = "".join(f"{name}\n" for name in self.names).encode()
         return {
             "source": self.source,
@@ -153,8 +153,8 @@ def choose_clips(source: str | Path, limit: int | None = None, seed: int = 0) ->
     """The clips of a folder or a dataset, or a random choice of them.
 
     Args:
-        source (`str` or `Path`): As in [`open_clips`]: a folder of audio files, sorted by name; or a dataset, such as a
-            `.csv`, `.json` or `.jsonl` table with a column `audio`, `file`, `path` or `file_name`, relative to the
+        source (`str` or `Path`): As in [`open_clips`]: a folder of audio files, sorted by name; or a dataset, such as
+            a `.csv`, `.json` or `.jsonl` table with a column `audio`, `file`, `path` or `file_name`, relative to the
             table. Repeated files are used once. Audio inside the dataset is loaded into memory.
         limit (`int`, *optional*): Largest number of clips, drawn without replacement; all by default.
         seed (`int`, *optional*, defaults to 0): Seed of the draw. The chosen clips stay in the order of the source.
@@ -207,8 +207,8 @@ def analyse_encoder(
         numbers of each); with a connector also `connector`, with its two measures and `shape`.
 
     Raises:
-        ValueError: No clip could be measured, `with_connector` for an encoder without one, `tau` or `batch_size` out of
-            range.
+        ValueError: No clip could be measured, `with_connector` for an encoder without one, `tau` or `batch_size` out
+            of range.
     """
     _check_tau(tau)
     if batch_size < 1:
@@ -291,13 +291,13 @@ def analyse_checkpoint(
         clips, tau, batch_size, with_connector: As in [`analyse_encoder`].
         device (`str`, *optional*, defaults to `"cpu"`): The device to encode on.
         dtype (`str`, *optional*, defaults to `"float32"`): The type to encode in.
-        feature_extractor ([`SamFeatureExtractor`], *optional*): By default the checkpoint's; for an encoder without one
-            that of EAT.
+        feature_extractor ([`SamFeatureExtractor`], *optional*): By default the checkpoint's; for an encoder without
+            one that of EAT.
 
     Returns:
         `dict`: The result of [`analyse_encoder`], and `checkpoint`, `encoder_sha256` (of the encoder's weights,
-        independent of the file and type that they are stored in), `stored_dtype`, `dtype`, `features` (`mean` and `std`
-        of the normalisation), `size` ([`size_name`]) and `connector_layout`, both `None` for an encoder alone.
+        independent of the file and type that they are stored in), `stored_dtype`, `dtype`, `features` (`mean` and
+        `std` of the normalisation), `size` ([`size_name`]) and `connector_layout`, both `None` for an encoder alone.
 
     Raises:
         ValueError: Weights missing in the checkpoint; and as in [`analyse_encoder`].

@@ -84,8 +84,8 @@ CLAIMS = {
 
 
 def paper_tables() -> dict[str, Any]:
-    """The paper's numbers: `source`, `table1` (`metrics` and `rows`), `table3`, `table4` and `table5` (`note` and `rows`);
-    each row is a dict."""
+    """The paper's numbers: `source`, `table1` (`metrics` and `rows`), `table3`, `table4` and `table5` (`note` and
+    `rows`); each row is a dict."""
     rows = []
     for experiment, model, rank, connector, encoder, data, *values in _cells(TABLE1_TEXT):
         row = {"model": model, "lora_rank": int(rank), "connector": connector}

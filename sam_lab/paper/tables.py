@@ -324,8 +324,8 @@ def zero_shot_notes(columns: Sequence[str]) -> list[str]:
     trained = [task.paper_column for task in TASKS.values() if task.heard_in_training]
     zero_shot = [column for column in columns if column not in trained]
     return [
-        f"Zero-shot for models trained on OpenAQA: {', '.join(zero_shot)}. Not zero-shot, since it holds their training "
-        f"parts: {', '.join(column for column in columns if column in trained)}."
+        f"Zero-shot for models trained on OpenAQA: {', '.join(zero_shot)}. Not zero-shot, since it holds their "
+        f"training parts: {', '.join(column for column in columns if column in trained)}."
     ]
 
 
