@@ -7,7 +7,7 @@
     python examples/evaluate.py clotho --human --data path/to/clotho --output human.json
     python examples/evaluate.py questions --model examples/sam-tiny --data questions.csv --output questions.json
 
-`--data` is the benchmark as it is published, or one of LTU's evaluation files (`sam_lab.evaluation.tasks.read_benchmark`).
+`--data` is the benchmark as it is published, or one of LTU's evaluation files (`sam_lab.evaluation.tasks.read_task`).
 Classification is scored by a text encoder, which has no default, and by the likelihood of the labels; ESC-50 without a
 text encoder by whether the description names the clip's class and no other of the fifty; the protocols are told of in
 `sam_lab.evaluation.protocols.evaluate`. `questions` takes a table of your own, with the columns audio, prompt, answer and kind (such
@@ -37,17 +37,17 @@ from sam_lab.common.provenance import checkpoint_hash, versions
 from sam_lab.common.text_tables import markdown
 from sam_lab.data.coverage import parse_audio_roots
 from sam_lab.evaluation.caption_metrics import caption_preflight
-from sam_lab.evaluation.mmau import FILES, STYLES, read_mmau, shuffle_choices, write_mmau_submission
-from sam_lab.evaluation.protocols import ANSWER_FORM, check_coverage, choose_protocols, evaluate, evaluate_humans
+from sam_lab.evaluation.mmau import MMAU_FILES, PROMPT_STYLES, read_mmau, shuffle_choices, write_mmau_submission
+from sam_lab.evaluation.protocols import ANSWER_FORM, choose_protocols, coverage_line, evaluate, evaluate_humans
 from sam_lab.evaluation.questions import QUESTIONS, question_items
-from sam_lab.evaluation.tasks import BENCHMARKS, MMAU_SPLITS, read_benchmark
+from sam_lab.evaluation.tasks import MMAU_SPLITS, TASKS, read_task
 from sam_lab.evaluation.text_encoders import load_text_encoder
 from sam_lab.paper.tables import load_results, table1
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    choices = [*BENCHMARKS, "questions"]
+    choices = [*TASKS, "questions"]
     parser.add_argument("benchmarks", nargs="+", choices=choices, metavar="BENCHMARK", help=", ".join(choices))
     models = parser.add_mutually_exclusive_group(required=True)
     models.add_argument("--model", help="a SAM checkpoint: a directory or a Hub id")
@@ -63,7 +63,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--answer-form", default=ANSWER_FORM, help="how the model writes a label (default: %(default)s)"
     )
-    parser.add_argument("--prompt-style", choices=STYLES, default="reasonaqa", help="of MMAU (default: %(default)s)")
+    parser.add_argument(
+        "--prompt-style", choices=PROMPT_STYLES, default="reasonaqa", help="of MMAU (default: %(default)s)"
+    )
     parser.add_argument(
         "--shuffle-choices", type=int, metavar="SEED", help="ask MMAU with its choices in another order"
     )
@@ -82,7 +84,7 @@ def arguments() -> argparse.Namespace:
     args.benchmarks = list(dict.fromkeys(args.benchmarks))
     if len(args.benchmarks) > 1 and args.output.suffix == ".json":
         parser.error(f"--output: got {args.output} for {len(args.benchmarks)} benchmarks, expected a folder")
-    kinds = {BENCHMARKS.get(name, QUESTIONS).metric for name in args.benchmarks}
+    kinds = {TASKS.get(name, QUESTIONS).metric for name in args.benchmarks}
     for option, is_given, is_used, meaning in (
         ("fold", args.fold is not None, "esc50" in args.benchmarks, "only esc50 has folds"),
         ("shuffle-choices", args.shuffle_choices is not None, "mmau" in kinds, "only MMAU has choices"),
@@ -105,7 +107,7 @@ def data_of(given: list[str], benchmarks: list[str], parser: argparse.ArgumentPa
     general = []
     for each in given:
         name, equals, path = each.partition("=")
-        if not equals or name not in (*BENCHMARKS, "questions"):
+        if not equals or name not in (*TASKS, "questions"):
             general.append(each)
         elif named.setdefault(name, path) != path:
             parser.error(f"--data: got {name} twice, {named[name]!r} and {path!r}")
@@ -138,7 +140,7 @@ def items_of(name: str, args: argparse.Namespace) -> list:
             items = shuffle_choices(items, args.shuffle_choices, args.prompt_style)
     else:
         fold = args.fold if name == "esc50" else None
-        items = read_benchmark(name, args.data[name], fold, parse_audio_roots(args.audio_root))
+        items = read_task(name, args.data[name], fold, parse_audio_roots(args.audio_root))
     return items[: args.limit]
 
 
@@ -184,9 +186,7 @@ def score_humans(args: argparse.Namespace) -> None:
     for name in args.benchmarks:
         output = place(name, args)
         output.parent.mkdir(parents=True, exist_ok=True)
-        result = evaluate_humans(
-            items_of(name, args), BENCHMARKS.get(name, QUESTIONS), args.spice_jars, args.require_spice
-        )
+        result = evaluate_humans(items_of(name, args), TASKS.get(name, QUESTIONS), args.spice_jars, args.require_spice)
         write_json({**result, "limit": args.limit, "versions": versions()}, output)
         report(result)
         for metric, value in result["scores"].items():
@@ -204,9 +204,9 @@ def main() -> None:
     check_model(args.model)
     plan, written = [], []
     for name in args.benchmarks:  # all that can be wrong is found before anything is generated
-        benchmark, items = BENCHMARKS.get(name, QUESTIONS), items_of(name, args)
+        benchmark, items = TASKS.get(name, QUESTIONS), items_of(name, args)
         protocols = choose_protocols(benchmark, args.protocol, args.text_encoder is not None)
-        coverage = check_coverage(benchmark, items, args.min_coverage)
+        coverage = coverage_line(benchmark, items, args.min_coverage)
         missing = (
             caption_preflight(args.spice_jars, args.require_spice)["missing"] if "captions" in protocols else None
         )
@@ -247,7 +247,7 @@ def main() -> None:
         if name in MMAU_SPLITS and args.limit is None:
             said = {each["id"]: each["prediction"] for each in result["predictions"]}
             source = Path(args.data[name])
-            source = source / FILES[MMAU_SPLITS[name].removeprefix("test-")] if source.is_dir() else source
+            source = source / MMAU_FILES[MMAU_SPLITS[name].removeprefix("test-")] if source.is_dir() else source
             submission = output.with_name(f"{output.stem}-submission.json")
             write_mmau_submission(items, [said.get(item.id) for item in items], source, submission)
         report(result)

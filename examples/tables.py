@@ -18,13 +18,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from sam_lab.common.files import write_json
 from sam_lab.common.text_tables import markdown
-from sam_lab.paper.tables import SOURCE, claims_table, load_results, paper_tables, table1, table2, table4, table5
+from sam_lab.paper.numbers import CITATION, paper_tables
+from sam_lab.paper.tables import claims_table, load_results, table1, table2, table4, table5
 
 TABLES = {"1": table1, "4": table4, "5": table5}
 
 
 def read_paper(path: str) -> dict:
-    """Other numbers in the place of the built-in ones, laid out as `sam_lab.paper.tables.paper_tables` gives them."""
+    """Other numbers in the place of the built-in ones, laid out as `sam_lab.paper.numbers.paper_tables` gives them."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"paper: there is no file {path!r}.")
     paper = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -67,9 +68,9 @@ def main() -> None:
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
     print("\n".join(map(markdown, tables.values())))
-    print(f"The paper: {paper.get('source', SOURCE)}")
+    print(f"The paper: {paper.get('source', CITATION)}")
     if args.json:
-        write_json({"source": paper.get("source", SOURCE), "tables": tables}, Path(args.json))
+        write_json({"source": paper.get("source", CITATION), "tables": tables}, Path(args.json))
 
 
 if __name__ == "__main__":

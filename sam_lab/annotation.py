@@ -1,18 +1,18 @@
-"""What a model hears in very many clips, written so that it can be stopped, gone on with, and shared out.
+"""Describes large numbers of clips with a model (`sam-alm caption`), resumable and in several processes.
 
 The output folder:
 
-- `part-<process>-<number>.parquet` (or `.jsonl`): shards, a row a window of 10.24 s. Each appears whole or not at all,
-  and all windows of a clip are in the same one. Columns: `clip` (its key in the source), `audio` (its path, as far as
-  it has a name), `start`, `end` and `seconds` (the clip's length) in seconds, what is carried along from the dataset,
-  a column of text for each prompt, and with labels `label` (the likeliest) and `log_likelihoods` (of each label, in
-  the order given). A shard has its rows in the order of the source; sorting all rows by `clip` and `start` gives that
+- `part-<process>-<number>.parquet` (or `.jsonl`): shards, with a row for each window of 10.24 s. A shard appears whole
+  or not at all, and contains all windows of its clips. Columns: `clip` (its key in the source), `audio` (its path, if
+  it has one), `start`, `end` and `seconds` (the clip's length) in seconds, the columns copied from the dataset, a text
+  column for each prompt, and with labels `label` (the likeliest) and `log_likelihoods` (of each label, in the given
+  order). The rows of a shard are in the order of the source; sorting all rows by `clip` and `start` restores that
   order over the shards.
 - `failures/part-<process>-<number>.jsonl`, and at the end all of them in `failures.jsonl`: clips that could not be
-  read, each with its reason.
+  read, each with the reason.
 - `manifest.json`: the settings and the shards; `summary.json`, at the end: counts, speed, versions.
 
-What stands in a shard or a list of failures is not done again, by however many processes the job goes on.
+Clips in a shard or a list of failures are skipped when the job is resumed, with any number of processes.
 """
 
 import json
@@ -56,12 +56,12 @@ def output_schema(kept: pyarrow.Schema, prompts: Mapping[str, str], labels: Sequ
     """The columns of the shards.
 
     Args:
-        kept (`pyarrow.Schema`): Columns that the source carries along.
-        prompts (`dict`): Column and prompt.
+        kept (`pyarrow.Schema`): Columns that are copied from the source.
+        prompts (`dict`): Prompts by column name.
         labels (list of `str`, *optional*): Whether labels are scored.
 
     Raises:
-        ValueError: Two columns of one name, or nothing to ask.
+        ValueError: Two columns with the same name, or neither prompts nor labels.
     """
     if not prompts and not labels:
         raise ValueError("prompts, labels: got neither, expected a prompt or labels to score.")
@@ -75,24 +75,24 @@ def output_schema(kept: pyarrow.Schema, prompts: Mapping[str, str], labels: Sequ
 
 
 def open_output(output: str | Path, settings: dict[str, Any], retry_failures: bool = False) -> None:
-    """Makes the output folder, or checks that it is of the same job. One process does this, before all begin.
+    """Creates the output folder, or checks that it belongs to the same job. One process does this before all start.
 
     Args:
         output (`str` or `Path`): The folder.
-        settings (`dict`): Whatever the rows depend on: the model's hash, source, prompts …; anything that JSON holds.
-        retry_failures (`bool`, *optional*, defaults to `False`): Forget which clips could not be read.
+        settings (`dict`): Everything that the rows depend on, as JSON values: the model's hash, source, prompts …
+        retry_failures (`bool`, *optional*, defaults to `False`): Read the clips again that could not be read.
 
     Raises:
-        ValueError: The folder holds something else, or was written with other settings.
+        ValueError: The folder contains other files, or was written with other settings.
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps(settings))
     if (output / MANIFEST_FILE).is_file():
-        there = json.loads((output / MANIFEST_FILE).read_text(encoding="utf-8"))["settings"]
-        others = [name for name in {**there, **settings} if there.get(name) != settings.get(name)]
-        if others:
-            changes = "; ".join(f"{name} was {there.get(name)!r}, is {settings.get(name)!r}" for name in others)
+        stored = json.loads((output / MANIFEST_FILE).read_text(encoding="utf-8"))["settings"]
+        changed = [name for name in {**stored, **settings} if stored.get(name) != settings.get(name)]
+        if changed:
+            changes = "; ".join(f"{name} was {stored.get(name)!r}, is {settings.get(name)!r}" for name in changed)
             raise ValueError(f"output: {str(output)!r} is of another job ({changes}); choose another folder.")
     elif any(output.iterdir()):
         raise ValueError(f"output: {str(output)!r} has files in it but no {MANIFEST_FILE}; choose an empty folder.")
@@ -106,16 +106,12 @@ def open_output(output: str | Path, settings: dict[str, Any], retry_failures: bo
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    with open(path, encoding="utf-8", newline="\n") as handle:  # a name may hold what str.splitlines takes for an end
+    with open(path, encoding="utf-8", newline="\n") as handle:  # names may contain other line-breaking characters
         return [json.loads(line) for line in handle]
 
 
 def shard_clips(path: Path) -> list[str]:
-    """The key of the clip of each row of a shard.
-
-    Args:
-        path (`Path`): The shard.
-    """
+    """The clip's key of each row of a shard."""
     if path.suffix == ".parquet":
         return pyarrow.parquet.read_table(path, columns=["clip"])["clip"].to_pylist()
     return [row["clip"] for row in _read_lines(path)]
@@ -131,22 +127,18 @@ def _failures(output: Path) -> list[dict[str, Any]]:
 
 
 def done_clips(output: str | Path) -> set[str]:
-    """The keys of all clips that are in finished shards or could not be read.
-
-    Args:
-        output (`str` or `Path`): The output folder.
-    """
+    """The keys of all clips in the finished shards and the lists of failures of an output folder."""
     done = {clip for path in _shards(Path(output)) for clip in shard_clips(path)}
     return done | {row["clip"] for row in _failures(Path(output))}
 
 
 def finish_output(output: str | Path, **facts: Any) -> dict[str, Any]:
-    """Lists the shards in the manifest and the failures in one file, and writes the summary. One process does this,
-    when all are through.
+    """Lists the shards in the manifest and the failures in one file, and writes the summary. One process does this
+    after all have finished.
 
     Args:
         output (`str` or `Path`): The output folder.
-        facts: What the summary holds beside the counts.
+        facts: Fields of the summary beside the counts.
 
     Returns:
         `dict`: The summary: `files`, `windows`, `failures` of the whole folder, and the facts.
@@ -172,19 +164,19 @@ def _write_lines(rows: Iterable[dict[str, Any]], path: Path) -> None:
 
 
 class _Shards:
-    """Writes this process's shards, numbered on from those that are there."""
+    """Writes this process's shards, with numbers after those of existing shards."""
 
     def __init__(self, output: Path, process_index: int, schema: pyarrow.Schema, file_format: str):
         self.output, self.schema, self.file_format = output, schema, file_format
         self.prefix = f"part-{process_index:05d}-"
-        there = [*output.glob(f"{self.prefix}*"), *(output / FAILURES_FOLDER).glob(f"{self.prefix}*")]
-        self.number = 1 + max((int(path.name.removeprefix(self.prefix).split(".")[0]) for path in there), default=-1)
+        paths = [*output.glob(f"{self.prefix}*"), *(output / FAILURES_FOLDER).glob(f"{self.prefix}*")]
+        self.number = 1 + max((int(path.name.removeprefix(self.prefix).split(".")[0]) for path in paths), default=-1)
 
     def write(self, rows: list[dict[str, Any]], failures: list[dict[str, Any]]) -> None:
         name = f"{self.prefix}{self.number:05d}"
         shard = self.output / f"{name}.{self.file_format}"
         if shard.exists():
-            raise ValueError(f"output: {str(shard)!r} has come meanwhile, another job writes here; stop one of them.")
+            raise ValueError(f"output: another job has written {str(shard)!r} meanwhile; stop one of the two jobs.")
         if failures:
             _write_lines(failures, self.output / FAILURES_FOLDER / f"{name}.jsonl")
         if rows and self.file_format == "jsonl":
@@ -201,8 +193,8 @@ class _Shards:
 
 
 class _Reader(torch.utils.data.Dataset):
-    """Makes of a clip its windows, or the reason why there are none. A `DataLoader` gives it clips for indices, so
-    that one process goes through the source and many decode."""
+    """Reads a clip's windows, or returns the reason why it cannot. A `DataLoader` passes clips as indices, so that one
+    process iterates over the source and many decode."""
 
     def __init__(self, feature_extractor):
         self.feature_extractor = feature_extractor
@@ -211,13 +203,13 @@ class _Reader(torch.utils.data.Dataset):
         facts = {"clip": clip.key, "audio": clip.path, **clip.kept}
         try:
             spans, features = read_windows(clip.audio, self.feature_extractor)
-        except Exception as error:  # one clip in a million must not end the job: it is listed with its reason
+        except Exception as error:  # one clip in a million must not stop the job: it is listed with the reason
             return facts, [], f"{type(error).__name__}: {error}"
-        return facts, spans, features.numpy()  # an array goes through the pipe: shared memory may be small
+        return facts, spans, features.numpy()  # arrays are sent through a pipe: shared memory may be small
 
 
-class _Questions:
-    """The prompts and labels, put to batches of windows."""
+class WindowQuestions:
+    """Answers the prompts and scores the labels for batches of windows."""
 
     def __init__(self, model, processor, prompts, labels, label_prompt, max_new_tokens):
         self.model, self.processor, self.labels = model, processor, labels
@@ -227,7 +219,7 @@ class _Questions:
 
     @torch.inference_mode()
     def ask(self, features: torch.Tensor) -> list[dict[str, Any]]:
-        """The columns of each window of `[B, 1024, 128]`."""
+        """The text and label columns of each window of `[B, 1024, 128]`."""
         rows: list[dict[str, Any]] = [{} for _ in features]
         features = features.to(self.model.device)
         for name, tokens in self.prompts.items():
@@ -262,59 +254,59 @@ def describe_clips(
     process_index: int = 0,
     num_processes: int = 1,
 ) -> dict[str, Any]:
-    """Describes one process's share of the clips that are not done yet, in a folder that [`open_output`] has opened.
+    """Describes one process's share of the remaining clips, in a folder prepared by [`open_output`].
 
-    Answers are greedy. A window's text does not depend on what it is batched with but for rounding, so that in
-    float32 neither does the number of processes.
+    Answers are greedy. Except for rounding a window's text does not depend on its batch, so in float32 it does not
+    depend on the number of processes either.
 
     Args:
         model ([`SamForConditionalGeneration`]): The model, in evaluation mode, on its device.
         processor ([`SamAudioLanguageProcessor`]): Its processor.
         source ([`FolderClips`], [`TableClips`] or [`StreamClips`]): The clips.
         output (`str` or `Path`): The output folder.
-        prompts (`dict`): For each column of text, what is asked; may be empty where there are labels.
+        prompts (`dict`): The prompt for each text column; may be empty if there are labels.
         labels (list of `str`, *optional*): Labels to score by `model.score_candidates`, each as a whole answer.
-        label_prompt (`str`, *optional*): What is asked before the labels.
+        label_prompt (`str`, *optional*): The prompt for the labels.
         file_format (`str`, *optional*, defaults to `"parquet"`): `"parquet"` or `"jsonl"`.
-        max_new_tokens (`int`, *optional*): Longest answer; by default as the checkpoint says.
-        batch_size (`int`, *optional*, defaults to 32): Windows that go through the model together.
-        num_workers (`int`, *optional*, defaults to 2): Processes that decode audio; 0: none beside this one.
-        shard_size (`int`, *optional*, defaults to 2000): Windows after which a shard is written. A kill costs at most
-            so many, and those of the clip they end in.
-        process_index (`int`, *optional*, defaults to 0): This process's place among those of the job.
-        num_processes (`int`, *optional*, defaults to 1): Their number.
+        max_new_tokens (`int`, *optional*): Longest answer; by default the checkpoint's setting.
+        batch_size (`int`, *optional*, defaults to 32): Windows that the model processes together.
+        num_workers (`int`, *optional*, defaults to 2): Processes that decode audio; with 0 this process decodes.
+        shard_size (`int`, *optional*, defaults to 2000): Number of windows after which a shard is written. A kill
+            loses at most this many windows, and the remaining ones of the last clip.
+        process_index (`int`, *optional*, defaults to 0): Index of this process.
+        num_processes (`int`, *optional*, defaults to 1): Number of processes.
 
     Returns:
-        `dict`: `files`, `windows` and `failures` of this call, its `seconds`, and `waiting_seconds`, those of them in
-        which the model had nothing to do.
+        `dict`: `files`, `windows` and `failures` of this call, its `seconds`, and `waiting_seconds`, during which the
+        model was idle.
 
     Raises:
-        ValueError: A setting that cannot be.
+        ValueError: A setting out of range.
     """
     check_choice("file_format", file_format, FORMATS)
     if not 0 <= process_index < num_processes:
         raise ValueError(f"process_index: got {process_index}, expected one from 0 to {num_processes - 1}.")
     if min(batch_size, shard_size) < 1 or num_workers < 0:
         raise ValueError(
-            f"batch_size, shard_size, num_workers: got {batch_size}, {shard_size} and {num_workers}, expected at least "
-            "1, 1 and 0."
+            f"batch_size, shard_size, num_workers: got {batch_size}, {shard_size} and {num_workers}, expected at "
+            "least 1, 1 and 0."
         )
     output = Path(output)
     shards = _Shards(output, process_index, output_schema(source.schema, prompts, labels), file_format)
-    questions = _Questions(model, processor, prompts, labels, label_prompt, max_new_tokens)
+    questions = WindowQuestions(model, processor, prompts, labels, label_prompt, max_new_tokens)
     done = done_clips(output)
     loader = torch.utils.data.DataLoader(
         _Reader(processor.feature_extractor),
         batch_size=None,
         sampler=source.clips(process_index, num_processes, done),
         num_workers=num_workers,
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
     )
     total = source.count(process_index, num_processes, done)
     counts: dict[str, Any] = {"files": 0, "windows": 0, "failures": 0, "waiting_seconds": 0.0}
     rows: list[dict[str, Any]] = []
     failures: list[dict[str, Any]] = []
-    complete = 0  # rows of clips of which all windows are described
+    complete = 0  # rows of clips whose windows are all described
     begin = time.perf_counter()
     with tqdm(total=total, desc="describing", unit="file", disable=process_index > 0) as bar:
         windows = _windows(_timed(loader, counts), failures)
@@ -339,12 +331,12 @@ def describe_clips(
     return {**counts, "seconds": time.perf_counter() - begin}
 
 
-def _as_it_is(item: Any) -> Any:
+def _unchanged(item: Any) -> Any:
     return item
 
 
 def _timed(items: Iterable[Any], counts: dict[str, Any]) -> Iterator[Any]:
-    """The items, adding to `waiting_seconds` how long each was waited for."""
+    """Yields the items, and adds the time spent waiting for each to `waiting_seconds`."""
     items = iter(items)
     while True:
         begin = time.perf_counter()
@@ -356,7 +348,7 @@ def _timed(items: Iterable[Any], counts: dict[str, Any]) -> Iterator[Any]:
 
 
 def _windows(clips: Iterable[tuple], failures: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Any, bool]]:
-    """(facts, features, whether it is its clip's last) of every window; clips that could not be read go on the list."""
+    """Yields (facts, features, whether it is its clip's last) of each window; lists unreadable clips in `failures`."""
     for facts, spans, features in clips:
         if not spans:
             failures.append({**facts, "error": features})

@@ -1,25 +1,18 @@
-"""Published weights of the two halves, EAT and Mamba-2, to one SAM directory of safetensors.
+"""Converts published weights of the two parts, EAT and Mamba-2, to one SAM directory of safetensors.
 
-The audio encoder comes from a fairseq checkpoint of EAT (pre-trained or fine-tuned; fairseq is not needed) or from the
-safetensors of its Hugging Face port; the language model from the layout of state-spaces or of transformers. What the
-sources lack, the connector, starts at random and is named as such. No code of a checkpoint is ever executed.
+The audio encoder is read from a fairseq checkpoint of EAT (pre-trained or fine-tuned; fairseq is not needed) or from
+the safetensors of its Hugging Face port, the language model from state-spaces' or transformers' layout. No source has
+the connector: it is initialised at random and reported. Code in a checkpoint is never executed.
 """
 
-import hashlib
-import io
-import json
-import pickletools
 import re
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import HfApi, snapshot_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from huggingface_hub import HfApi
 from tqdm import tqdm
 from transformers import AutoTokenizer, Mamba2Config, Mamba2ForCausalLM, PreTrainedTokenizerFast
 
@@ -28,177 +21,14 @@ from configuration_sam import SamAudioConfig, SamConfig, audio_slot_pattern
 from hub_sam import write_model_card
 from modeling_sam import SamAudioModel, SamForConditionalGeneration
 from processing_sam import SamProcessor
+from sam_lab.checkpoint_files import Source, config_file, fetch, file_sha256, read_json_object, read_tensors
 from sam_lab.common.files import written
 
 DTYPES = ("float32", "bfloat16", "float16")
 
-# ---------------------------------------------------------------- sources: files, directories, repositories of the Hub
-
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-TOKENIZER_FILES += ("vocab.json", "merges.txt")
-
-
-@dataclass
-class Source:
-    """Where one part came from: what was asked for, what was read and, by name, the SHA-256 of each file read."""
-
-    part: str
-    given: str
-    path: Path
-    repository: str | None = None  # of the Hub, with the commit that the revision resolved to
-    revision: str | None = None
-    files: dict[str, str] = field(default_factory=dict)
-
-
-def _fetch(part: str, source: str | Path) -> Source:
-    """Find a file or directory, or download what is needed of a Hub repository, `owner/name[@revision]`."""
-    path = Path(source).expanduser()
-    if path.exists():
-        return Source(part, str(source), path)
-    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", str(source))
-    if match is None:
-        raise FileNotFoundError(
-            f"{part}: no file or directory {str(source)!r}, nor is that a Hub id (owner/name or owner/name@revision)."
-        )
-    repository, revision = match.groups()
-    wanted = [*TOKENIZER_FILES, "config.json"] if part == "tokenizer" else ["*.json", "*.safetensors"]
-    folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]))
-    if part != "tokenizer" and not any(folder.glob("*.safetensors")):
-        wanted = [f"*{suffix}" for suffix in WEIGHT_SUFFIXES]
-        snapshot_download(repository, revision=folder.name, allow_patterns=wanted, ignore_patterns=["*/*"])
-    return Source(part, str(source), folder, repository, revision=folder.name)  # a snapshot is named by its commit
-
-
-def _weight_files(path: Path) -> list[Path]:
-    """The files that hold the tensors of `path`, a file or a directory; safetensors where there is a choice."""
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such file or directory.")
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        index = path / f"{name}.index.json"
-        if (path / name).is_file():
-            return [path / name]
-        if index.is_file():
-            files = sorted({path / shard for shard in _read_json(index)["weight_map"].values()})
-            absent = [file.name for file in files if not file.is_file()]
-            if absent:
-                raise FileNotFoundError(f"{index}: names shards that are not there: {', '.join(absent)}.")
-            return files
-    files = sorted(file for file in path.iterdir() if file.suffix in WEIGHT_SUFFIXES)
-    if len(files) == 1:
-        return files
-    found = ", ".join(file.name for file in files) or "none"
-    raise FileNotFoundError(
-        f"{path}: expected model.safetensors, pytorch_model.bin, the index of their shards, or a single file of "
-        f"{' '.join(WEIGHT_SUFFIXES)}; found {found}. Name the file itself."
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: not a JSON object: {error}") from error
-
-
-def _config_file(path: Path) -> Path:
-    return (path if path.is_dir() else path.parent) / "config.json"
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# --------------------------------------------------------------------------------------------------- tensors of a file
-
-
-class _Inert:
-    """Stands for a class that a checkpoint names: takes whatever it is given, keeps nothing, does nothing."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> "_Inert":
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    __setstate__ = __init__
-
-
-# What fairseq files carry beside tensors, by the beginning of its name: the configuration (a Namespace, or OmegaConf's
-# containers with the types of their fields, which may be anything of fairseq or EAT) and NumPy's numbers.
-INERT_NAMES = (
-    *("EAT.", "argparse.Namespace", "fairseq.", "numpy.", "omegaconf.", "pathlib.", "typing.", "_operator.getitem"),
-    *(f"builtins.{name}" for name in ("bool", "bytes", "dict", "float", "int", "list", "str", "tuple")),
-)
-# What torch's own list decides on.
-TORCH_NAMES = ("_codecs.encode", "builtins.bytearray", "builtins.complex", "builtins.set", "collections.", "torch.")
-# torch.save writes the names of Python 2.
-PYTHON_2_NAMES = {"__builtin__.long": "builtins.int", "__builtin__.unicode": "builtins.str"}
-
-
-def _named_classes(path: Path) -> set[str]:
-    """Every class and function that the pickles of a checkpoint name, read off without unpickling."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            records = [name for name in archive.namelist() if name.endswith("data.pkl")]
-            streams: list[Any] = [io.BytesIO(archive.read(name)) for name in records]
-    else:  # the format before torch 1.6: four pickles, of which the last is the content, then the numbers
-        streams = [open(path, "rb")] * 4
-    try:
-        operations = [operation for stream in streams for operation in pickletools.genops(stream)]
-    finally:
-        for stream in streams:
-            stream.close()
-    named = {argument.replace(" ", ".") for operation, argument, _ in operations if operation.name == "GLOBAL"}
-    return {PYTHON_2_NAMES.get(name, name.replace("__builtin__.", "builtins.")) for name in named}
-
-
-def _load_pickle(path: Path) -> Any:
-    """`torch.load(weights_only=True)`, with an inert stand-in for every class that fairseq files carry."""
-    try:
-        named = _named_classes(path)
-        inert = {name for name in named if name.startswith(INERT_NAMES)}
-        refused = {name for name in named - inert if not name.startswith(TORCH_NAMES)}
-        if refused:
-            raise ValueError(
-                f"{', '.join(sorted(refused))} is in it beside tensors, which no checkpoint of EAT or Mamba-2 needs "
-                "and which may run code. Nothing of it was executed; use a file from its publisher"
-            )
-        stand_ins: list[Any] = [(_Inert, name) for name in inert]
-        stand_ins.append((lambda *factory: {}, "collections.defaultdict"))  # only a dict may receive its items
-        with torch.serialization.safe_globals(stand_ins):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged file raises anything
-        # of torch's message only what it found: it goes on to advise loading the file unsafely
-        found = re.search(r"WeightsUnpickler error: (.*)", str(error))
-        reason = found[1] if found else (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: not a checkpoint that can be read: {reason.rstrip('.')}.") from error
-
-
-def _read_tensors(path: Path) -> dict[str, Any]:
-    """All entries of the checkpoint at `path`, mapped from the disk rather than read where the format allows it."""
-    tensors: dict[str, Any] = {}
-    for file in _weight_files(path):
-        if file.suffix == ".safetensors":
-            try:
-                content = load_file(file)
-            except SafetensorError as error:
-                raise ValueError(f"{file}: not a safetensors file that can be read: {error}") from error
-        else:
-            content = _load_pickle(file)
-            if isinstance(content, dict) and isinstance(content.get("model"), dict):
-                content = content["model"]  # fairseq: the configuration and the training's state are beside it
-            if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-                raise ValueError(f"{file}: got a {type(content).__name__}, expected a dictionary of tensors by name.")
-        tensors.update(content)
-    return tensors
-
 
 def _check_tensors(what: str, tensors: dict[str, Any], model_class: type, config: Any, optional: str = "") -> None:
-    """Raise one error with everything that keeps `tensors` from being exactly the weights of `model_class(config)`."""
+    """Raises one error with every difference between `tensors` and the weights of `model_class(config)`."""
     with torch.device("meta"):
         expected = {name: tuple(value.shape) for name, value in model_class(config).state_dict().items()}
     problems = [f"missing: {name} {list(expected[name])}" for name in expected.keys() - tensors.keys() - {optional}]
@@ -214,25 +44,26 @@ def _check_tensors(what: str, tensors: dict[str, Any], model_class: type, config
         raise ValueError(f"{what}: {len(problems)} tensors do not fit:\n  " + "\n  ".join(sorted(problems)))
 
 
-# --------------------------------------------------------------------------------------------------- the audio encoder
+# ---------------------------------------------------------------------------------------------------------------
+# The audio encoder
+# ---------------------------------------------------------------------------------------------------------------
 
-# What EAT's files hold and SAM does not use; whatever else does not fit is an error.
+# Tensors in EAT's files that SAM does not use; any other unexpected tensor is an error.
 UNUSED_AUDIO_TENSORS = re.compile(
     r"_ema($|\.)"  # the teacher
     r"|fixed_positional_encoder\.positions$"  # the sine-cosine positions, which we compute
-    r"|(decoder|shared_decoder|recon_proj|cls_proj)\.|center$"  # heads of the pre-training
-    r"|(fc_norm|head)\."  # the classifier of the fine-tuning
+    r"|(decoder|shared_decoder|recon_proj|cls_proj)\.|center$"  # heads for pre-training
+    r"|(fc_norm|head)\."  # the classifier of the fine-tuned model
 )
-# Fields of the Hugging Face port's config.json that the tensors do not tell.
+# Fields of the Hugging Face port's config.json that cannot be read from the tensors.
 PORT_FIELDS = {"num_heads": "num_attention_heads", "mel_bins": "num_mel_bins", "norm_eps": "layer_norm_eps"}
 
 
 def convert_audio_encoder(path: str | Path) -> tuple[SamAudioConfig, dict[str, torch.Tensor]]:
     """An EAT checkpoint as the configuration and weights of [`SamAudioModel`].
 
-    Depth, width, width of the MLP and patch size are read from the tensors. The number of heads cannot be: it is
-    taken from a `config.json` beside the file (the Hugging Face port has one), else it is width / 64, as in EAT-base
-    and EAT-large.
+    Depth, width, width of the MLP and patch size are read from the tensors. The number of heads is read from a
+    `config.json` beside the file (the Hugging Face port has one), else it is width / 64, as in EAT-base and EAT-large.
 
     Args:
         path (`str` or `Path`): A fairseq checkpoint (pre-trained, or fine-tuned with its `model.` prefix), the
@@ -246,7 +77,7 @@ def convert_audio_encoder(path: str | Path) -> tuple[SamAudioConfig, dict[str, t
     """
     path = Path(path).expanduser()
     tensors: dict[str, Any] = {}
-    for key, value in _read_tensors(path).items():
+    for key, value in read_tensors(path).items():
         # fine-tuned `model.modality_encoders.IMAGE.x`, pre-trained `modality_encoders.IMAGE.x`, the port's `model.x`
         name = key.removeprefix("model.").removeprefix("modality_encoders.IMAGE.")
         if UNUSED_AUDIO_TENSORS.match(name) is None:
@@ -257,7 +88,7 @@ def convert_audio_encoder(path: str | Path) -> tuple[SamAudioConfig, dict[str, t
         depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
     except (KeyError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"{path}: not an EAT encoder, which holds local_encoder.proj.weight [width, 1, 16, 16] and "
+            f"{path}: not an EAT encoder, which contains local_encoder.proj.weight [width, 1, 16, 16] and "
             f"blocks.0.mlp.fc1.weight; found {', '.join(sorted(tensors)[:5]) or 'no tensor'}, …"
         ) from error
     fields: dict[str, Any] = {
@@ -267,17 +98,19 @@ def convert_audio_encoder(path: str | Path) -> tuple[SamAudioConfig, dict[str, t
         "intermediate_size": intermediate_size,
         "patch_size": patch_size,
     }
-    port = _read_json(_config_file(path)) if _config_file(path).is_file() else {}
+    port = read_json_object(config_file(path)) if config_file(path).is_file() else {}
     fields.update({ours: port[theirs] for theirs, ours in PORT_FIELDS.items() if theirs in port})
     config = SamAudioConfig(**fields)
     _check_tensors(str(path), tensors, SamAudioModel, config)
     return config, tensors
 
 
-# -------------------------------------------------------------------------------------------------- the language model
+# ---------------------------------------------------------------------------------------------------------------
+# The language model
+# ---------------------------------------------------------------------------------------------------------------
 
-# mamba_ssm's options of a layer: our name for those that shape it, the one supported value of those that change it,
-# and those that matter only when weights are drawn or to the kernels.
+# mamba_ssm's layer options: the configuration field of those for shapes, the only supported value of those that change
+# the mathematics, and those that only affect initialisation or kernels.
 SSM_FIELDS = {"d_state": "state_size", "d_conv": "conv_kernel", "expand": "expand", "headdim": "head_dim"}
 SSM_FIELDS |= {"ngroups": "n_groups", "chunk_size": "chunk_size", "bias": "use_bias", "conv_bias": "use_conv_bias"}
 SSM_FIELDS |= {"dt_limit": "time_step_limit"}
@@ -301,7 +134,7 @@ def _state_spaces_config(path: Path, source: dict[str, Any], vocab_size: int) ->
         problems.append("rms_norm is false, expected true")
     absent = [name for name in ("d_model", "n_layer", "vocab_size") if not isinstance(source.get(name), int)]
     if absent:
-        problems.append(f"{', '.join(absent)}: not there, or no integer")
+        problems.append(f"{', '.join(absent)}: missing, or not an integer")
     else:
         multiple = source.get("pad_vocab_size_multiple", 8)
         padded = -(-source["vocab_size"] // multiple) * multiple
@@ -337,22 +170,23 @@ def convert_language_model(path: str | Path) -> tuple[Mamba2Config, dict[str, to
 
     Returns:
         The configuration, and tensors in the stored dtype that load into `Mamba2ForCausalLM(config)` strictly; a tied
-        `lm_head.weight` is left out.
+        `lm_head.weight` is omitted.
 
     Raises:
-        ValueError: Not Mamba-2 (Mamba-1, attention layers, options that change the mathematics), a vocabulary that
-            disagrees with the embedding, or tensors that do not fit, all listed in one message.
+        ValueError: Not Mamba-2 (Mamba-1, attention layers, options that change the mathematics), a vocabulary size
+            that differs from the embedding's, or tensors that do not fit, all listed in one message.
     """
     path = Path(path).expanduser()
-    if not _config_file(path).is_file():
+    if not config_file(path).is_file():
         raise FileNotFoundError(f"{path}: a language model needs its config.json beside the weights.")
-    source = _read_json(_config_file(path))
+    source = read_json_object(config_file(path))
     model_type = source.get("model_type")
     if model_type not in (None, "mamba2") or (model_type is None and "d_model" not in source):
         raise ValueError(
-            f"{path}: config.json has model_type {model_type!r}, expected 'mamba2' or the schema of mamba_ssm (d_model, …)."
+            f"{path}: config.json has model_type {model_type!r}, expected 'mamba2' or the schema of mamba_ssm "
+            "(d_model, …)."
         )
-    tensors = _read_tensors(path)
+    tensors = read_tensors(path)
     if not any(name.startswith("backbone.") for name in tensors):
         tensors = {name if name.startswith("lm_head.") else f"backbone.{name}": tensors[name] for name in tensors}
     if "backbone.embedding.weight" in tensors:  # mamba_ssm's name
@@ -364,9 +198,9 @@ def convert_language_model(path: str | Path) -> tuple[Mamba2Config, dict[str, to
         config = _state_spaces_config(path, source, len(embedding))
     else:
         try:
-            config = Mamba2Config.from_json_file(_config_file(path))  # decodes an infinite time_step_limit
+            config = Mamba2Config.from_json_file(config_file(path))  # decodes an infinite time_step_limit
         except Exception as error:  # transformers' strict dataclasses raise a class of their own
-            raise ValueError(f"{path}: config.json is no configuration of Mamba-2: {error}") from error
+            raise ValueError(f"{path}: config.json is not a configuration of Mamba-2: {error}") from error
         if config.vocab_size != len(embedding):
             raise ValueError(
                 f"{path}: config.json has vocab_size {config.vocab_size}, the embedding has {len(embedding)} rows."
@@ -379,25 +213,27 @@ def convert_language_model(path: str | Path) -> tuple[Mamba2Config, dict[str, to
     return config, tensors
 
 
-# --------------------------------------------------------------------------------------------------- one SAM directory
+# ---------------------------------------------------------------------------------------------------------------
+# One SAM directory
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class ConversionReport:
-    """What [`convert`] did; `str(report)` is the text that `sam-alm convert` prints.
+    """The result of [`convert`]; `str(report)` is the text that `sam-alm convert` prints.
 
-    `difference` and `pushed` are there where [`convert`] was asked for `check` and `push_to_hub`.
+    `difference` and `pushed` are set if [`convert`] was called with `check` and `push_to_hub`.
     """
 
     output: Path
     dtype: str
     sources: list[Source]
-    parameters: dict[str, int]  # of each part
+    parameters: dict[str, int]  # number of parameters by part
     initialised: list[str]  # tensors that no source has: the connector's
-    seed: int  # from which they were drawn
+    seed: int  # of their random values
     notes: list[str] = field(default_factory=list)
     difference: float | None = None
-    pushed: str | None = None  # address of the commit
+    pushed: str | None = None  # URL of the commit
 
     def __str__(self) -> str:
         lines = [f"{self.output}: a SAM checkpoint in {self.dtype}"]
@@ -406,7 +242,9 @@ class ConversionReport:
             lines.append(f"  {source.part} from {source.given}{revision}")
             lines += [f"    {digest}  {name}" for name, digest in source.files.items()]
         lines += ["  parameters"] + [f"    {count:>13,}  {part}" for part, count in self.parameters.items()]
-        lines.append(f"  drawn at random (seed {self.seed}), to be trained before use: {', '.join(self.initialised)}")
+        lines.append(
+            f"  initialised at random (seed {self.seed}), to be trained before use: {', '.join(self.initialised)}"
+        )
         lines += [f"  {note}" for note in self.notes]
         if self.difference is not None:
             lines.append(f"  largest difference of the encoder's output from the reference: {self.difference:.3g}")
@@ -427,43 +265,43 @@ def convert(
     seed: int = 0,
     check: tuple[str | Path, str | Path] | None = None,
 ) -> ConversionReport:
-    """Make one SAM directory from an audio encoder, a language model and a tokenizer.
+    """Creates one SAM directory from an audio encoder, a language model and a tokenizer.
 
-    The directory appears when it is complete: it is written beside its place and renamed.
+    The directory appears when it is complete: it is written under another name and renamed.
 
     Args:
-        audio_encoder (`str` or `Path`): EAT, see [`convert_audio_encoder`]. This and the next two are a file, a
-            directory, or a Hub id (`owner/name` or `owner/name@revision`).
+        audio_encoder (`str` or `Path`): EAT, see [`convert_audio_encoder`]. This argument and the next two are a file,
+            a directory, or a Hub id (`owner/name` or `owner/name@revision`).
         language_model (`str` or `Path`): Mamba-2, see [`convert_language_model`].
         tokenizer (`str` or `Path`): The language model's tokenizer: a `tokenizer.json` or a directory with one.
         output (`str` or `Path`): The directory to write; it must not exist, or be empty.
         connector (`str`, *optional*, defaults to `"concatenation"`): `"concatenation"`, `"time_major"` or
-            `"frequency_major"`. Its weights are in no published file: they are drawn at random.
+            `"frequency_major"`. Its weights are not published and are initialised at random.
         dtype (`str`, *optional*, defaults to `"float32"`): `"float32"`, `"bfloat16"` or `"float16"`.
         max_shard_size (`str` or `int`, *optional*, defaults to `"50GB"`): Largest file of weights.
         push_to_hub (`str`, *optional*): Hub id to upload the directory to.
         seed (`int`, *optional*, defaults to 0): Seed of the connector's weights.
-        check (`tuple`, *optional*): A WAV and an NPY file, a recording and the encoder's output for it,
-            [513, width] with CLS first, or [512, width] without: the report then has the largest difference in
-            float32. EAT publishes such a pair, `feature_extract/test.wav` and `test.npy`.
+        check (`tuple`, *optional*): A WAV file and an NPY file with the encoder's output for it, [513, width] with CLS
+            first, or [512, width] without. The report then contains the largest difference in float32. EAT publishes
+            such a pair, `feature_extract/test.wav` and `test.npy`.
 
     Returns:
         [`ConversionReport`].
 
     Raises:
-        FileExistsError: `output` is there and not empty.
-        FileNotFoundError: A source is not there.
-        ValueError: A source cannot be converted, or the parts do not belong together.
+        FileExistsError: `output` exists and is not empty.
+        FileNotFoundError: A source does not exist.
+        ValueError: A source cannot be converted, or the parts do not fit together.
     """
     output = Path(output).expanduser()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"output: {output} exists and is not an empty directory; choose another or remove it.")
     if dtype not in DTYPES:
         raise ValueError(f"dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}.")
-    audio_slot_pattern(connector)  # an unknown connector, before anything is downloaded
+    audio_slot_pattern(connector)  # raises for an unknown connector, before anything is downloaded
 
     given = {"audio encoder": audio_encoder, "language model": language_model, "tokenizer": tokenizer}
-    sources = [_fetch(part, source) for part, source in given.items()]
+    sources = [fetch(part, source) for part, source in given.items()]
     audio_config, audio_tensors = convert_audio_encoder(sources[0].path)
     text_config, text_tensors = convert_language_model(sources[1].path)
     extractor = SamFeatureExtractor(feature_size=audio_config.num_mel_bins, max_frames=audio_config.max_frames)
@@ -473,8 +311,8 @@ def convert(
     notes = _fit_tokenizer(text_config, processor)
     difference = None if check is None else _encoder_difference(audio_config, audio_tensors, extractor, *check)
     for source in sources:
-        files = tqdm(_files_read(source), desc=f"SHA-256 of the {source.part}", unit="file")
-        source.files = {file.name: _sha256(file) for file in files}
+        files = tqdm(source.files_read(), desc=f"SHA-256 of the {source.part}", unit="file")
+        source.files = {file.name: file_sha256(file) for file in files}
 
     config = SamConfig(
         audio_config=audio_config,
@@ -496,7 +334,7 @@ def convert(
     del tensors
     initialised = sorted(info["missing_keys"])
     if info["unexpected_keys"] or not all(name.startswith("model.connector.") for name in initialised):
-        raise RuntimeError(f"assembling the model left tensors over: {info}")
+        raise RuntimeError(f"assembling the model left unused or missing tensors: {info}")
 
     with written(output, folder=True) as place:
         write_model_card(config, place, name=push_to_hub or output.name)
@@ -517,14 +355,6 @@ def convert(
     )
 
 
-def _files_read(source: Source) -> list[Path]:
-    if source.part == "tokenizer":
-        if source.path.is_file():
-            return [source.path]
-        return [source.path / name for name in TOKENIZER_FILES if (source.path / name).is_file()]
-    return _weight_files(source.path) + [file for file in [_config_file(source.path)] if file.is_file()]
-
-
 END_OF_TEXT = "<|endoftext|>"  # GPT-NeoX's
 
 
@@ -535,13 +365,13 @@ def _load_tokenizer(path: Path) -> Any:
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise ValueError(f"tokenizer: {path} is not a tokenizer.json: {error}") from error
-    if END_OF_TEXT in tokenizer.get_vocab():  # the file alone does not say which token is which
+    if END_OF_TEXT in tokenizer.get_vocab():  # the file alone does not define the special tokens
         tokenizer.bos_token = tokenizer.eos_token = tokenizer.unk_token = END_OF_TEXT
     return tokenizer
 
 
 def _fit_tokenizer(text_config: Mamba2Config, processor: Any) -> list[str]:
-    """Check that the tokenizer fits the embedding and give the language model its end of text."""
+    """Checks that the tokenizer fits the embedding, and sets the language model's special tokens."""
     size = 1 + max(processor.tokenizer.get_vocab().values())
     if size > text_config.vocab_size:
         raise ValueError(
@@ -567,8 +397,8 @@ def _encoder_difference(
         expected = expected[1:]  # CLS, which SAM does not use
     if tuple(expected.shape) != (tokens, config.hidden_size):
         raise ValueError(
-            f"check: {npy} holds {list(expected.shape)}, expected [{tokens + 1}, {config.hidden_size}] with CLS first, "
-            f"or [{tokens}, {config.hidden_size}]."
+            f"check: {npy} has shape {list(expected.shape)}, expected [{tokens + 1}, {config.hidden_size}] with CLS "
+            f"first, or [{tokens}, {config.hidden_size}]."
         )
     features = extractor(load_audio(wav), extractor.sampling_rate, return_tensors="pt", overflow="truncate")
     model = SamAudioModel(config).eval()
@@ -579,7 +409,7 @@ def _encoder_difference(
 
 
 def _push(folder: Path, repository: str) -> str:
-    """Upload the directory in one commit; a card that the repository has already stays."""
+    """Uploads the directory in one commit; an existing model card of the repository is not replaced."""
     api = HfApi()
     repository = api.create_repo(repository, exist_ok=True).repo_id
     kept = ["README.md"] if api.file_exists(repository, "README.md") else None

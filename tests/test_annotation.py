@@ -206,7 +206,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("after", [2, 4, 7])
 def test_going_on_after_a_kill(model, processor, folder, tmp_path, monkeypatch, after):
     describe(model, processor, folder, tmp_path / "whole")
-    ask, asked = annotation_module._Questions.ask, []
+    ask, asked = annotation_module.WindowQuestions.ask, []
 
     def ask_or_die(self, features):
         asked.append(len(features))
@@ -215,7 +215,7 @@ def test_going_on_after_a_kill(model, processor, folder, tmp_path, monkeypatch, 
         return ask(self, features)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(annotation_module._Questions, "ask", ask_or_die)
+        patch.setattr(annotation_module.WindowQuestions, "ask", ask_or_die)
         describe(model, processor, folder, tmp_path / "out", batch_size=1, shard_size=2)
     before = parts(tmp_path / "out")
     done = done_clips(tmp_path / "out")
@@ -254,14 +254,14 @@ def test_new_files_are_described_too(model, processor, folder, tmp_path):
 
 
 def test_two_jobs_do_not_write_over_each_other(model, processor, folder, tmp_path, monkeypatch):
-    ask = annotation_module._Questions.ask
+    ask = annotation_module.WindowQuestions.ask
 
     def ask_meanwhile(self, features):
         (tmp_path / "out" / "part-00000-00000.parquet").write_bytes(b"another's")
         return ask(self, features)
 
-    monkeypatch.setattr(annotation_module._Questions, "ask", ask_meanwhile)
-    with pytest.raises(ValueError, match=r"output: '.*part-00000-00000.parquet' has come meanwhile"):
+    monkeypatch.setattr(annotation_module.WindowQuestions, "ask", ask_meanwhile)
+    with pytest.raises(ValueError, match=r"another job has written .*part-00000-00000.parquet' meanwhile"):
         describe(model, processor, folder, tmp_path / "out")
     assert (tmp_path / "out" / "part-00000-00000.parquet").read_bytes() == b"another's"
 

@@ -205,10 +205,10 @@ def test_files_that_are_no_encoder(tmp_path):
     with pytest.raises(ValueError, match=r"not an EAT encoder.*encoder\.weight"):
         convert_audio_encoder(tmp_path / "other.pt")
     (tmp_path / "text.pt").write_text("version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(ValueError, match=r"text\.pt: not a checkpoint that can be read"):
+    with pytest.raises(ValueError, match=r"text\.pt: not a readable checkpoint"):
         convert_audio_encoder(tmp_path / "text.pt")
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0")
-    with pytest.raises(ValueError, match="not a safetensors file"):
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
         convert_audio_encoder(tmp_path / "cut.safetensors")
     with pytest.raises(FileNotFoundError, match="no such file"):
         convert_audio_encoder(tmp_path / "none.pt")
@@ -306,7 +306,7 @@ def test_code_in_a_checkpoint_is_refused_by_name_and_not_run(tmp_path, call, nam
     made = tmp_path / "made"
     model = eat_weights() | {"_ema": call(made)}
     torch.save({"model": model}, tmp_path / "eat.pt", _use_new_zipfile_serialization=archive)
-    with pytest.raises(ValueError, match=f"{named}.* is in it beside tensors.*Nothing of it was executed"):
+    with pytest.raises(ValueError, match=f"contains .*{named}.* beside tensors.*Nothing of it was executed"):
         convert_audio_encoder(tmp_path / "eat.pt")
     assert not made.exists()
 
@@ -414,7 +414,7 @@ def test_options_of_the_layer_reach_the_configuration(tmp_path):
         ({"d_intermediate": 128}, "MLP layers are not supported"),
         ({"rms_norm": False}, "rms_norm is false"),
         ({"pad_vocab_size_multiple": 8}, "in multiples of 8 makes 264 rows, the embedding has 272"),
-        ({"d_model": None}, "d_model: not there"),
+        ({"d_model": None}, "d_model: missing"),
         ({"model_type": "mamba"}, "model_type 'mamba', expected 'mamba2'"),
         ({"n_layer": 1}, "unexpected: backbone.layers.1.norm.weight"),
         ({"n_layer": 3}, "missing: backbone.layers.2.norm.weight"),
@@ -501,7 +501,7 @@ def test_the_report_says_what_was_read_and_what_is_untrained(tmp_path, sources):
     ]
     assert list(report.parameters.values()) == counts
     assert all(f"{count:,}" in text for count in counts)
-    assert "drawn at random (seed 3)" in text and "model.connector.linear_2.bias" in text
+    assert "initialised at random (seed 3)" in text and "model.connector.linear_2.bias" in text
     assert report.difference is None and "difference" not in text
 
 
@@ -554,7 +554,7 @@ def test_nothing_is_left_behind_by_a_failure_and_nothing_is_overwritten(tmp_path
     [
         ({"connector": "linear"}, ValueError, "connector: got 'linear'"),
         ({"dtype": "int8"}, ValueError, "dtype: got 'int8', expected one of float32"),
-        ({"audio_encoder": "no/such/file.pt"}, FileNotFoundError, "nor is that a Hub id"),
+        ({"audio_encoder": "no/such/file.pt"}, FileNotFoundError, "expected a file, a directory or a Hub id"),
         ({"tokenizer": __file__}, ValueError, "is not a tokenizer.json"),
     ],
 )
@@ -607,7 +607,7 @@ def test_check_compares_with_published_features(tmp_path, sources, cls):
     assert "0.25" in str(report)
 
     np.save(tmp_path / "test.npy", features[:100])
-    with pytest.raises(ValueError, match=r"holds \[100, 128\], expected \[513, 128\] with CLS first"):
+    with pytest.raises(ValueError, match=r"has shape \[100, 128\], expected \[513, 128\] with CLS first"):
         convert(**sources, output=tmp_path / "other", check=check)
 
 

@@ -1,23 +1,24 @@
-"""One clip or question of a benchmark."""
+"""One clip or question of an evaluation task, and how its audio file is found."""
 
 import os
 from dataclasses import dataclass, field
 
-from sam_lab.evaluation.layouts import SUFFIXES, audio_stem
+from sam_lab.common.files import AUDIO_SUFFIXES
+
+AUDIO_AND_VIDEO_SUFFIXES = (*AUDIO_SUFFIXES, ".mp4")  # VGGSound is distributed as videos
 
 
 @dataclass(frozen=True)
 class Item:
-    """One clip of a benchmark, or one question.
+    """One clip of a task, or one question.
 
     Args:
-        id (`str`): Unique in the benchmark: the name of the file, or that of the question.
-        audio (`str`, *optional*): Path of its file; `None` where there is none.
-        prompt (`str`): What is asked.
-        references (`tuple[str]`): The true labels as [`Benchmark`] spells them (one or several), the captions, or the
-            true choice.
-        choices (`tuple[str]`, *optional*): Of a multiple-choice question.
-        groups (`dict[str, str]`, *optional*): What scores are broken down by, such as `{"fold": "4"}`.
+        id (`str`): Unique within the task: the name of the file or of the question.
+        audio (`str`, *optional*): Path of the audio file; `None` if it does not exist.
+        prompt (`str`): The prompt, without the template.
+        references (`tuple[str]`): The true labels as [`Task`] spells them, the human captions, or the true choice.
+        choices (`tuple[str]`, *optional*): The choices of a multiple-choice question.
+        groups (`dict[str, str]`, *optional*): Groups that scores are broken down by, such as `{"fold": "4"}`.
     """
 
     id: str
@@ -28,7 +29,15 @@ class Item:
     groups: dict[str, str] = field(default_factory=dict)
 
 
+def audio_stem(name: str) -> str:
+    """A file's name without folder and suffix. Only an audio suffix is removed, since names may contain dots."""
+    name = name.rsplit("/", 1)[-1]
+    root, suffix = os.path.splitext(name)
+    return root if suffix.lower() in AUDIO_AND_VIDEO_SUFFIXES else name
+
+
 def existing_path(path: str) -> str | None:
-    """The file, else one that differs in the suffix alone, such as FLAC in the place of WAV."""
+    """The file itself, else the first existing file with another audio suffix (FLAC instead of WAV), else `None`."""
     root = os.path.join(os.path.dirname(path), audio_stem(path))
-    return next((file for file in (path, *(root + suffix for suffix in SUFFIXES)) if os.path.isfile(file)), None)
+    paths = (path, *(root + suffix for suffix in AUDIO_AND_VIDEO_SUFFIXES))
+    return next((file for file in paths if os.path.isfile(file)), None)

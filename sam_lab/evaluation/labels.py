@@ -1,9 +1,9 @@
 """The class names of the benchmarks, in the order of LTU's label files (`src/ltu/eval/labels` of its repository).
 
-Each is spelled as its benchmark's own ground truth spells it; LTU's files write the commas of VGGSound as `_`, and
-leave out those of DCASE2017 and the underscores of TUT2017. Sources: the ground truth of ESC-50, DCASE2017 task 4,
+Each name is spelled as in the benchmark's own ground truth. LTU's files replace the commas of VGGSound by `_`, and
+omit the commas of DCASE2017 and the underscores of TUT2017. Sources: the ground truth of ESC-50, DCASE2017 task 4,
 VocalSound, TUT Acoustic Scenes 2017, VGGSound and FSD50K, LTU's English names of the four Beijing Opera instruments,
-and AudioSet's `class_labels_indices.csv`. In a text here, names stand between semicolons; a line break is a space.
+and AudioSet's `class_labels_indices.csv`. In the texts below semicolons separate names; a line break is a space.
 """
 
 
@@ -118,7 +118,7 @@ Waves_and_surf; Whispering; Whoosh_and_swoosh_and_swish; Wild_animals; Wind; Win
 Wind_instrument_and_woodwind_instrument; Wood; Writing; Yell; Zipper_(clothing)
 """)
 
-# An identifier and its display name a class: AudioSet's own tables of segments hold identifiers.
+# Class identifier and display name: AudioSet's own segment files contain identifiers.
 AUDIOSET_NAMES = dict(
     name.split(" ", 1)
     for name in _names("""

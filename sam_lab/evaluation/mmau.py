@@ -1,7 +1,7 @@
-"""MMAU (Sakshi et al., ICLR 2025): its questions as prompts, its rule, its scores beside what guessing gives.
+"""MMAU (Sakshi et al., ICLR 2025): its questions as prompts, its official rule, and its scores beside guessing.
 
-The official rule compares sets of words, so it is fooled by an option's letter: of 1,000 perfect answers written
-`a) ...` it finds 967 right, since a wrong choice may hold the article "a". [`strip_option_letter`] runs before it.
+The official rule compares sets of words, so an option's letter misleads it: of 1,000 perfect answers written `a) ...`
+it accepts 967, since a wrong choice may contain the article "a". [`strip_option_letter`] therefore runs before it.
 """
 
 import os
@@ -22,12 +22,12 @@ from sam_lab.evaluation.items import Item, existing_path
 
 logger = logging.get_logger(__name__)
 
-FILES = {"mini": "mmau-test-mini.json", "test": "mmau-test.json"}
+MMAU_FILES = {"mini": "mmau-test-mini.json", "test": "mmau-test.json"}
 GROUPS = ("task", "sub-category", "difficulty", "category")
-STYLES = ("reasonaqa", "audio_flamingo", "plain")
+PROMPT_STYLES = ("reasonaqa", "audio_flamingo", "plain")
 
-# "b) dog", "(b) dog", "b: dog", "b. dog", and with "The answer is" before. A full stop or colon counts only before a
-# space or a quote ("a.m. radio" and the chord "B:maj/1" are no letters), and a letter alone never does ("a dog").
+# "b) dog", "(b) dog", "b: dog", "b. dog", also after "The answer is". A full stop or colon counts only before a space
+# or a quote ("a.m. radio" and the chord "B:maj/1" have no option letter), and a bare letter never counts ("a dog").
 _OPEN = r"[\s*\"'“‘]*"
 _NOUN = r"(?:the\s+)?(?:correct\s+|right\s+|best\s+)?(?:answer|option|choice)(?:\s+is)?(?:\s*:\s*|\s+)"
 _LEAD = rf"{_OPEN}(?:{_NOUN}){{0,2}}{_OPEN}"  # "The answer is option "
@@ -39,22 +39,22 @@ _QUOTED = re.compile("\"([^\"]*)\"|'([^']*)'|“([^”]*)”|‘([^’]*)’")
 
 
 def strip_option_letter(text: str, choices: Sequence[str] = ()) -> str:
-    """A chosen option without its letter: "b) dog", "(B) dog", "B. dog" and "The answer is b: dog" give "dog".
+    """A chosen option without its letter: "b) dog", "(B) dog", "B. dog" and "The answer is b: dog" become "dog".
 
-    What has no letter from a to h with a bracket, full stop or colon is left as it is: "a dog barking" begins with an
-    article, "The answer is dog" names no letter, "b)" alone says nothing else.
+    A text without a letter from a to h that is followed by a bracket, full stop or colon is unchanged: "a dog barking"
+    starts with an article, "The answer is dog" names no letter, and "b)" contains nothing else.
 
     Args:
-        text (`str`): What the model said.
-        choices (list of `str`, *optional*): The question's choices, where they are known: one that looks lettered
-            itself, such as "F. Scott Fitzgerald", stays whole.
+        text (`str`): The model's answer.
+        choices (list of `str`, *optional*): The question's choices, if known. A choice that itself looks lettered,
+            such as "F. Scott Fitzgerald", stays whole.
     """
     match = _LETTER.match(text)
     if match is None:
         return text.strip()
-    said = text[match.start("letter") :].casefold()
+    rest = text[match.start("letter") :].casefold()
     lettered = [choice.strip() for choice in choices if _LETTER.match(choice)]
-    if any(said.startswith(choice.casefold()) for choice in lettered):
+    if any(rest.startswith(choice.casefold()) for choice in lettered):
         return text.strip()
     bare = text[match.end() :].strip().rstrip("*")
     quoted = _QUOTED.fullmatch(bare)
@@ -71,11 +71,11 @@ def mmau_prompt(question: str, choices: Sequence[str], style: str = "reasonaqa")
 
     Args:
         question (`str`): The question.
-        choices (list of `str`): One to 26.
-        style (`str`, *optional*, defaults to `"reasonaqa"`): `"reasonaqa"`, as ReasonAQA writes its multiple-choice
-            questions, in small letters: `what barks? a) a dog b) a cat`. `"audio_flamingo"`, as the MMAU authors'
-            later code has it: `What barks? Choose the correct option from the following options:` and lines
-            `(A) A dog`. `"plain"`: the question and such lines.
+        choices (list of `str`): One to 26 choices.
+        style (`str`, *optional*, defaults to `"reasonaqa"`): `"reasonaqa"`, as in ReasonAQA's multiple-choice
+            questions, in lower case: `what barks? a) a dog b) a cat`. `"audio_flamingo"`, as in later code of MMAU's
+            authors: `What barks? Choose the correct option from the following options:` and lines `(A) A dog`.
+            `"plain"`: the question and such lines.
 
     Raises:
         ValueError: Another style; no choices, or more than 26.
@@ -85,9 +85,9 @@ def mmau_prompt(question: str, choices: Sequence[str], style: str = "reasonaqa")
 
 
 def _options(choices: Sequence[str], style: str) -> str:
-    """What stands behind the question."""
-    if style not in STYLES:
-        raise ValueError(f"style: got {style!r}, expected one of {', '.join(STYLES)}.")
+    """The part of the prompt after the question."""
+    if style not in PROMPT_STYLES:
+        raise ValueError(f"style: got {style!r}, expected one of {', '.join(PROMPT_STYLES)}.")
     if not 1 <= len(choices) <= 26 or isinstance(choices, str):
         raise ValueError(f"choices: got {choices!r}, expected a list of 1 to 26 texts.")
     texts = [" ".join(choice.split()) for choice in choices]
@@ -107,33 +107,35 @@ def read_mmau(
 
     Args:
         data (`str` or `Path`): The folder as it is published (`mmau-test-mini.json` beside `test-mini-audios/`,
-            `mmau-test.json` beside `test-audios/`), or the JSON file itself. Audio may be of any format.
+            `mmau-test.json` beside `test-audios/`), or the JSON file itself. Audio may have any format.
         split (`str`, *optional*, defaults to `"mini"`): `"mini"` (or `"test-mini"`), 1,000 questions; `"test"`, 9,000,
             whose answers are not published: its items have no references.
         style (`str`, *optional*, defaults to `"reasonaqa"`): As in [`mmau_prompt`].
-        audio_roots (list of `(FROM, TO)`, *optional*): From [`parse_audio_roots`], where the audio is elsewhere:
+        audio_roots (list of `(FROM, TO)`, *optional*): From [`parse_audio_roots`], for audio in another folder:
             `test-mini-audios=/data/mmau`.
 
     Returns:
-        `list[Item]`: In the file's order, with `groups` of task, sub-category, difficulty and category; `audio` is
-        `None` where the file is not there.
+        `list[Item]`: In the file's order, with `groups` for task, sub-category, difficulty and category; `audio` is
+        `None` if the file does not exist.
 
     Raises:
-        FileNotFoundError: There is no such folder or file.
-        ValueError: Another split; a record that is no question, or whose id came before; questions of the other split.
+        FileNotFoundError: The folder or file does not exist.
+        ValueError: Another split; a malformed record, or one with a repeated id; questions of the other split.
     """
-    if (split := split.removeprefix("test-")) not in FILES:
+    if (split := split.removeprefix("test-")) not in MMAU_FILES:
         raise ValueError(f"split: got {split!r}, expected 'mini' or 'test'.")
-    file = Path(data) / FILES[split] if Path(data).is_dir() else Path(data)
+    file = Path(data) / MMAU_FILES[split] if Path(data).is_dir() else Path(data)
     if not file.is_file():
         raise FileNotFoundError(
-            f"data: there is no file {str(file)!r}, expected the folder of MMAU with {FILES[split]}, or that file."
+            f"data: there is no file {str(file)!r}, expected MMAU's folder with {MMAU_FILES[split]}, or that file."
         )
     items: dict[str, Item] = {}
     for number, record in read_json(file):
         _check_record(record, f"{file}: record {number}", split)
         if record["id"] in items:
-            raise ValueError(f"{file}: record {number} has the id {record['id']!r} of an earlier one; get it again.")
+            raise ValueError(
+                f"{file}: record {number} has the id {record['id']!r} of an earlier one; download the file again."
+            )
         path = os.path.normpath(record["audio_id"])
         mapped = map_audio(path, audio_roots)
         groups = {key: record[key] for key in GROUPS if key in record}
@@ -158,22 +160,24 @@ def _check_record(record: dict[str, Any], where: str, split: str) -> None:
         raise ValueError(f"{where} has {choices!r} as choices, expected a list of texts.")
     if "split" in record and (record["split"] == "test-mini") != (split == "mini"):
         raise ValueError(
-            f"{where} is of the split {record['split']!r}, but {split!r} was asked for; give {FILES[split]} as data."
+            f"{where} is of the split {record['split']!r}, but {split!r} was requested; pass {MMAU_FILES[split]} as "
+            "data."
         )
 
 
 def shuffle_choices(items: Sequence[Item], seed: int = 0, style: str = "reasonaqa") -> list[Item]:
-    """The same questions with their choices in another order, to see how much a model's score owes to the order.
+    """The same questions with shuffled choices, to measure how much a model's score depends on their order.
 
-    In test-mini the first choice is true of 395 questions and the fourth of 126.
+    In test-mini the first choice is the true one in 395 questions and the fourth in 126.
 
     Args:
         items (list of [`Item`]): From [`read_mmau`].
-        seed (`int`, *optional*, defaults to 0): With a question's id it decides the order, whatever the other items.
-        style (`str`, *optional*, defaults to `"reasonaqa"`): The one that the items were read with.
+        seed (`int`, *optional*, defaults to 0): Determines the order together with a question's id, independently of
+            the other items.
+        style (`str`, *optional*, defaults to `"reasonaqa"`): The style that the items were read with.
 
     Raises:
-        ValueError: A prompt that is not of this style.
+        ValueError: A prompt of another style.
     """
     shuffled = []
     for item in items:
@@ -203,52 +207,52 @@ def _words(text: str) -> set[str]:
 
 
 def mmau_correct(prediction: str, answer: str, choices: Sequence[str]) -> bool:
-    """Whether MMAU's official rule finds an answer right, on the text as it is.
+    """Whether an answer is correct by MMAU's official rule, on the unmodified text.
 
-    Right: all words of the true choice are said, and none that only a wrong choice has. A word is a run of letters,
-    digits and underscores, in any case; order and repetition do not count, so a wrong choice of the same words, or
-    with all words of the true one and none of another, is right too (9 questions of test-mini have one).
+    The prediction must contain all words of the true choice, and no word that occurs in wrong choices only. A word is
+    a run of letters, digits and underscores, in any case. Order and repetition do not count, so a wrong choice of the
+    same words, or with all words of the true one and none of another, is accepted too (9 questions of test-mini have
+    one).
 
     Args:
-        prediction (`str`): What the model said, without its option letter: see [`strip_option_letter`].
+        prediction (`str`): The model's answer, without its option letter: see [`strip_option_letter`].
         answer (`str`): The text of the true choice.
         choices (list of `str`): All choices.
     """
-    said, true = _words(prediction), _words(answer)
-    others = [words for words in map(_words, choices) if words != true]
-    return bool(said) and true <= said and not said & (set().union(*others) - true)
+    words, true = _words(prediction), _words(answer)
+    others = [each for each in map(_words, choices) if each != true]
+    return bool(words) and true <= words and not words & (set().union(*others) - true)
 
 
 def score_mmau(items: Sequence[Item], predictions: Sequence[str | None], seed: int = 0) -> dict[str, Any]:
-    """Accuracy by [`mmau_correct`], letters stripped, beside what answers without listening reach.
+    """Accuracy by [`mmau_correct`] with option letters stripped, beside baselines that do not use the audio.
 
     Args:
-        items (list of [`Item`]): The questions that were asked.
-        predictions (list of `str` or `None`): What the model said to each; `None` or blank where it gave no answer,
-            which is wrong.
-        seed (`int`, *optional*, defaults to 0): Of the shuffled baseline.
+        items (list of [`Item`]): The questions.
+        predictions (list of `str` or `None`): The model's answers; `None` or blank for no answer, which is wrong.
+        seed (`int`, *optional*, defaults to 0): Seed of the shuffled baseline.
 
     Returns:
-        `dict`: Of the questions whose answer is published:
+        `dict`: For the questions whose answer is published:
 
-        - `value` (a fraction), `correct`, `count`, `unanswered` (among them, counted as wrong), the same `by_task`,
-          `by_sub_category`, `by_difficulty` and `by_category`; `value` is `None` where no answer is published;
-        - `without_truth`: questions whose answer is not published;
-        - `official`: the same by the official script, which leaves out questions without a prediction (`None`);
-        - `as_written`: the same without stripping letters; `letters_alone`: predictions of nothing but a letter,
-          which are wrong by the rule;
+        - `value` (a fraction), `correct`, `count`, `unanswered` (counted as wrong), and the same `by_task`,
+          `by_sub_category`, `by_difficulty` and `by_category`; `value` is `None` if no answer is published;
+        - `without_truth`: number of questions whose answer is not published;
+        - `official`: the same by the official script, which excludes questions without a prediction (`None`);
+        - `as_written`: the same without stripping letters; `letters_alone`: number of predictions that are only a
+          letter, which are wrong by the rule;
         - `baselines`: `always_first`, `random` (its expectation) and `shuffled_choices` (the first of the choices
           shuffled by `seed`), each with `value` and `by_task`, how often that is the true choice, and the same
-          `by_rule`, which a few wrong choices pass;
-        - `is_correct`: `True`, `False`, or `None` without a truth, in the order of the items.
+          `by_rule`, which a few wrong choices satisfy;
+        - `is_correct`: `True`, `False`, or `None` without a published answer, in the order of the items.
 
     Raises:
-        ValueError: No items; not as many predictions.
+        ValueError: No items, or not as many predictions as items.
     """
     if not items or len(items) != len(predictions):
         raise ValueError(
             f"items, predictions: got {len(items)} and {len(predictions)}, expected one prediction (or None) for each "
-            "question, and at least one."
+            "question, and at least one question."
         )
     asked = [(item, text) for item, text in zip(items, predictions) if item.references]
     known = [item for item, _ in asked]
@@ -292,7 +296,7 @@ def _shares(items, right, key, answered=None) -> dict[str, dict[str, Any]]:
 
 
 def _baselines(items: Sequence[Item], seed: int) -> dict[str, dict[str, Any]]:
-    """What is guessed of each question, each guess as likely as the others, and how often it is right."""
+    """How often equally likely guesses at each question are correct."""
     guesses = {
         "always_first": [item.choices[:1] for item in items],
         "random": [item.choices for item in items],
@@ -318,19 +322,19 @@ def _baselines(items: Sequence[Item], seed: int) -> dict[str, dict[str, Any]]:
 def write_mmau_submission(
     items: Sequence[Item], predictions: Sequence[str | None], source_json: str | Path, output: str | Path
 ) -> None:
-    """Writes the file that MMAU's script and its server score: the published records, each with `model_output`.
+    """Writes the file that MMAU's script and server score: the published records, each with `model_output`.
 
-    Letters are stripped ([`strip_option_letter`]). A question without an answer gets an empty text, which counts as
-    wrong: the script leaves out records without the key, and would divide by fewer.
+    Option letters are stripped ([`strip_option_letter`]). A question without an answer gets an empty text, which
+    counts as wrong: the script excludes records without the key, and would divide by a smaller number.
 
     Args:
         items (list of [`Item`]): All questions of the split, in any order.
-        predictions (list of `str` or `None`): What the model said to each.
-        source_json (`str` or `Path`): The published file that they were read from.
+        predictions (list of `str` or `None`): The model's answers.
+        source_json (`str` or `Path`): The published file that the items were read from.
         output (`str` or `Path`): The file to write, whole or not at all.
 
     Raises:
-        FileNotFoundError: There is no such published file.
+        FileNotFoundError: The published file does not exist.
         ValueError: Not as many predictions as items; items that are not the file's questions.
     """
     if len(items) != len(predictions):
@@ -341,6 +345,6 @@ def write_mmau_submission(
     if len(outputs) != len(items) or outputs.keys() != ids:
         raise ValueError(
             f"items: got {len(items)}, {len(outputs.keys() & ids)} of them of the {len(ids)} questions of "
-            f"{str(source_json)!r}, expected each of those once; the server scores whole splits."
+            f"{str(source_json)!r}, expected each question of the file once; the server scores whole splits."
         )
     write_json([{**record, "model_output": outputs[record["id"]]} for record in records], Path(output))

@@ -1,23 +1,20 @@
-"""Scores of what a model says about a sound: the benchmarks' protocols, run and reported."""
+"""Running a model on an evaluation task, and the protocols that score its answers."""
 
 import hashlib
 import json
 import string
-import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import PartialState
 
-from sam_lab.common.prompts import DEFAULT_PROMPT
 from sam_lab.evaluation.caption_metrics import caption_preflight, caption_scores, human_scores, sentence_similarity
 from sam_lab.evaluation.items import Item
 from sam_lab.evaluation.mmau import score_mmau
 from sam_lab.evaluation.predictions import predict
-from sam_lab.evaluation.questions import QUESTIONS, answers_question, question_items
+from sam_lab.evaluation.questions import answers_question
 from sam_lab.evaluation.scoring import (
     METRICS,
     bootstrap_interval,
@@ -29,11 +26,11 @@ from sam_lab.evaluation.scoring import (
     top_labels,
     wilson_interval,
 )
-from sam_lab.evaluation.tasks import BENCHMARKS, Benchmark, read_benchmark
-from sam_lab.evaluation.text_encoders import CHOICES
+from sam_lab.evaluation.tasks import Task
+from sam_lab.evaluation.text_encoders import TEXT_ENCODER_NAMES
 from sam_lab.evaluation.wordforms import names_label
 
-# The metrics of a benchmark -> how its answers are scored; the first is the value of the result.
+# A task's metric -> its protocols; the first one determines the value of the result.
 PROTOCOLS = {
     "accuracy": ("text_encoder", "likelihood"),
     "micro_f1": ("text_encoder", "likelihood"),
@@ -42,56 +39,56 @@ PROTOCOLS = {
     "mmau": ("mmau_correct", "likelihood"),
     "questions": ("answers_question",),
 }
-ANSWER_FORM = "{Label}"  # a description begins so
+ANSWER_FORM = "{Label}"  # how a description starts
 
 # ---------------------------------------------------------------------------------------------------------------
 # Running
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def choose_protocols(benchmark: Benchmark, asked: Sequence[str] | None, has_encoder: bool) -> tuple[str, ...]:
-    """The protocols that a benchmark is scored by.
+def choose_protocols(task: Task, protocols: Sequence[str] | None, has_encoder: bool) -> tuple[str, ...]:
+    """The protocols that a task is scored by.
 
     Args:
-        benchmark ([`Benchmark`]): Which.
-        asked (list of `str`, *optional*): Of `"text_encoder"`, `"likelihood"`, `"names_label"` (ESC-50), `"captions"`,
-            `"mmau_correct"`, `"answers_question"`. By default all that are for the benchmark; of ESC-50 without a text
-            encoder `"names_label"` alone.
+        task ([`Task`]): The task.
+        protocols (list of `str`, *optional*): Some of `"text_encoder"`, `"likelihood"`, `"names_label"` (ESC-50),
+            `"captions"`, `"mmau_correct"`, `"answers_question"`. By default all that apply to the task; for ESC-50
+            without a text encoder only `"names_label"`.
         has_encoder (`bool`): Whether a text encoder was given.
 
     Raises:
-        ValueError: A protocol that is not for the benchmark; one that needs a text encoder, without one.
+        ValueError: A protocol that does not apply to the task, or that needs a text encoder when none was given.
     """
-    choices = PROTOCOLS[benchmark.metric] + (("names_label",) if benchmark.name == "esc50" else ())
-    if not asked:
-        asked = ("names_label",) if benchmark.name == "esc50" and not has_encoder else choices
-    unknown = [name for name in asked if name not in choices]
+    choices = PROTOCOLS[task.metric] + (("names_label",) if task.name == "esc50" else ())
+    if not protocols:
+        protocols = ("names_label",) if task.name == "esc50" and not has_encoder else choices
+    unknown = [name for name in protocols if name not in choices]
     if unknown:
-        raise ValueError(f"protocols: got {unknown[0]!r} for {benchmark.name}, expected some of {', '.join(choices)}.")
-    if "text_encoder" in asked and not has_encoder:
+        raise ValueError(f"protocols: got {unknown[0]!r} for {task.name}, expected some of {', '.join(choices)}.")
+    if "text_encoder" in protocols and not has_encoder:
         rest = " or ".join(name for name in choices if name != "text_encoder")
         raise ValueError(
-            f"text_encoder: got None for {benchmark.name}, expected the encoder that compares answers with labels. "
-            f"There is no default, for scores depend on it: name one with --text-encoder ({CHOICES}), or ask for "
-            f"--protocol {rest}."
+            f"text_encoder: got None for {task.name}, expected the encoder that compares answers with labels. There "
+            f"is no default, since scores depend on it: name one with --text-encoder ({TEXT_ENCODER_NAMES}), or "
+            f"choose --protocol {rest}."
         )
-    return tuple(dict.fromkeys(asked))
+    return tuple(dict.fromkeys(protocols))
 
 
-def check_coverage(benchmark: Benchmark, items: Sequence[Item], min_coverage: float = 0.0) -> str:
-    """A line that says how many items have their audio.
+def coverage_line(task: Task, items: Sequence[Item], min_coverage: float = 0.0) -> str:
+    """A line that reports how many items have an audio file.
 
     Raises:
-        ValueError: None has, or a smaller share than `min_coverage`.
+        ValueError: No item has one, or a smaller share than `min_coverage`.
     """
     found = sum(item.audio is not None for item in items)
-    line = f"{benchmark.name}: {found:,} of {len(items):,} clips are there"
-    line += f", {benchmark.expected:,} were published" if benchmark.expected not in (0, len(items)) else ""
+    line = f"{task.name}: {found:,} of {len(items):,} clips are present"
+    line += f", {task.expected:,} were published" if task.expected not in (0, len(items)) else ""
     if not found or found < min_coverage * len(items):
         absent = ", ".join(item.id for item in items if item.audio is None)
         raise ValueError(
-            f"data: {line}; expected at least min_coverage={min_coverage:.0%}. Missing: {absent[:200]}. Say with "
-            "--audio-root FROM=TO where they are, fetch them, or lower --min-coverage."
+            f"data: {line}; expected at least min_coverage={min_coverage:.0%}. Missing: {absent[:200]}. Map their "
+            "folder with --audio-root FROM=TO, download them, or lower --min-coverage."
         )
     return line
 
@@ -100,7 +97,7 @@ def evaluate(
     model,
     processor,
     items: Sequence[Item],
-    benchmark: Benchmark,
+    task: Task,
     work: str | Path,
     protocols: Sequence[str] | None = None,
     text_encoder=None,
@@ -113,63 +110,64 @@ def evaluate(
     checkpoint_hash: str | None = None,
     state: PartialState | None = None,
 ) -> dict[str, Any] | None:
-    """A model's score on a benchmark: one greedy generation, scored by each protocol.
+    """A model's score on a task: one greedy answer to each item, scored by each protocol.
 
-    - `text_encoder`, LTU's: the label whose text is nearest to the answer, see [`label_similarities`]; the scores of
-      mAP are the cosines.
-    - `likelihood`, ours: the label that the model finds likeliest as the beginning of its answer, or the choice that it
-      finds likeliest as the whole. The sum of the tokens' log-likelihoods decides and is the score of mAP; the mean by
-      token is reported beside, in `by_mean`. It depends on how the labels are written, see `answer_form`.
-    - `names_label` (ESC-50): [`names_label`] on the answer.
+    - `text_encoder` (LTU's): the label whose text is closest to the answer, see [`label_similarities`]; mAP ranks by
+      the cosines.
+    - `likelihood` (ours): the label that is likeliest as the start of the model's answer, or the choice that is
+      likeliest as the whole answer. The sum of the tokens' log-likelihoods decides and is the score for mAP; `by_mean`
+      reports the mean per token. The likelihood depends on how the labels are written, see `answer_form`.
+    - `names_label` (ESC-50): [`names_label`] of the answer.
     - `captions`: [`caption_scores`], and with a text encoder the similarity to the references.
     - `mmau_correct`: MMAU's rule on the answer without its option letter.
     - `answers_question`: [`answers_question`] by kind.
 
-    Items without a file are `missing` and do not count. A file that is there but cannot be read is in `failed`, and
-    counts: as wrong, in mAP with the lowest score of all, as an empty caption.
+    Items without a file are `missing` and do not count. A file that exists but cannot be read is in `failed` and
+    counts: as wrong, for mAP with the lowest score, as an empty caption.
 
-    Under accelerate's or torchrun's launchers each process answers its share, and the main process scores them all.
+    Under accelerate's or torchrun's launchers each process answers its share, and the main process scores all answers.
 
     Args:
         model ([`SamForConditionalGeneration`]): The model; it is put into evaluation mode.
         processor ([`SamAudioLanguageProcessor`]): Its processor.
-        items (list of [`Item`]): From [`read_benchmark`].
-        benchmark ([`Benchmark`]): Which, of [`BENCHMARKS`].
-        work (`str` or `Path`): Folder for the answers until all are there; a run that was broken off goes on from it,
-            and it stays. All processes must see it.
-        protocols (list of `str`, *optional*): As in [`choose_protocols`]; the first gives the result's value.
+        items (list of [`Item`]): From [`read_task`].
+        task ([`Task`]): The task, one of [`TASKS`] or [`QUESTIONS`].
+        work (`str` or `Path`): Folder for the answers, visible to all processes. An interrupted run resumes from it.
+            It is not deleted.
+        protocols (list of `str`, *optional*): As in [`choose_protocols`]; the first determines the result's value.
         text_encoder ([`TextEncoder`], *optional*): From [`load_text_encoder`].
-        max_new_tokens (`int`, *optional*, defaults to 400): Longest answer, LTU's.
+        max_new_tokens (`int`, *optional*, defaults to 400): Longest answer, as in LTU.
         batch_size (`int`, *optional*, defaults to 32): Clips that are answered together.
-        min_coverage (`float`, *optional*, defaults to 0): Share of the items that must have their audio; one at least
-            must. What is missing is listed in any case.
-        answer_form (`str`, *optional*, defaults to `"{Label}"`): How the model would write a label, for its likelihood:
-            `{Label}` stands for the label with a capital letter, `{label}` for the label as it is. A form that the
-            model was not trained to write makes the likelihood worthless.
-        spice_jars, require_spice (*optional*): Of [`caption_scores`].
-        checkpoint_hash (`str`, *optional*): From [`checkpoint_hash`]; guards the work folder against another model.
-        state (`PartialState`, *optional*): accelerate's.
+        min_coverage (`float`, *optional*, defaults to 0): Smallest share of the items that must have an audio file; at
+            least one must. Missing items are listed in any case.
+        answer_form (`str`, *optional*, defaults to `"{Label}"`): How the model would write a label, for its
+            likelihood. `{Label}` stands for the label with a capital first letter, `{label}` for the unmodified label.
+            With a form that the model was not trained to write, the likelihood is meaningless.
+        spice_jars, require_spice (*optional*): As in [`caption_scores`].
+        checkpoint_hash (`str`, *optional*): From [`checkpoint_hash`]; prevents resuming with another model.
+        state (`PartialState`, *optional*): accelerate's state.
 
     Returns:
-        `dict`, or `None` but on the main process: `benchmark`, `protocol`, `metric`, `value` (a fraction), `interval`
-        (95 %), `count` (clips found), `expected` (items), `published`, `missing` (ids), `failed` (`id` and `reason`),
-        `unanswered` (empty answers), `long` (clips over 10.24 s, heard to there), `text_encoder`, `texts_cut` (texts of
-        which it read the beginning), `answer_form`, `protocols` (the scores by each), `seconds`, `clips_per_second`,
-        `resumed`, `predictions` (a dict an item, with what each protocol made of it in `by_protocol`).
+        `dict`, or `None` on processes other than the main one: `benchmark` (the task's name), `protocol`, `metric`,
+        `value` (a fraction), `interval` (95 %), `count` (clips found), `expected` (items), `published`, `missing`
+        (ids), `failed` (`id` and `reason`), `unanswered` (empty answers), `long` (clips over 10.24 s, which are
+        truncated), `text_encoder`, `texts_cut` (texts that it truncated), `answer_form`, `protocols` (the scores by
+        each), `seconds`, `clips_per_second`, `resumed`, `predictions` (a dict for each item, with the result of each
+        protocol in `by_protocol`).
 
     Raises:
-        ValueError: See [`choose_protocols`], [`check_coverage`] and [`predict`].
+        ValueError: See [`choose_protocols`], [`coverage_line`] and [`predict`].
     """
-    protocols = choose_protocols(benchmark, protocols, text_encoder is not None)
-    check_coverage(benchmark, items, min_coverage)
+    protocols = choose_protocols(task, protocols, text_encoder is not None)
+    coverage_line(task, items, min_coverage)
     if "captions" in protocols:
         caption_preflight(spice_jars, require_spice)
     found = [item for item in items if item.audio is not None]
     wanted = found if "likelihood" in protocols else []
-    shared = candidate_texts(found[0], benchmark, answer_form) if benchmark.labels else None
-    candidates = {item.id: shared or candidate_texts(item, benchmark) for item in wanted}
+    shared = candidate_texts(found[0], task, answer_form) if task.labels else None
+    candidates = {item.id: shared or candidate_texts(item, task) for item in wanted}
     settings = {
-        "benchmark": benchmark.name,
+        "benchmark": task.name,
         "checkpoint_hash": checkpoint_hash,
         "dtype": str(model.dtype),
         "max_new_tokens": max_new_tokens,
@@ -177,30 +175,28 @@ def evaluate(
         "candidates": _digest([sorted(candidates), shared] if shared else candidates),
     }
     model.eval()
-    options = (candidates, not benchmark.labels, batch_size, max_new_tokens, state)
+    options = (candidates, not task.labels, batch_size, max_new_tokens, state)
     records, speed = predict(model, processor, found, work, settings, *options)
     if records is None:
         return None
     if text_encoder is not None:
-        text_encoder.cut_texts.clear()  # of another benchmark
-    scores = {
-        name: _score(name, benchmark, found, records, text_encoder, spice_jars, require_spice) for name in protocols
-    }
+        text_encoder.cut_texts.clear()  # those of another task
+    scores = {name: _score(name, task, found, records, text_encoder, spice_jars, require_spice) for name in protocols}
     by_item = {name: score.pop("items") for name, score in scores.items()}
     return {
-        "benchmark": benchmark.name,
-        "title": benchmark.title,
+        "benchmark": task.name,
+        "title": task.title,
         "protocol": protocols[0],
         **scores[protocols[0]],
         "count": len(found),
         "expected": len(items),
-        "published": benchmark.expected,
-        "heard_in_training": benchmark.heard_in_training,
+        "published": task.expected,
+        "heard_in_training": task.heard_in_training,
         "missing": [item.id for item in items if item.audio is None],
         "failed": [{"id": each["id"], "reason": each["failed"]} for each in records if each["failed"]],
         "unanswered": sum(each["text"] == "" for each in records),
         "long": sum(each.get("long", False) for each in records),
-        "answer_form": answer_form if "likelihood" in protocols and benchmark.labels else None,
+        "answer_form": answer_form if "likelihood" in protocols and task.labels else None,
         "text_encoder": None if text_encoder is None else text_encoder.name,
         "texts_cut": 0 if text_encoder is None else len(text_encoder.cut_texts),
         "protocols": scores,
@@ -212,18 +208,18 @@ def evaluate(
     }
 
 
-def candidate_texts(item: Item, benchmark: Benchmark, answer_form: str = ANSWER_FORM) -> list[str]:
-    """The answers whose likelihood is compared: the labels' texts, or a question's choices in the prompt's form.
+def candidate_texts(item: Item, task: Task, answer_form: str = ANSWER_FORM) -> list[str]:
+    """The answers whose likelihoods are compared: the labels' texts, or the choices as the question's prompt has them.
 
     Raises:
         ValueError: An answer form without the label.
     """
-    if benchmark.labels:
+    if task.labels:
         if "{label}" not in answer_form and "{Label}" not in answer_form:
             raise ValueError(f"answer_form: got {answer_form!r}, expected a text with {{label}} or {{Label}} in it.")
         return [
             answer_form.replace("{label}", text).replace("{Label}", text[:1].upper() + text[1:])
-            for text in benchmark.label_texts
+            for text in task.label_texts
         ]
     texts = [" ".join(choice.split()) for choice in item.choices]
     small = [f"{letter}) {text.lower()}" for letter, text in zip(string.ascii_lowercase, texts)]
@@ -249,18 +245,18 @@ def _digest(value: Any) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Protocols: each gives metric, value, interval, scores, ... and `items`, a dict an item
+# Protocols: each returns metric, value, interval, scores, ... and `items`, a dict for each item
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def _score(name, benchmark, items, records, text_encoder, spice_jars, require_spice) -> dict[str, Any]:
+def _score(name, task, items, records, text_encoder, spice_jars, require_spice) -> dict[str, Any]:
     texts = [record["text"] or "" for record in records]
     if name == "text_encoder":
-        scores = label_similarities(texts, benchmark.label_texts, text_encoder)
+        scores = label_similarities(texts, task.label_texts, text_encoder)
         scores[[record["failed"] is not None for record in records]] = -np.inf
-        return score_labels(scores, items, benchmark)
+        return score_labels(scores, items, task)
     if name == "likelihood":
-        return score_likelihoods(items, records, benchmark)
+        return score_likelihoods(items, records, task)
     if name == "captions":
         return score_captions(texts, items, text_encoder, spice_jars, require_spice)
     if name == "mmau_correct":
@@ -272,7 +268,7 @@ def _score(name, benchmark, items, records, text_encoder, spice_jars, require_sp
 
 
 def _rates(right: Sequence[bool], kinds: Sequence[str] = ()) -> dict[str, Any]:
-    """The share of right answers with Wilson's interval, also by kind."""
+    """The share of correct answers with Wilson's interval, also by kind."""
 
     def score(part):
         interval = list(wilson_interval(sum(part), len(part)))
@@ -288,20 +284,20 @@ def _rates(right: Sequence[bool], kinds: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
-def score_labels(scores: np.ndarray, items: Sequence[Item], benchmark: Benchmark) -> dict[str, Any]:
-    """The metrics of scores `[N, C]` of `C` labels; a row of minus infinity is a clip that could not be read."""
-    targets = target_matrix([item.references for item in items], benchmark.labels)
-    metric = METRICS[benchmark.metric]
+def score_labels(scores: np.ndarray, items: Sequence[Item], task: Task) -> dict[str, Any]:
+    """The metrics of the scores `[N, C]` of `C` labels; a row of minus infinity is a clip that could not be read."""
+    targets = target_matrix([item.references for item in items], task.labels)
+    metric = METRICS[task.metric]
     top, right = top_labels(scores), top_is_true(scores, targets)
     return {
-        "metric": benchmark.metric,
+        "metric": task.metric,
         "value": float(metric(scores, targets)[0]),
         "interval": bootstrap_interval(lambda weights: metric(scores, targets, weights), len(scores)),
         "interval_method": "bootstrap",
         "scores": {name: float(each(scores, targets)[0]) for name, each in METRICS.items()},
         "labels_without_clips": int((~targets.any(axis=0)).sum()),
         "items": [
-            {"label": benchmark.labels[t], "score": float(row[t]), "correct": bool(r)}
+            {"label": task.labels[t], "score": float(row[t]), "correct": bool(r)}
             if t >= 0
             else {"label": None, "score": None, "correct": False}
             for t, r, row in zip(top, right, scores)
@@ -309,34 +305,32 @@ def score_labels(scores: np.ndarray, items: Sequence[Item], benchmark: Benchmark
     }
 
 
-def score_likelihoods(
-    items: Sequence[Item], records: Sequence[dict[str, Any]], benchmark: Benchmark
-) -> dict[str, Any]:
-    """The metrics of the candidates' log-likelihoods: their sums decide, their means by token are in `by_mean`."""
+def score_likelihoods(items: Sequence[Item], records: Sequence[dict[str, Any]], task: Task) -> dict[str, Any]:
+    """The metrics of the candidates' log-likelihoods: the sums decide, `by_mean` reports the means per token."""
     result = {}
     for name in ("sums", "means"):
-        if benchmark.labels:
-            nothing = [-np.inf] * len(benchmark.labels)
+        if task.labels:
+            nothing = [-np.inf] * len(task.labels)
             scores = np.array([_likelihoods(record, name) or nothing for record in records])
-            result[name] = score_labels(scores, items, benchmark)
+            result[name] = score_labels(scores, items, task)
         else:
             found = [_likelihoods(record, name) for record in records]
             chosen = [item.choices[int(np.argmax(row))] if row else None for row, item in zip(found, items)]
             result[name] = score_choices(chosen, items)
-            for said, choice in zip(result[name]["items"], chosen):
-                said["label"] = choice
+            for row, choice in zip(result[name]["items"], chosen):
+                row["label"] = choice
     by_mean = {name: result["means"][name] for name in ("value", "interval")}
     return {**result["sums"], "by_mean": by_mean}
 
 
 def _likelihoods(record: dict[str, Any], name: str) -> list[float]:
-    """The candidates' sums, or means by token; empty where the clip could not be read."""
+    """The candidates' sums, or means per token; empty if the clip could not be read."""
     sums = record.get("sums", [])
     return sums if name == "sums" else [value / count for value, count in zip(sums, record.get("tokens", []))]
 
 
 def score_choices(chosen: Sequence[str | None], items: Sequence[Item]) -> dict[str, Any]:
-    """MMAU's accuracy with all that [`score_mmau`] reports; where no answer is published, no value."""
+    """MMAU's accuracy and everything else that [`score_mmau`] returns; no value if no answer is published."""
     scores = score_mmau(items, chosen)
     right = scores.pop("is_correct")
     known = [each for each in right if each is not None]
@@ -351,7 +345,7 @@ def score_choices(chosen: Sequence[str | None], items: Sequence[Item]) -> dict[s
 
 
 def score_captions(texts, items: Sequence[Item], text_encoder, spice_jars, require_spice) -> dict[str, Any]:
-    """SPICE, or CIDEr where SPICE cannot be computed, with the other metrics in `scores`."""
+    """SPICE, or CIDEr if SPICE is not available, with the other metrics in `scores`."""
     captions = [strip_caption_prefix(text) for text in texts]
     references = [list(item.references) for item in items]
     found = caption_scores(captions, references, spice_jars=spice_jars, require_spice=require_spice)
@@ -375,89 +369,39 @@ def score_captions(texts, items: Sequence[Item], text_encoder, spice_jars, requi
 
 
 def evaluate_humans(
-    items: Sequence[Item], benchmark: Benchmark, spice_jars: str | Path | None = None, require_spice: bool = False
+    items: Sequence[Item], task: Task, spice_jars: str | Path | None = None, require_spice: bool = False
 ) -> dict[str, Any]:
-    """What people score on a caption benchmark, as a result that stands in the tables beside a model's.
+    """The score of human captions on a caption task, as a result for the tables beside a model's.
 
     Args:
-        items (list of [`Item`]): Of a caption benchmark; their audio need not be there.
-        benchmark ([`Benchmark`]): Which.
-        spice_jars, require_spice (*optional*): Of [`caption_scores`].
+        items (list of [`Item`]): Items of a caption task; their audio files need not exist.
+        task ([`Task`]): The task.
+        spice_jars, require_spice (*optional*): As in [`caption_scores`].
 
     Returns:
-        `dict`: Of the keys of [`evaluate`] those that have a meaning; the scores are means over [`human_scores`]'
-        rounds, without an interval. In `first` those of each clip's first caption alone.
+        `dict`: The keys of [`evaluate`] that apply. The scores are means over the rounds of [`human_scores`], without
+        an interval; `first` has the scores of each clip's first caption.
 
     Raises:
-        ValueError: A benchmark without captions, or a clip with fewer than two.
+        ValueError: A task without captions, or a clip with fewer than two.
     """
-    if benchmark.metric != "caption":
-        raise ValueError(f"human: got {benchmark.name}, expected a benchmark with captions by people.")
+    if task.metric != "caption":
+        raise ValueError(f"human: got {task.name}, expected a benchmark with captions by people.")
     found = human_scores([item.references for item in items], spice_jars, require_spice)
     metric = "SPICE" if "SPICE" in found["mean"] else "CIDEr"
     score = {"metric": metric, "value": found["mean"][metric], "interval": None, "scores": found["mean"]}
     return {
-        "benchmark": benchmark.name,
-        "title": benchmark.title,
+        "benchmark": task.name,
+        "title": task.title,
         "protocol": "captions",
         **score,
         **{name: found[name] for name in ("first", "rounds", "count")},
         "lacking": found["missing"],
         "expected": len(items),
-        "published": benchmark.expected,
+        "published": task.expected,
         "missing": [],
         "failed": [],
         "protocols": {"captions": score},
         "predictions": [],
         "model": "human",
     }
-
-
-def evaluate_questions(
-    model, processor, rows: Sequence[dict[str, Any]], folder: str | Path = ".", batch_size: int = 32
-) -> dict[str, Any] | None:
-    """How often a model's greedy answers to closed questions are right, by kind.
-
-    Args:
-        model ([`SamForConditionalGeneration`]): The model.
-        processor ([`SamAudioLanguageProcessor`]): Its processor.
-        rows, folder: As in [`question_items`].
-        batch_size (`int`, *optional*, defaults to 32): Questions that are answered together.
-
-    Returns:
-        `dict`: That of [`evaluate`], `value` and `interval` over all kinds, and `by_kind`
-        (`{kind: {"value", "interval", "count"}}`).
-
-    Raises:
-        ValueError: No rows, or a row without one of the keys.
-    """
-    items = question_items(rows, folder)
-    with tempfile.TemporaryDirectory() as work:
-        return evaluate(model, processor, items, QUESTIONS, work, max_new_tokens=64, batch_size=batch_size)
-
-
-def evaluate_esc50(
-    model, processor, folder: str | Path, fold: int | None = None, prompt: str = DEFAULT_PROMPT, batch_size: int = 32
-) -> dict[str, Any] | None:
-    """How often a model's greedy description of a clip of ESC-50 is right by [`names_label`].
-
-    Args:
-        model ([`SamForConditionalGeneration`]): The model.
-        processor ([`SamAudioLanguageProcessor`]): Its processor.
-        folder (`str` or `Path`): As in [`read_esc50`].
-        fold (`int`, *optional*): One of the five folds; all of them by default.
-        prompt (`str`, *optional*): What is asked; by default what `sam-alm describe` asks.
-        batch_size (`int`, *optional*, defaults to 32): Clips that are described together.
-
-    Returns:
-        `dict`: That of [`evaluate`], with Wilson's interval, and `fold`.
-    """
-    items = [replace(item, prompt=prompt) for item in read_benchmark("esc50", folder, fold)]
-    with tempfile.TemporaryDirectory() as work:
-        result = evaluate(
-            *(model, processor, items, BENCHMARKS["esc50"], work),
-            protocols=["names_label"],
-            max_new_tokens=64,
-            batch_size=batch_size,
-        )
-    return None if result is None else {**result, "fold": fold}

@@ -1,4 +1,4 @@
-"""Questions of your own about clips, and when an answer is right."""
+"""Closed questions about clips, read from a table, and the rule by which an answer is correct."""
 
 import re
 from collections.abc import Sequence
@@ -7,42 +7,37 @@ from typing import Any
 
 from sam_lab.evaluation.items import Item
 from sam_lab.evaluation.mmau import strip_option_letter
-from sam_lab.evaluation.tasks import Benchmark
+from sam_lab.evaluation.tasks import Task
 
-QUESTIONS = Benchmark("questions", "Questions", "", (), (), "questions", 0, False, "", None)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# ESC-50 and closed questions
-# ---------------------------------------------------------------------------------------------------------------
+QUESTIONS = Task("questions", "Questions", "", (), (), "questions", 0, False, "", None)
 
 
 def answers_question(prediction: str, answer: str, kind: str) -> bool:
-    """Whether a closed question is answered right.
+    """Whether the answer to a closed question is correct.
 
     Args:
-        prediction (`str`): What the model said.
-        answer (`str`): The truth.
-        kind (`str`): `"binary"`: the first word decides, which must be yes or no. `"multiple_choice"`: the option's
-            text counts, without its letter, or the letter where that is all. Of any other kind the whole text must be
-            the same but for case and the full stop.
+        prediction (`str`): The model's answer.
+        answer (`str`): The true answer.
+        kind (`str`): `"binary"`: the first word decides; it must be yes or no. `"multiple_choice"`: the option's text
+            is compared without its letter, or the letter if the prediction is nothing else. For any other kind the
+            whole texts are compared, ignoring case and the final full stop.
     """
-    said, truth = (text.strip().rstrip(".").casefold() for text in (prediction, answer))
+    given, truth = (text.strip().rstrip(".").casefold() for text in (prediction, answer))
     if kind == "binary":
-        words, true_words = re.findall("[a-z]+", said), re.findall("[a-z]+", truth)
+        words, true_words = re.findall("[a-z]+", given), re.findall("[a-z]+", truth)
         return bool(words) and words[0] in ("yes", "no") and words[0] == true_words[0]
-    if kind == "multiple_choice" and re.fullmatch(r"\(?[a-h]\)?", said):
-        return said.strip("()") == truth.lstrip("(")[:1] and strip_option_letter(truth) != truth
-    return strip_option_letter(said) == strip_option_letter(truth)
+    if kind == "multiple_choice" and re.fullmatch(r"\(?[a-h]\)?", given):
+        return given.strip("()") == truth.lstrip("(")[:1] and strip_option_letter(truth) != truth
+    return strip_option_letter(given) == strip_option_letter(truth)
 
 
 def question_items(rows: Sequence[dict[str, Any]], folder: str | Path = ".") -> list[Item]:
     """Closed questions as items.
 
     Args:
-        rows (list of `dict`): `audio` (a path, relative to `folder`), `prompt`, `answer` and `kind`; the rule of each
-            kind is that of [`answers_question`].
-        folder (`str` or `Path`, *optional*): Where the paths begin.
+        rows (list of `dict`): `audio` (a path, relative to `folder`), `prompt`, `answer` and `kind`, as in
+            [`answers_question`].
+        folder (`str` or `Path`, *optional*): The folder that the paths are relative to.
 
     Raises:
         ValueError: No rows, a row without one of the keys, or a binary question whose answer is not yes or no.
@@ -59,7 +54,6 @@ def question_items(rows: Sequence[dict[str, Any]], folder: str | Path = ".") -> 
             )
         path = Path(folder) / row["audio"]
         audio = str(path) if path.is_file() else None
-        items.append(
-            Item(f"{number}: {row['audio']}", audio, row["prompt"], (row["answer"],), (), {"kind": row["kind"]})
-        )
+        name = f"{number}: {row['audio']}"
+        items.append(Item(name, audio, row["prompt"], (row["answer"],), groups={"kind": row["kind"]}))
     return items

@@ -1,7 +1,7 @@
-"""Metrics of classification, each with weights by clip, and the intervals that resampling the clips gives.
+"""Classification metrics with a weight for each clip, and confidence intervals.
 
 Every metric takes `weights` `[R, N]`, how often each of `N` clips counts in each of `R` samples, and returns `R`
-values: the value over the clips as they are and those of a bootstrap are one computation.
+values, so that the value over all clips and the values of a bootstrap are the same computation.
 """
 
 import math
@@ -12,7 +12,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 RESAMPLES = 1000
-CHUNK = 100  # samples whose weights are held at once: 100 x 20,000 clips are 8 MB
+CHUNK = 100  # samples whose weights are in memory at once: 100 x 20,000 clips are 8 MB
 CAPTION_PREFIX = re.compile(r"^\s*['‘“]*\s*audio\s+caption\s*:", re.IGNORECASE)
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -21,43 +21,42 @@ CAPTION_PREFIX = re.compile(r"^\s*['‘“]*\s*audio\s+caption\s*:", re.IGNORECA
 
 
 def strip_caption_prefix(text: str) -> str:
-    """A description without double quotes and without a leading "Audio caption:", whatever its case.
+    """A description without double quotes and without a leading "Audio caption:" (in any case).
 
-    LTU's scripts cut what stands before the last colon and then one or two characters, which shortens an answer that
-    has no such prefix, or a colon of its own. Here only the prefix goes.
+    LTU's scripts cut everything up to the last colon and then one or two characters, which damages an answer without
+    the prefix, or one that contains a colon. Here only the prefix is removed.
 
     Args:
-        text (`str`): What the model said.
+        text (`str`): The model's answer.
     """
     return CAPTION_PREFIX.sub("", text.replace('"', "")).strip()
 
 
 def label_similarities(texts: Sequence[str], label_texts: Sequence[str], encoder) -> np.ndarray:
-    """The cosine between what a model said and each label, LTU's way (`src/ltu/eval/eval_*.py`).
+    """The cosine between each answer and each label, as in LTU (`src/ltu/eval/eval_*.py`).
 
-    Both are lowered and embedded behind "sound of "; of what the model said, [`strip_caption_prefix`] takes the
-    prefix away before.
+    Both are lower-cased and embedded after "sound of "; answers first pass through [`strip_caption_prefix`].
 
     Args:
         texts (list of `str`): `N` answers.
         label_texts (list of `str`): `C` labels in words.
-        encoder ([`TextEncoder`]): Anything whose `embed(texts)` gives unit vectors `[texts, d]`.
+        encoder ([`TextEncoder`]): Anything whose `embed(texts)` returns unit vectors `[texts, d]`.
 
     Returns:
         `np.ndarray` of shape `[N, C]`, float32.
     """
     spoken = [f"sound of {strip_caption_prefix(text).lower()}" for text in texts]
-    distinct = list(dict.fromkeys(spoken))  # a model says the same of many clips
+    distinct = list(dict.fromkeys(spoken))  # a model gives many clips the same answer
     rows = {text: row for row, text in enumerate(distinct)}
     labels = encoder.embed([f"sound of {text.lower()}" for text in label_texts])
     return (encoder.embed(distinct) @ labels.T).numpy()[[rows[text] for text in spoken]]
 
 
 def target_matrix(references: Sequence[Sequence[str]], labels: Sequence[str]) -> np.ndarray:
-    """Which label is true of which clip, `[N, C]`, bool.
+    """Which labels are true for which clip, `[N, C]`, bool.
 
     Raises:
-        ValueError: A clip without a label, or with one that is not among `labels`.
+        ValueError: A clip without a label, or with one that is not in `labels`.
     """
     columns = {label: column for column, label in enumerate(labels)}
     targets = np.zeros((len(references), len(labels)), dtype=bool)
@@ -78,18 +77,18 @@ def target_matrix(references: Sequence[Sequence[str]], labels: Sequence[str]) ->
 
 
 def top_labels(scores: np.ndarray) -> np.ndarray:
-    """The best label of each clip, `[N]`; -1 where a row is minus infinity throughout: nothing was predicted.
+    """The best label of each clip, `[N]`; -1 if a whole row is minus infinity: nothing was predicted.
 
     Raises:
         ValueError: A score is NaN.
     """
     if np.isnan(scores).any():
-        raise ValueError(f"scores: {int(np.isnan(scores).any(axis=1).sum())} clips have NaN among them.")
+        raise ValueError(f"scores: {int(np.isnan(scores).any(axis=1).sum())} clips have NaN, expected numbers.")
     return np.where(np.isneginf(scores).all(axis=1), -1, scores.argmax(axis=1))
 
 
 def top_is_true(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Whether the best label of each clip is among its true ones, `[N]`, bool."""
+    """Whether the best label of each clip is one of its true labels, `[N]`, bool."""
     top = top_labels(scores)
     return targets[np.arange(len(top)), top] & (top >= 0)
 
@@ -103,17 +102,16 @@ def accuracy(scores: np.ndarray, targets: np.ndarray, weights: np.ndarray | None
         weights (`np.ndarray` of shape `[R, N]`, *optional*): How often each clip counts; once by default.
 
     Returns:
-        `np.ndarray` of shape `[R]`, here as in the other metrics.
+        `np.ndarray` of shape `[R]`, as for all metrics.
     """
     weights = _weights(weights, len(scores))
     return weights @ top_is_true(scores, targets) / weights.sum(axis=1)
 
 
 def micro_f1(scores: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """F1 over all pairs of clip and label, where the best label of each clip is the one predicted (LTU's of DCASE).
+    """F1 over all pairs of clip and label, where the best label of each clip is the prediction (as LTU for DCASE).
 
-    It equals the accuracy where each clip has one label and something was predicted of all. Arguments as in
-    [`accuracy`].
+    It equals the accuracy if each clip has one label and one prediction. Arguments as in [`accuracy`].
     """
     weights = _weights(weights, len(scores))
     predicted = weights @ (top_labels(scores) >= 0)
@@ -121,9 +119,9 @@ def micro_f1(scores: np.ndarray, targets: np.ndarray, weights: np.ndarray | None
 
 
 def mean_average_precision(scores: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Average precision of each label over the clips, as scikit-learn computes it, and the mean over the labels.
+    """Average precision of each label over the clips, as scikit-learn computes it, averaged over the labels.
 
-    Labels that no clip has (in a sample) are left out of the mean; scikit-learn would count them as 0, with a warning.
+    Labels of no clip (in a sample) are excluded from the mean; scikit-learn would count them as 0, with a warning.
     Equal scores are one threshold. Arguments as in [`accuracy`].
     """
     weights = _weights(weights, len(scores))
@@ -137,7 +135,7 @@ def mean_average_precision(scores: np.ndarray, targets: np.ndarray, weights: np.
 
 
 def average_precision(scores: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Average precision of one label, `[R]`: the mean, over the clips that have it, of the precision at their score.
+    """Average precision of one label, `[R]`: the mean, over the clips with the label, of the precision at their score.
 
     Args:
         scores (`np.ndarray` of shape `[N]`): Higher is likelier.
@@ -145,12 +143,12 @@ def average_precision(scores: np.ndarray, targets: np.ndarray, weights: np.ndarr
         weights (`np.ndarray` of shape `[R, N]`, *optional*): How often each clip counts; once by default.
 
     Returns:
-        `np.ndarray` of shape `[R]`: NaN where no clip of the sample has the label.
+        `np.ndarray` of shape `[R]`: NaN if no clip of the sample has the label.
     """
     weights = _weights(weights, len(scores))
     order = np.argsort(-scores, kind="stable")
     ranked = -scores[order]
-    hits = np.flatnonzero(targets[order])  # the rest is needed at these ranks only
+    hits = np.flatnonzero(targets[order])  # precision is needed at these ranks only
     end = np.searchsorted(ranked, ranked[hits], side="right") - 1  # the last rank of the same score
     last_hit = np.searchsorted(hits, end, side="right") - 1
     # samples side by side in memory: twice as fast
@@ -177,25 +175,25 @@ METRICS = {"accuracy": accuracy, "micro_f1": micro_f1, "map": mean_average_preci
 def bootstrap_interval(
     statistic: Callable[[np.ndarray], np.ndarray], count: int, resamples: int = RESAMPLES, seed: int = 0
 ) -> list[float]:
-    """The 95 % interval of a statistic over clips, by the percentiles of samples drawn with replacement.
+    """The 95 % interval of a statistic over clips, from the percentiles of samples drawn with replacement.
 
-    Where all clips are right, or all wrong, its width is 0: of few clips [`wilson_interval`] says more.
+    If all clips are correct, or all wrong, its width is 0: for few clips [`wilson_interval`] is more informative.
 
     Args:
-        statistic (callable): Takes weights `[R, count]` and returns `[R]` values, as the metrics here do.
-        count (`int`): Clips.
-        resamples (`int`, *optional*, defaults to 1000): Samples.
-        seed (`int`, *optional*, defaults to 0): Of the drawing.
+        statistic (callable): Takes weights `[R, count]` and returns `[R]` values, as the metrics above do.
+        count (`int`): Number of clips.
+        resamples (`int`, *optional*, defaults to 1000): Number of samples.
+        seed (`int`, *optional*, defaults to 0): Seed of the draws.
 
     Returns:
-        `list[float]`: Lower and upper bound. Samples whose value is NaN are left out.
+        `list[float]`: Lower and upper bound. Samples whose value is NaN are excluded.
     """
     generator = np.random.default_rng(seed)
     values = []
     for begin in tqdm(range(0, resamples, CHUNK), desc="bootstrap", leave=False, disable=count < 1000):
         size = min(CHUNK, resamples - begin)
         drawn = generator.integers(count, size=(size, count))
-        # float32 counts without error up to 16 million clips
+        # float32 counts exactly up to 16 million clips
         weights = np.stack([np.bincount(row, minlength=count) for row in drawn]).astype(np.float32)
         values.append(statistic(weights))
     low, high = np.nanpercentile(np.concatenate(values), [2.5, 97.5])
@@ -203,7 +201,7 @@ def bootstrap_interval(
 
 
 def bootstrap_mean(values: Sequence[float], resamples: int = RESAMPLES, seed: int = 0) -> list[float]:
-    """[`bootstrap_interval`] of the mean of one value a clip."""
+    """[`bootstrap_interval`] of the mean of one value for each clip."""
     array = np.asarray(values, dtype=np.float64)
     return bootstrap_interval(lambda weights: weights @ array / len(array), len(array), resamples, seed)
 

@@ -1,7 +1,7 @@
-"""The benchmarks of the paper's tables as data, and what reads them: published folders and LTU's evaluation files.
+"""The evaluation tasks of the paper's tables, and their reader for published folders and LTU's evaluation files.
 
-[`BENCHMARKS`] says of each what is asked, which classes there are, what is measured and how many clips were published.
-[`read_benchmark`] gives its clips with their truth, also those whose audio is not there.
+[`TASKS`] defines the prompt, the classes, the metric and the number of published clips of each. [`read_task`] returns
+its clips with their ground truth, including those whose audio file does not exist.
 """
 
 import os
@@ -17,23 +17,24 @@ from sam_lab.data.published import read_json
 from sam_lab.evaluation import labels
 from sam_lab.evaluation.items import Item, existing_path
 from sam_lab.evaluation.layouts import LAYOUTS, Row, audio_paths
+from sam_lab.evaluation.mmau import read_mmau
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """What a benchmark asks and measures.
+class Task:
+    """An evaluation task: a benchmark's prompt, classes and metric.
 
     Args:
-        name (`str`): Its key in [`BENCHMARKS`].
+        name (`str`): Its key in [`TASKS`].
         title (`str`): Its name in text.
-        prompt (`str`): What is asked about every clip, without the template; empty where each item asks its own.
+        prompt (`str`): The prompt for every clip, without the template; empty if each item has its own.
         labels (`tuple[str]`): The classes, in LTU's order, as the ground truth spells them (`"door_wood_knock"`);
             empty for captions and multiple choice.
-        label_texts (`tuple[str]`): What is embedded of each, cleaned as LTU does (`"door wood knock"`), without
-            `"sound of "`.
-        metric (`str`): `"accuracy"`, `"micro_f1"`, `"map"`, `"caption"` or `"mmau"`.
-        expected (`int`): Clips (of MMAU: questions) that were published.
-        heard_in_training (`bool`): Whether its training part is in OpenAQA, so that the score is not zero-shot.
+        label_texts (`tuple[str]`): The text of each label that is embedded, cleaned as LTU does
+            (`"door wood knock"`), without `"sound of "`.
+        metric (`str`): `"accuracy"`, `"micro_f1"`, `"map"`, `"caption"`, `"mmau"` or `"questions"`.
+        expected (`int`): Number of published clips (for MMAU: questions).
+        heard_in_training (`bool`): Whether OpenAQA contains its training part, so that the score is not zero-shot.
         citation (`str`): Where it was published.
         paper_column (`str`, *optional*): Its column in the paper's Table 1.
     """
@@ -65,36 +66,32 @@ CITATIONS = {
 }
 
 
-def _benchmark(name, title, prompt, labels, metric, expected, heard, column):
+def _task(name, title, prompt, labels, metric, expected, heard_in_training, column):
     texts = [label.replace("_", " ").lower() for label in labels]
-    if name == "dcase2017":  # here LTU leaves the commas out, of VGGSound and AudioSet it keeps them
+    if name == "dcase2017":  # LTU removes the commas here, but keeps those of VGGSound and AudioSet
         texts = [text.replace(",", "") for text in texts]
     citation = CITATIONS[name.removesuffix("_mini")]
-    return Benchmark(name, title, prompt, labels, tuple(texts), metric, expected, heard, citation, column)
+    return Task(name, title, prompt, labels, tuple(texts), metric, expected, heard_in_training, citation, column)
 
 
-# Of DCASE2017 the evaluation set counts (1,103 clips; its testing set has 488), of TUT2017 the development set (4,680;
-# its evaluation set has 1,620): LTU does not say which it took. AudioCaps' test.csv has 975 clips, of which LTU and
-# ReasonAQA found 957 on YouTube; so it is with VGGSound and AudioSet, of which less can be had than was published.
-BENCHMARKS = {
-    benchmark.name: benchmark
-    for benchmark in (
-        _benchmark("esc50", "ESC-50", DEFAULT_PROMPT, labels.ESC50, "accuracy", 2000, False, "ESC"),
-        _benchmark(
-            "dcase2017", "DCASE2017 task 4", DEFAULT_PROMPT, labels.DCASE2017, "micro_f1", 1103, False, "DCASE"
-        ),
-        _benchmark("vocalsound", "VocalSound", DEFAULT_PROMPT, labels.VOCALSOUND, "accuracy", 3594, False, "VS"),
-        _benchmark("tut2017", "TUT2017", DEFAULT_PROMPT, labels.TUT2017, "accuracy", 4680, False, "TUT"),
-        _benchmark(
-            "beijing_opera", "Beijing Opera", DEFAULT_PROMPT, labels.BEIJING_OPERA, "accuracy", 236, False, "BJO"
-        ),
-        _benchmark("vggsound", "VGGSound", DEFAULT_PROMPT, labels.VGGSOUND, "accuracy", 15446, True, "VGG"),
-        _benchmark("fsd50k", "FSD50K", DEFAULT_PROMPT, labels.FSD50K, "map", 10231, True, "FSD"),
-        _benchmark("audioset", "AudioSet", DEFAULT_PROMPT, labels.AUDIOSET, "map", 20371, True, "AS"),
-        _benchmark("audiocaps", "AudioCaps", AUDIOCAPS_PROMPT, (), "caption", 975, True, "AC"),
-        _benchmark("clotho", "Clotho", CLOTHO_PROMPT, (), "caption", 1045, True, "CL"),
-        _benchmark("mmau_mini", "MMAU test-mini", "", (), "mmau", 1000, False, None),
-        _benchmark("mmau", "MMAU test", "", (), "mmau", 9000, False, None),
+# LTU does not state which sets it used. DCASE2017 is its evaluation set (1,103 clips; the testing set has 488),
+# TUT2017 its development set (4,680; the evaluation set has 1,620). AudioCaps' test.csv has 975 clips, of which LTU
+# and ReasonAQA found 957 on YouTube. Of VGGSound and AudioSet, too, fewer clips are available than were published.
+TASKS = {
+    task.name: task
+    for task in (
+        _task("esc50", "ESC-50", DEFAULT_PROMPT, labels.ESC50, "accuracy", 2000, False, "ESC"),
+        _task("dcase2017", "DCASE2017 task 4", DEFAULT_PROMPT, labels.DCASE2017, "micro_f1", 1103, False, "DCASE"),
+        _task("vocalsound", "VocalSound", DEFAULT_PROMPT, labels.VOCALSOUND, "accuracy", 3594, False, "VS"),
+        _task("tut2017", "TUT2017", DEFAULT_PROMPT, labels.TUT2017, "accuracy", 4680, False, "TUT"),
+        _task("beijing_opera", "Beijing Opera", DEFAULT_PROMPT, labels.BEIJING_OPERA, "accuracy", 236, False, "BJO"),
+        _task("vggsound", "VGGSound", DEFAULT_PROMPT, labels.VGGSOUND, "accuracy", 15446, True, "VGG"),
+        _task("fsd50k", "FSD50K", DEFAULT_PROMPT, labels.FSD50K, "map", 10231, True, "FSD"),
+        _task("audioset", "AudioSet", DEFAULT_PROMPT, labels.AUDIOSET, "map", 20371, True, "AS"),
+        _task("audiocaps", "AudioCaps", AUDIOCAPS_PROMPT, (), "caption", 975, True, "AC"),
+        _task("clotho", "Clotho", CLOTHO_PROMPT, (), "caption", 1045, True, "CL"),
+        _task("mmau_mini", "MMAU test-mini", "", (), "mmau", 1000, False, None),
+        _task("mmau", "MMAU test", "", (), "mmau", 9000, False, None),
     )
 }
 MMAU_SPLITS = {"mmau_mini": "test-mini", "mmau": "test"}
@@ -106,21 +103,22 @@ MMAU_SPLITS = {"mmau_mini": "test-mini", "mmau": "test"}
 _PREFIX = re.compile(r'^[\s"]*(?:audio\s+)?captions?\s*:', re.IGNORECASE)
 
 
-def _ltu_truths(benchmark: Benchmark, output: str) -> list[str]:
-    """LTU's evaluation scripts cut at the last colon whatever is before it; a caption may have one of its own."""
-    if benchmark.labels:
+def _ltu_truths(task: Task, output: str) -> list[str]:
+    """LTU's evaluation scripts cut at the last colon; here only a prefix is removed from a caption, which may contain
+    a colon."""
+    if task.labels:
         return [part for part in output.rsplit(":", 1)[-1].split(";") if part.strip()] or [output]
     return [_PREFIX.sub("", output).strip().strip('"').strip()]
 
 
-def _ltu_rows(benchmark: Benchmark, file: Path, roots: Sequence[tuple[str, str]]) -> Iterator[Row]:
+def _ltu_rows(task: Task, file: Path, roots: Sequence[tuple[str, str]]) -> Iterator[Row]:
     records = []
     for number, record in read_json(file):
         for key in ("audio_id", "output"):
             if not isinstance(record.get(key), str) or not record[key].strip():
                 raise ValueError(
                     f"{file}: record {number} has {record.get(key)!r} as {key}, expected text: LTU's evaluation files "
-                    "are lists of objects with audio_id (a path) and output (the truth)."
+                    "are lists of objects with audio_id (a path) and output (the ground truth)."
                 )
         records.append((number, record["audio_id"], record["output"]))
     names = Counter(path.rsplit("/", 1)[-1] for path in {path for _, path, _ in records})
@@ -128,10 +126,10 @@ def _ltu_rows(benchmark: Benchmark, file: Path, roots: Sequence[tuple[str, str]]
         name = path.rsplit("/", 1)[-1]
         mapped = map_audio(path, roots)
         found = existing_path(os.path.join(file.parent, path) if mapped == path else mapped)
-        fold = re.match(r"([1-5])-\d+-[A-Z]-\d+\.", name) if benchmark.name == "esc50" else None
+        fold = re.match(r"([1-5])-\d+-[A-Z]-\d+\.", name) if task.name == "esc50" else None
         yield Row(
             name if names[name] == 1 else path,
-            _ltu_truths(benchmark, output),
+            _ltu_truths(task, output),
             f"{file}: record {number}",
             path=found,
             groups={"fold": fold[1]} if fold else {},
@@ -143,87 +141,85 @@ def _ltu_rows(benchmark: Benchmark, file: Path, roots: Sequence[tuple[str, str]]
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def _label_key(label: str) -> str:
-    """What two spellings of a class have in common: LTU's files vary case, `_`, commas, spaces and soft hyphens."""
+def label_key(label: str) -> str:
+    """What two spellings of a class share: LTU's files vary case, `_`, commas, spaces and soft hyphens."""
     return " ".join(re.sub("[_,]", " ", label.replace("\xad", "")).split()).strip(" .\"'").casefold()
 
 
-def _references(benchmark: Benchmark, row: Row, spellings: dict[str, str]) -> list[str]:
-    if not benchmark.labels:
+def _references(task: Task, row: Row, spellings: dict[str, str]) -> list[str]:
+    if not task.labels:
         wordless = next((caption for caption in row.truths if not re.search(r"\w", caption)), None)
         if wordless is not None:  # no metric can be computed against it
             raise ValueError(f"{row.where} has {wordless!r} for a caption, expected one with at least one word.")
         return list(row.truths)
     for label in row.truths:
-        if _label_key(label) not in spellings:
+        if label_key(label) not in spellings:
             raise ValueError(
-                f"{row.where} has the label {label.strip()!r}, expected one of the {len(benchmark.labels)} of "
-                f"{benchmark.title}, such as {benchmark.labels[0]!r}; correct it, or read the published file."
+                f"{row.where} has the label {label.strip()!r}, expected one of the {len(task.labels)} of "
+                f"{task.title}, such as {task.labels[0]!r}; correct it, or read the published file."
             )
-    return [spellings[_label_key(label)] for label in row.truths]
+    return [spellings[label_key(label)] for label in row.truths]
 
 
-def read_benchmark(
+def read_task(
     name: str, data: str | Path, fold: int | None = None, audio_roots: Sequence[tuple[str, str]] = ()
 ) -> list[Item]:
-    """The clips or questions of a benchmark with their truth.
+    """The clips or questions of a task with their ground truth.
 
     A folder is read in the layout that the benchmark is published in:
 
     - `esc50`: `meta/esc50.csv`, `audio/`.
     - `dcase2017`: `groundtruth_weak_label_evaluation_set.csv`, else the `strong` one, also in `groundtruth_release/`
-      or `metadata/`; the lines on a clip are its labels. Audio in `evaluation_set_formatted_audio_segments/`,
-      `evaluation/`, `audio/` or beside the table, names with or without the leading Y.
-    - `vocalsound`: `datafiles/te.json`, `audio_16k/` or else `audio_44k/`; a file's name tells its class.
+      or `metadata/`; each line of a clip adds a label. Audio in `evaluation_set_formatted_audio_segments/`,
+      `evaluation/`, `audio/` or beside the CSV file, names with or without the leading Y.
+    - `vocalsound`: `datafiles/te.json`, `audio_16k/` or else `audio_44k/`; the class is part of a file's name.
     - `tut2017`: `meta.txt`, `audio/`.
-    - `beijing_opera`: audio alone; a file's name tells the instrument, else that of its folder. A clip that is missing
-      shows in the count alone.
-    - `vggsound`: the lines of `vggsound.csv` of the split `test`. Audio in `audio/` or beside the table, names of
-      identifier, `_` and start in seconds (in six digits, or as it is).
+    - `beijing_opera`: audio only; the instrument is part of a file's name, or of its folder's. A missing clip can only
+      be noticed by the count.
+    - `vggsound`: the lines of `vggsound.csv` with the split `test`. Audio in `audio/` or beside the CSV file, names of
+      identifier, `_` and start in seconds (with six digits, or unpadded).
     - `fsd50k`: `FSD50K.ground_truth/eval.csv`, `FSD50K.eval_audio/`.
-    - `audioset`: `eval_segments.csv`. Audio in `eval_segments/`, `eval/`, `audio/` or beside the table, names of the
-      identifier, with or without Y before it and the times behind it (`_30.000_40.000`, `_30000` or `_30000_40000`).
-    - `audiocaps`: `test.csv`. Audio in `test/`, `audio/` or beside the table, names of the identifier, with or without
-      Y before it and the start behind it, or a caption's `audiocap_id`.
+    - `audioset`: `eval_segments.csv`. Audio in `eval_segments/`, `eval/`, `audio/` or beside the CSV file, named by
+      the identifier, with or without a Y before and the times after it (`_30.000_40.000`, `_30000` or `_30000_40000`).
+    - `audiocaps`: `test.csv`. Audio in `test/`, `audio/` or beside the CSV file, named by the identifier, with or
+      without a Y before and the start after it, or by a caption's `audiocap_id`.
     - `clotho`: `clotho_captions_evaluation.csv`, `evaluation/`.
     - `mmau_mini`, `mmau`: see [`read_mmau`].
 
-    Audio is found by its stem: the format may be any that [`load_audio`] knows. VGGSound, AudioSet and AudioCaps
-    publish no audio: those names are what common download scripts give. The layouts of VocalSound, TUT2017 and Beijing
-    Opera are from their documentation and from code that reads them, not from the files.
+    Audio is matched by its stem, in any format that [`load_audio`] reads. VGGSound, AudioSet and AudioCaps publish no
+    audio: their file names above are those of common download scripts. The layouts of VocalSound, TUT2017 and Beijing
+    Opera follow their documentation and code that reads them, not the files themselves.
 
-    A file is read as one of LTU's evaluation files, a JSON list of `{"audio_id", "output", …}`: the truth is in
-    `output`, behind `Audio caption:` or another prefix where there is one; several labels stand between semicolons;
-    several records on a clip make one item with several references. (LTU scores DCASE2017 and captions by record.) Its
-    instruction is not used, nor does LTU use it: all are asked the benchmark's prompt.
+    A file is read as one of LTU's evaluation files, a JSON list of `{"audio_id", "output", …}`. The ground truth is
+    `output`, without `Audio caption:` or another prefix; semicolons separate labels. Several records of a clip become
+    one item with several references. (LTU scores DCASE2017 and captions by record.) The file's instruction is ignored,
+    as in LTU: every clip gets the task's prompt.
 
     Args:
-        name (`str`): A key of [`BENCHMARKS`].
+        name (`str`): A key of [`TASKS`].
         data (`str` or `Path`): The folder, or the JSON file.
-        fold (`int`, *optional*): Of ESC-50, 1 to 5; all by default.
-        audio_roots (list of `(FROM, TO)`, *optional*): Where the folders in a JSON file's paths are here, from
-            [`parse_audio_roots`]; a relative path that none of them holds begins at the file's folder.
+        fold (`int`, *optional*): A fold of ESC-50, 1 to 5; all by default.
+        audio_roots (list of `(FROM, TO)`, *optional*): Local folders for the folders in a JSON file's paths, from
+            [`parse_audio_roots`]; a relative path in none of them is relative to the file's folder.
 
     Returns:
-        `list[Item]`: Every item of the split in the table's order; one whose audio is not there has `audio=None`. The
-        count is not compared with [`Benchmark`]'s `expected`.
+        `list[Item]`: Every item of the split in the file's order; `audio` is `None` if the file does not exist. The
+        count is not compared with [`Task`]'s `expected`.
 
     Raises:
-        FileNotFoundError: There is no such file or folder, or the folder has another layout.
-        ValueError: An unknown name; a fold that there is not; a label that is none of the benchmark's, or a malformed
-            line, named by file and line; two files for one clip; no clip at all.
+        FileNotFoundError: The file or folder does not exist, or the folder has another layout.
+        ValueError: An unknown name or fold; an unknown label or a malformed line, reported with file and line; two
+            files for one clip; no clip at all.
     """
-    if name not in BENCHMARKS:
-        raise ValueError(f"name: got {name!r}, expected one of {', '.join(BENCHMARKS)}.")
+    if name not in TASKS:
+        raise ValueError(f"name: got {name!r}, expected one of {', '.join(TASKS)}.")
     if fold is not None and name != "esc50":
-        raise ValueError(f"fold: got {fold!r} for {name}, expected None: of the benchmarks only esc50 has folds.")
+        raise ValueError(f"fold: got {fold!r} for {name}, expected None: only esc50 has folds.")
     if name in MMAU_SPLITS:
-        from sam_lab.evaluation.mmau import read_mmau
-
         return read_mmau(data, MMAU_SPLITS[name], audio_roots=audio_roots)
 
-    benchmark, layout, data = BENCHMARKS[name], LAYOUTS[name], Path(data)
-    expected = f"expected {benchmark.title} as it is published ({layout.files}), or an evaluation file of LTU's."
+    task, layout, data = TASKS[name], LAYOUTS[name], Path(data)
+    expected = f"expected {task.title} as it is published ({layout.files}), or an evaluation file of LTU's."
     if not data.exists():
         raise FileNotFoundError(f"data: there is no {str(data)!r}, {expected}")
     files: dict[str, list[Path]] = {}
@@ -236,23 +232,23 @@ def read_benchmark(
         for path in audio_paths(folder) if folder else ():
             files.setdefault(path.stem, []).append(path)
     else:
-        rows = list(_ltu_rows(benchmark, data, audio_roots))
+        rows = list(_ltu_rows(task, data, audio_roots))
     if fold is not None:
         rows = [row for row in rows if row.groups.get("fold") == str(fold)]
     if not rows:
         raise ValueError(f"data: {str(data)!r} has no clips{'' if fold is None else f' of fold {fold}'}, {expected}")
 
-    spellings = {_label_key(label): label for label in benchmark.labels}
+    spellings = {label_key(label): label for label in task.labels}
     by_clip: dict[str, list[Row]] = {}
     for row in rows:
         by_clip.setdefault(row.id, []).append(row)
     items = []
     for clip, same in by_clip.items():
-        references = [reference for row in same for reference in _references(benchmark, row, spellings)]
-        if benchmark.labels:
-            references = list(dict.fromkeys(references))  # a caption may be given twice, and counts twice
+        references = [reference for row in same for reference in _references(task, row, spellings)]
+        if task.labels:
+            references = list(dict.fromkeys(references))  # a repeated caption counts twice
         audio = same[0].path or _find(clip, [stem for row in same for stem in row.stems], files)
-        items.append(Item(clip, audio, benchmark.prompt, tuple(references), groups=same[0].groups))
+        items.append(Item(clip, audio, task.prompt, tuple(references), groups=same[0].groups))
     return items
 
 
@@ -261,26 +257,26 @@ def _find(clip: str, stems: Sequence[str], files: dict[str, list[Path]]) -> str 
     if found is None:
         return None
     if len(found) > 1:
-        raise ValueError(f"data: {found[0]} and {found[1]} are both {clip!r}, expected one file; take one away.")
+        raise ValueError(f"data: {found[0]} and {found[1]} are both {clip!r}, expected one file; remove one.")
     return str(found[0])
 
 
 def read_esc50(folder: str | Path, fold: int | None = None) -> tuple[list[tuple[Path, str]], list[str]]:
-    """The clips of ESC-50, in the layout it is published in, for training on them; see [`read_benchmark`].
+    """The clips of ESC-50 in their published layout, for training; see [`read_task`].
 
     Args:
-        folder (`str` or `Path`): Holds `meta/esc50.csv` and `audio/`.
+        folder (`str` or `Path`): Contains `meta/esc50.csv` and `audio/`.
         fold (`int`, *optional*): One of the five folds; all of them by default.
 
     Returns:
-        `tuple[list[tuple[Path, str]], list[str]]`: File and label of each clip that is there, and the names of those
-        that are not.
+        `tuple[list[tuple[Path, str]], list[str]]`: File and label of each existing clip, and the names of the missing
+        ones.
 
     Raises:
-        FileNotFoundError: There is no `meta/esc50.csv`.
-        ValueError: The fold has no clips, or none of its audio is there.
+        FileNotFoundError: `meta/esc50.csv` does not exist.
+        ValueError: The fold has no clips, or none of their audio files exists.
     """
-    items = read_benchmark("esc50", folder, fold)
+    items = read_task("esc50", folder, fold)
     clips = [(Path(item.audio), item.references[0]) for item in items if item.audio is not None]
     if not clips:
         raise ValueError(f"data: fold {fold} of {str(folder)!r} has {len(items)} rows and none of their audio.")

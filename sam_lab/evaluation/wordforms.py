@@ -1,11 +1,11 @@
-"""The words by which a description names a class of ESC-50, and when it is right."""
+"""The words by which a description names a class of ESC-50, and the rule by which it is correct."""
 
 import re
 
-# The 50 classes of ESC-50 and the words that name them. A line reads `label: form; form`; a form is one or more
-# slots joined by `+`, a slot is words joined by `|`. A text names a label when, for one of its forms, every slot has
-# one of its words in the text. These are loose on purpose ("a motor" names `engine`) and exclusive in sum: whatever
-# names two of the fifty is wrong.
+# The 50 classes of ESC-50 and the words that name them. A line has the format `label: form; form`; a form is one or
+# more slots joined by `+`, a slot is words joined by `|`. A text names a label if, for one of its forms, the text
+# contains a word of every slot. Single forms are loose on purpose ("a motor" names `engine`), but a text that names
+# two of the fifty classes is wrong.
 ESC50_FORMS_TEXT = """
 airplane: airplane|airplanes|aeroplane|aeroplanes|plane|planes|aircraft|jet
 breathing: breath|breaths|breathe|breathes|breathing
@@ -79,8 +79,8 @@ MAX_WORDS = 25
 def named_labels(text: str) -> set[str]:
     """The ESC-50 labels that a text names.
 
-    The text is case-folded and cut into words `[a-z]+`; a label is named when, for one of its forms in
-    [`ESC50_FORMS`], every slot has one of its words in the text, in any order.
+    The text is case-folded and split into words `[a-z]+`; a label is named if, for one of its forms in
+    [`ESC50_FORMS`], the text contains a word of every slot, in any order.
 
     Args:
         text (`str`): A description, of any length.
@@ -90,17 +90,17 @@ def named_labels(text: str) -> set[str]:
 
 
 def names_label(text: str, label: str) -> bool:
-    """Whether a description is right about a clip of ESC-50.
+    """Whether a description of a clip of ESC-50 is correct.
 
-    Right: at most 25 words, the true label named (see [`named_labels`]), and no other of the fifty. A text that
-    lists several classes is wrong, so guessing does not pay.
+    A correct description has at most 25 words and names the true label (see [`named_labels`]) and no other of the
+    fifty. A text that lists several classes is wrong, so guessing has no advantage.
 
     Args:
-        text (`str`): What the model said.
-        label (`str`): The clip's class as ESC-50 writes it, such as `"door_wood_knock"`.
+        text (`str`): The model's description.
+        label (`str`): The clip's class as ESC-50 spells it, such as `"door_wood_knock"`.
 
     Raises:
-        ValueError: `label` is none of ESC-50's fifty.
+        ValueError: `label` is not one of ESC-50's fifty classes.
     """
     if label not in ESC50_FORMS:
         raise ValueError(f"label: got {label!r}, expected one of ESC-50's 50 classes, such as 'dog' or 'rain'.")

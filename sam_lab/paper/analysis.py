@@ -1,10 +1,10 @@
-"""What the encoder's tokens look like, and how far apart they reach the language model (paper, section 4).
+"""Rank and similarity of the encoder's tokens, and their distance in the language model (paper, section 4).
 
-[`effective_rank`] (equation 4) and [`token_similarity`] describe the tokens of one clip; [`analyse_encoder`] takes
-their mean over clips, [`analyse_checkpoint`] does that for a checkpoint (Table 3) and [`analyse_run`] for every stage
-of a training (Figure 2). [`state_update_distance`] is Figure 3. `figures.py` shows it all as the paper does.
+[`effective_rank`] (equation 4) and [`token_similarity`] describe the tokens of one clip. [`analyse_encoder`] averages
+them over clips, [`analyse_checkpoint`] does so for a checkpoint (Table 3) and [`analyse_run`] for every stage of a
+training (Figure 2). [`state_update_distance`] computes Figure 3. `figures.py` shows the results as in the paper.
 
-The paper does not say over which clips its numbers are; compare encoders by the same clips ([`choose_clips`]).
+The paper does not name the clips of its numbers; compare encoders on the same clips ([`choose_clips`]).
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from sam_lab.common.provenance import weights_hash
 from sam_lab.data.clips import Clip, open_clips
 
 TAU = 0.95  # section 4.1
-ROUNDING = 1e-12  # of a share of the spectrum: float64 leaves less than that behind in a sum of some hundred values
+ROUNDING = 1e-12  # of a share of the spectrum: an upper bound of float64's error in a sum of a few hundred values
 
 # ---------------------------------------------------------------------------------------------------------------
 # The tokens of one clip
@@ -38,25 +38,25 @@ ROUNDING = 1e-12  # of a share of the spectrum: float64 leaves less than that be
 
 
 def effective_rank(tokens: torch.Tensor, tau: float = TAU) -> int:
-    """How many dimensions hold the share τ of the tokens' energy (paper, equation 4).
+    """Number of dimensions that contain the share τ of the tokens' energy (paper, equation 4).
 
-    The smallest k with `sum(s[:k] ** 2) >= tau * sum(s ** 2)`, where s are the singular values in falling order. The
-    tokens are not centred. A share that misses τ by 1e-12, float64's rounding, reaches it.
+    The smallest k with `sum(s[:k] ** 2) >= tau * sum(s ** 2)`, where s are the singular values in descending order.
+    The tokens are not centred. A share within 1e-12 of τ, float64's rounding, counts as reaching it.
 
     Args:
-        tokens (`torch.Tensor` of shape `[N, d]`): One clip's tokens, of any device and type; the work is done in
-            float64 on the CPU.
-        tau (`float`, *optional*, defaults to 0.95): The share, over 0 and up to 1. With 1 this is the usual rank.
+        tokens (`torch.Tensor` of shape `[N, d]`): One clip's tokens, on any device and of any type; the computation is
+            in float64 on the CPU.
+        tau (`float`, *optional*, defaults to 0.95): The share, greater than 0 and at most 1; 1 yields the usual rank.
 
     Returns:
         `int`: From 1 to `min(N, d)`.
 
     Raises:
-        ValueError: Another shape, no tokens, a number that is not finite, nothing but zeros, `tau` out of range.
+        ValueError: Another shape, no tokens, a non-finite number, only zeros, `tau` out of range.
     """
     _check_tau(tau)
     tokens = _scaled(tokens)
-    # The squared singular values are the eigenvalues of the smaller Gram matrix: twice as fast, and as exact in a sum.
+    # The squared singular values are the eigenvalues of the smaller Gram matrix: twice as fast, and sums as exact.
     gram = tokens @ tokens.T if tokens.shape[0] <= tokens.shape[1] else tokens.T @ tokens
     energies = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0)
     shares = energies.cumsum(0) / energies.sum()
@@ -66,18 +66,17 @@ def effective_rank(tokens: torch.Tensor, tau: float = TAU) -> int:
 def token_similarity(tokens: torch.Tensor) -> float:
     """The mean cosine between different tokens of a clip (paper, Table 3).
 
-    The sum over all pairs is the squared length of the sum of the unit vectors, so that no pair is visited.
+    The sum over all pairs is computed from the squared length of the sum of the unit vectors, without visiting pairs.
 
     Args:
-        tokens (`torch.Tensor` of shape `[N, d]`): One clip's tokens, at least two, of any device and type; the work
-            is done in float64 on the CPU.
+        tokens (`torch.Tensor` of shape `[N, d]`): One clip's tokens, at least two, on any device and of any type; the
+            computation is in float64 on the CPU.
 
     Returns:
         `float`: From -1 / (N - 1) to 1.
 
     Raises:
-        ValueError: Another shape, fewer than two tokens, a number that is not finite, a token that is zero and so has
-            no direction.
+        ValueError: Another shape, fewer than two tokens, a non-finite number, a zero token (which has no direction).
     """
     tokens = _scaled(tokens)
     count = len(tokens)
@@ -92,11 +91,11 @@ def token_similarity(tokens: torch.Tensor) -> float:
 
 def _check_tau(tau: float) -> None:
     if not 0 < tau <= 1:
-        raise ValueError(f"tau: got {tau!r}, expected a share over 0 and up to 1, such as 0.95.")
+        raise ValueError(f"tau: got {tau!r}, expected a share greater than 0 and at most 1, such as 0.95.")
 
 
 def _scaled(tokens: torch.Tensor) -> torch.Tensor:
-    """Checked tokens in float64, the largest number 1: neither measure knows of scale, and squares stay in range."""
+    """Checked tokens in float64, scaled to a largest value of 1: both measures ignore scale; squares stay finite."""
     tokens = torch.as_tensor(tokens).detach().cpu().double()
     if tokens.ndim != 2 or not tokens.numel():
         raise ValueError(f"tokens: got shape {tuple(tokens.shape)}, expected [tokens, dimensions] of one clip.")
@@ -115,14 +114,14 @@ def _scaled(tokens: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class ClipSet:
-    """Clips to analyse: made by [`choose_clips`].
+    """Clips to analyse, from [`choose_clips`].
 
     Args:
-        source (`str`): Folder or dataset that they are from.
-        clips (`tuple[Clip, ...]`): As [`open_clips`] finds them.
-        available (`int`): Clips of the source.
-        limit (`int`, *optional*): How many were asked for.
-        seed (`int`, *optional*, defaults to 0): Of the choice.
+        source (`str`): Folder or dataset of the clips.
+        clips (`tuple[Clip, ...]`): The clips that [`open_clips`] found.
+        available (`int`): Number of clips in the source.
+        limit (`int`, *optional*): Requested number of clips.
+        seed (`int`, *optional*, defaults to 0): Seed of the choice.
     """
 
     source: str
@@ -133,12 +132,11 @@ class ClipSet:
 
     @property
     def names(self) -> list[str]:
-        """Their paths in the source, or the number of the row where there is none."""
+        """The clips' paths in the source; the row number for a clip without a path."""
         return [clip.path or clip.key for clip in self.clips]
 
     def to_dict(self) -> dict[str, Any]:
-        """For a result: `source`, `available`, `limit`, `seed`, `count`, `sha256` of the names, one a line, and
-        `names`."""
+        """JSON fields; `sha256` is the hash of the names, one per line."""
         listed = "".join(f"{name}\n" for name in self.names).encode()
         return {
             "source": self.source,
@@ -152,22 +150,21 @@ class ClipSet:
 
 
 def choose_clips(source: str | Path, limit: int | None = None, seed: int = 0) -> ClipSet:
-    """The clips of a folder or a dataset, or some of them at random.
+    """The clips of a folder or a dataset, or a random choice of them.
 
     Args:
-        source (`str` or `Path`): As in [`open_clips`]: a folder of audio files, taken in the order of their names; or
-            a dataset, such as a `.csv`, `.json` or `.jsonl` table with a column `audio`, `file`, `path` or
-            `file_name`, relative to the table. A file that comes again is taken once. Audio that is in the dataset
-            itself is held in memory.
-        limit (`int`, *optional*): At most so many, drawn without replacement; all by default.
-        seed (`int`, *optional*, defaults to 0): Of the draw. The chosen keep the order of the source.
+        source (`str` or `Path`): As in [`open_clips`]: a folder of audio files, sorted by name; or a dataset, such as
+            a `.csv`, `.json` or `.jsonl` table with a column `audio`, `file`, `path` or `file_name`, relative to the
+            table. Repeated files are used once. Audio inside the dataset is loaded into memory.
+        limit (`int`, *optional*): Largest number of clips, drawn without replacement; all by default.
+        seed (`int`, *optional*, defaults to 0): Seed of the draw. The chosen clips stay in the order of the source.
 
     Raises:
         FileNotFoundError, ValueError: As in [`open_clips`]; `limit` is not positive.
     """
     source = str(Path(source).expanduser())
     if limit is not None and limit < 1:
-        raise ValueError(f"limit: got {limit}, expected a positive number of clips, or none for all.")
+        raise ValueError(f"limit: got {limit}, expected a positive number of clips, or None for all.")
     found = open_clips(source).clips(0, 1)
     clips = list({clip.audio if isinstance(clip.audio, str) else clip.key: clip for clip in found}.values())
     available = len(clips)
@@ -190,27 +187,27 @@ def analyse_encoder(
     batch_size: int = 16,
     with_connector: bool = False,
 ) -> dict[str, Any]:
-    """[`effective_rank`] and [`token_similarity`] of an encoder's output, clip by clip, and their mean.
+    """[`effective_rank`] and [`token_similarity`] of an encoder's output for each clip, and their mean.
 
     Args:
-        model ([`SamAudioModel`] or [`SamForConditionalGeneration`]): The encoder, or a model that has one; on any
-            device, in any type.
-        feature_extractor ([`SamFeatureExtractor`]): Its features.
-        clips ([`ClipSet`] or list): Or a list of what [`load_audio`] reads, except bare arrays. Of a clip over
-            10.24 s the beginning is taken, a short one is filled up: what the encoder hears in the model.
-        tau (`float`, *optional*, defaults to 0.95): Of the rank.
+        model ([`SamAudioModel`] or [`SamForConditionalGeneration`]): The encoder, or a model that contains one; on any
+            device, of any type.
+        feature_extractor ([`SamFeatureExtractor`]): Its feature extractor.
+        clips ([`ClipSet`] or list): A list contains anything that [`load_audio`] reads, except bare arrays. Clips over
+            10.24 s are truncated and short ones padded, as in the model.
+        tau (`float`, *optional*, defaults to 0.95): As in [`effective_rank`].
         batch_size (`int`, *optional*, defaults to 16): Clips that are encoded together.
-        with_connector (`bool`, *optional*, defaults to `False`): Also measure the connector's output, which is
+        with_connector (`bool`, *optional*, defaults to `False`): Also measure the connector's output,
             `[64 or 512, D]`; needs a whole model.
 
     Returns:
-        `dict`: `tau`; `effective_rank` and `token_similarity`, each with `mean`, `std` (over clips; `None` of one
-        clip), `min` and `max`; `shape` of a clip's tokens; `count`; `truncated` (clips over 10.24 s); `failed`
-        (`audio` and `error` of each clip that could not be measured); `clips` (`audio`, `seconds` and both numbers
-        of each); with a connector the first three also in `connector`.
+        `dict`: `tau`; `effective_rank` and `token_similarity`, each with `mean`, `std` (over clips; `None` for one
+        clip), `min` and `max`; `shape` of a clip's tokens; `count`; `truncated` (number of clips over 10.24 s);
+        `failed` (`audio` and `error` of each clip that could not be measured); `clips` (`audio`, `seconds` and both
+        numbers of each); with a connector also `connector`, with its two measures and `shape`.
 
     Raises:
-        ValueError: No clip could be measured, a connector is asked of an encoder alone, `tau` or `batch_size` is out
+        ValueError: No clip could be measured, `with_connector` for an encoder without one, `tau` or `batch_size` out
             of range.
     """
     _check_tau(tau)
@@ -218,7 +215,7 @@ def analyse_encoder(
         raise ValueError(f"batch_size: got {batch_size}, expected a positive number of clips.")
     whole = model.config.model_type == SamConfig.model_type
     if with_connector and not whole:
-        raise ValueError("with_connector: got an encoder alone, expected a whole model, which has the connector.")
+        raise ValueError("with_connector: got only an encoder, expected a whole model, which has the connector.")
     encoder = model.model.audio_tower if whole else model
     if isinstance(clips, ClipSet):
         names, sources = clips.names, [clip.audio for clip in clips.clips]
@@ -286,24 +283,24 @@ def analyse_checkpoint(
     dtype: str = "float32",
     feature_extractor: SamFeatureExtractor | None = None,
 ) -> dict[str, Any]:
-    """[`analyse_encoder`] of a checkpoint, of which only the encoder is loaded, with the connector the whole model.
+    """[`analyse_encoder`] of a checkpoint. Only its encoder is loaded, or the whole model if `with_connector`.
 
     Args:
-        source (`str` or `Path`): A SAM checkpoint, or an encoder alone, such as a stage's `encoder/`: a directory or
-            a Hub id.
+        source (`str` or `Path`): A SAM checkpoint, or only an encoder, such as a stage's `encoder/`: a directory or a
+            Hub id.
         clips, tau, batch_size, with_connector: As in [`analyse_encoder`].
-        device (`str`, *optional*, defaults to `"cpu"`): Where to encode.
-        dtype (`str`, *optional*, defaults to `"float32"`): In which type to encode.
-        feature_extractor ([`SamFeatureExtractor`], *optional*): By default the checkpoint's own; an encoder alone has
-            none, and gets EAT's.
+        device (`str`, *optional*, defaults to `"cpu"`): The device to encode on.
+        dtype (`str`, *optional*, defaults to `"float32"`): The type to encode in.
+        feature_extractor ([`SamFeatureExtractor`], *optional*): By default the checkpoint's; for an encoder without
+            one that of EAT.
 
     Returns:
-        `dict`: What [`analyse_encoder`] gives, and `checkpoint`, `encoder_sha256` (of the encoder's weights, whatever
-        file or type they are stored in), `stored_dtype`, `dtype`, `features` (`mean` and `std` of the normalisation),
-        `size` ([`size_name`]) and `connector_layout`, both `None` of an encoder alone.
+        `dict`: The result of [`analyse_encoder`], and `checkpoint`, `encoder_sha256` (of the encoder's weights,
+        independent of the file and type that they are stored in), `stored_dtype`, `dtype`, `features` (`mean` and
+        `std` of the normalisation), `size` ([`size_name`]) and `connector_layout`, both `None` for an encoder alone.
 
     Raises:
-        ValueError: Weights that are not in the checkpoint; and what [`analyse_encoder`] raises.
+        ValueError: Weights missing in the checkpoint; and as in [`analyse_encoder`].
     """
     config = AutoConfig.from_pretrained(source)
     whole = config.model_type == SamConfig.model_type
@@ -327,9 +324,9 @@ def analyse_checkpoint(
 
 
 def _load(model_class, source: str | Path):
-    """A model, or the encoder of one, in its stored type.
+    """A model, or only its encoder, in the stored type.
 
-    transformers would report the rest of a model as unexpected, and tensors that are missing in the same breath.
+    transformers' report is silenced, since it would list the rest of the model as unexpected tensors.
     """
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -344,8 +341,8 @@ def _load(model_class, source: str | Path):
 
 
 def size_name(config: SamConfig) -> str:
-    """The language model's size as the paper names it, `"130M"`, `"780M"` or `"2.7B"`; of another one its parameters
-    in millions, such as `"3.6M"`."""
+    """The language model's size as in the paper, `"130M"`, `"780M"` or `"2.7B"`; for other sizes the number of
+    parameters in millions, such as `"3.6M"`."""
     text = config.text_config
     for name, sizes in LANGUAGE_MODEL_SIZES.items():
         if sizes == (text.num_hidden_layers, text.hidden_size):
@@ -366,27 +363,27 @@ def analyse_run(
     """The encoder after each finished stage of a training, a curve of the paper's Figure 2.
 
     Args:
-        run (`str` or `Path`): Output folder of `examples/train.py`: the recipe, and `stage-N/encoder`, which is what
-            the stage handed on, rounded to bf16.
-        start (`dict`): [`analyse_checkpoint`] of the encoder before any training: the curve's first point.
+        run (`str` or `Path`): Output folder of `sam-alm train`, with the recipe and each stage's resulting encoder in
+            `stage-N/encoder`, rounded to bf16.
+        start (`dict`): [`analyse_checkpoint`] of the encoder before training, the curve's first point.
         clips, options: As in [`analyse_checkpoint`].
 
     Returns:
-        `dict`: `run`, `size`, `connector_layout`, `unfinished` (numbers of the recipe's other stages)
-        and `points`: `start`, with `stage` `"start"`, and [`analyse_checkpoint`] of each stage with `stage`, `name`
-        and `trains` of the recipe.
+        `dict`: `run`, `size`, `connector_layout`, `unfinished` (numbers of the recipe's other stages) and `points`:
+        `start`, with `stage` `"start"`, and [`analyse_checkpoint`] of each stage with the recipe's `stage`, `name` and
+        `trains`.
 
     Raises:
         FileNotFoundError: No `recipe.yaml`, or no finished stage.
     """
     run = Path(run).expanduser()
     if not (run / "recipe.yaml").is_file():
-        raise FileNotFoundError(f"run: {str(run)!r} has no recipe.yaml, expected an output folder of train.py.")
+        raise FileNotFoundError(f"run: {str(run)!r} has no recipe.yaml, expected an output folder of sam-alm train.")
     keys = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))  # flat, as `claim` writes them
     numbers = sorted(int(key.split(".")[1]) for key in keys if key.startswith("stages.") and key.endswith(".name"))
     finished = [number for number in numbers if (run / f"stage-{number}" / "finished.json").is_file()]
     if not finished:
-        raise FileNotFoundError(f"run: {str(run)!r} has no stage-N/finished.json yet; no stage of it is finished.")
+        raise FileNotFoundError(f"run: {str(run)!r} has no stage-N/finished.json; none of its stages is finished.")
     points = [{"stage": "start", **start}]
     for number in finished:
         folder = run / f"stage-{number}"
@@ -411,34 +408,34 @@ def analyse_run(
 
 
 def slot_positions(config: SamConfig) -> torch.Tensor:
-    """Where each of the encoder's tokens stands among a clip's slots, by the model's own order of both.
+    """The slot of each of the encoder's tokens, in the model's own order of tokens and slots.
 
     Args:
-        config ([`SamConfig`]): Its connector and encoder count.
+        config ([`SamConfig`]): Only its connector and encoder matter.
 
     Returns:
         `torch.Tensor` of shape `[64 time steps, 8 bands]`, int64.
     """
     audio = config.audio_config
-    with torch.device("meta"):  # the order is wanted, not the weights
+    with torch.device("meta"):  # only the order is needed, not the weights
         connector = SamConnector(config)
     tokens = torch.arange(audio.num_time_steps * audio.num_bands)  # number = time * bands + band
-    features = connector.arrange(tokens[None, :, None])[0]  # [features, tokens that each holds]
-    places = torch.tensor(config.audio_slot_pattern).nonzero()  # [features, 1]; the rest are separators
+    features = connector.arrange(tokens[None, :, None])[0]  # [features, tokens in each]
+    places = torch.tensor(config.audio_slot_pattern).nonzero()  # [features, 1]; other slots are separators
     positions = torch.empty_like(tokens)
     positions[features] = places.expand_as(features)
     return positions.view(audio.num_time_steps, audio.num_bands)
 
 
 def state_update_distance(config: SamConfig) -> dict[str, int]:
-    """How many state updates lie between neighbouring audio tokens (paper, section 4.2 and Figure 3).
+    """Number of state updates between neighbouring audio tokens (paper, section 4.2 and Figure 3).
 
     Args:
-        config ([`SamConfig`]): Its connector and encoder count.
+        config ([`SamConfig`]): Only its connector and encoder matter.
 
     Returns:
-        `dict`: `next_time_step` and `next_band`, each the same for all tokens: 1 and 0 for `concatenation` (all bands
-        of a time step are one slot), 9 and 1 for `time_major`, 1 and 65 for `frequency_major`; and `slots`.
+        `dict`: `next_time_step` and `next_band`, each the same for all tokens: 1 and 0 for `concatenation` (a slot
+        contains all bands of a time step), 9 and 1 for `time_major`, 1 and 65 for `frequency_major`; and `slots`.
     """
     positions = slot_positions(config)
     return {

@@ -1,4 +1,4 @@
-"""What `analysis.py` measures, as the paper shows it: Figure 2, and Table 3 with the paper's numbers beside ours."""
+"""The results of `analysis.py` in the paper's form: Figure 2, and Table 3 with the paper's numbers beside ours."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,9 +8,9 @@ from typing import Any
 from configuration_sam import CONNECTORS
 from sam_lab.common.files import written
 from sam_lab.common.text_tables import text_table
-from sam_lab.paper.tables import paper_tables
+from sam_lab.paper.numbers import paper_tables
 
-FIGURES = (".png", ".pdf", ".svg")
+FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
 
 # ---------------------------------------------------------------------------------------------------------------
 # Figure 2
@@ -18,9 +18,9 @@ FIGURES = (".png", ".pdf", ".svg")
 
 
 def check_figure(path: str | Path) -> None:
-    """Raises what [`draw_stages`] would raise about a file's name and matplotlib, before the work."""
-    if Path(path).suffix.lower() not in FIGURES:
-        raise ValueError(f"figure: got {str(path)!r}, expected a name that ends in {', '.join(FIGURES)}.")
+    """Raises [`draw_stages`]' errors about a file's name and matplotlib, before any computation."""
+    if Path(path).suffix.lower() not in FIGURE_SUFFIXES:
+        raise ValueError(f"figure: got {str(path)!r}, expected a name that ends in {', '.join(FIGURE_SUFFIXES)}.")
     _figure_class()
 
 
@@ -33,14 +33,14 @@ def _figure_class():
 
 
 def draw_stages(curves: Mapping[str, Mapping[str, Any]], path: str | Path | None = None):
-    """Figure 2: τ-effective rank by training stage, a curve a model.
+    """Figure 2: τ-effective rank by training stage, with a curve for each model.
 
-    Curves differ in their markers and lines too, so that a print without colours can be read. Bars are the standard
+    Curves also differ in marker and line style, so that the figure is readable without colours. Bars are the standard
     error of the mean over the clips.
 
     Args:
-        curves (`dict[str, dict]`): What the legend says -> [`analyse_run`]'s result.
-        path (`str` or `Path`, *optional*): Where to save it: `.png`, `.pdf` or `.svg`.
+        curves (`dict[str, dict]`): [`analyse_run`]'s results by legend text.
+        path (`str` or `Path`, *optional*): File to save the figure to: `.png`, `.pdf` or `.svg`.
 
     Returns:
         `matplotlib.figure.Figure`.
@@ -55,7 +55,7 @@ def draw_stages(curves: Mapping[str, Mapping[str, Any]], path: str | Path | None
     axes = figure.subplots()
     stages = sorted({p["stage"] for c in curves.values() for p in c["points"] if p["stage"] != "start"})
     places = {stage: place for place, stage in enumerate(["start", *stages])}
-    colours = ("black", "#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito's, told apart by colour-blind eyes
+    colours = ("black", "#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito's, safe for colour blindness
     for number, (name, curve) in enumerate(curves.items()):
         ranks = [point["effective_rank"] for point in curve["points"]]
         errors = [(rank["std"] or 0.0) / math.sqrt(p["count"]) for rank, p in zip(ranks, curve["points"])]
@@ -90,10 +90,10 @@ def draw_stages(curves: Mapping[str, Mapping[str, Any]], path: str | Path | None
 
 
 def table_3_text(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    """Table 3: a row a size, a column a connector, `rank / similarity`, the paper's in brackets where it has them.
+    """Table 3: `rank / similarity` by size (rows) and connector (columns), with the paper's numbers in brackets.
 
     Args:
-        entries (list of `(str, dict)`): Name of the row, and [`analyse_checkpoint`]'s result.
+        entries (list of `(str, dict)`): Row name and [`analyse_checkpoint`]'s result.
 
     Raises:
         ValueError: Two entries for one cell.

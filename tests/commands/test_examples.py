@@ -424,7 +424,7 @@ def test_evaluate_writes_every_prediction(run, base, tmp_path, capsys):
         csv.writer(handle).writerows([("filename", "fold", "category"), *rows])
     output = tmp_path / "score.json"
     options = ("--model", base, "--data", tmp_path, "--fold", 2, "--device", "cpu", "--output", output)
-    with pytest.raises(ValueError, match=r"esc50: 2 of 3 clips are there.*min_coverage=95%.*absent\.wav"):
+    with pytest.raises(ValueError, match=r"esc50: 2 of 3 clips are present.*min_coverage=95%.*absent\.wav"):
         run(evaluate, "esc50", *options, "--min-coverage", 0.95)
     assert not output.exists()
     run(evaluate, "esc50", *options, "--max-new-tokens", 8)
@@ -445,7 +445,7 @@ def test_evaluate_writes_every_prediction(run, base, tmp_path, capsys):
 def test_evaluate_scores_the_people_who_captioned(run, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("SAM_SPICE_JARS", raising=False)
     monkeypatch.setattr(
-        caption_metrics_module, "_meteor", lambda said, truth: (0.0, [0.0] * len(said))
+        caption_metrics_module, "meteor_scores", lambda said, truth: (0.0, [0.0] * len(said))
     )  # takes seconds
     captions = ["A dog barks loudly", "A dog is barking", "Rain falls on a roof", "Rain is falling", "It rains"]
     rows = [("a.wav", *captions), ("b.wav", *captions[::-1])]
@@ -513,7 +513,7 @@ def test_evaluate_runs_several_benchmarks(run, base, tmp_path, monkeypatch, caps
     assert results["beijing_opera"]["predictions"][0]["reference"] == "small gong"
     assert all(result["text_encoder"] == "letters" for result in results.values())
     printed = capsys.readouterr().out
-    assert "esc50: 2 of 2 clips are there, 2,000 were published" in printed
+    assert "esc50: 2 of 2 clips are present, 2,000 were published" in printed
     model, cells = base.name, printed.split("Table 1: ")[1].splitlines()[4].split("|")
     assert cells[1].strip() == model and cells[4].strip().startswith(f"{100 * results['esc50']['value']:.1f} [")
 

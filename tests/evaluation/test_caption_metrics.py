@@ -15,7 +15,7 @@ import torch
 
 from sam_lab.evaluation import caption_metrics as caption_metrics_module
 from sam_lab.evaluation.caption_metrics import (
-    METRICS,
+    CAPTION_METRICS,
     SPICE_JARS,
     caption_preflight,
     caption_scores,
@@ -47,7 +47,7 @@ def no_jars_of_the_environment(monkeypatch):
 @pytest.fixture
 def no_meteor(monkeypatch):
     """METEOR's start takes seconds; for what is not about it."""
-    monkeypatch.setattr(caption_metrics_module, "_meteor", lambda said, truth: (0.0, [0.0] * len(said)))
+    monkeypatch.setattr(caption_metrics_module, "meteor_scores", lambda said, truth: (0.0, [0.0] * len(said)))
 
 
 def jar_folder(folder, names):
@@ -137,7 +137,7 @@ def test_people_against_each_other(no_meteor):
     first, second = math.exp(1 - 7 / 5), (3 + 2) / 7
     assert scores["first"]["BLEU_1"] == pytest.approx(first, abs=1e-6)
     assert scores["mean"]["BLEU_1"] == pytest.approx((first + second) / 2, abs=1e-6)
-    assert set(scores["mean"]) == set(METRICS)
+    assert set(scores["mean"]) == set(CAPTION_METRICS)
     with pytest.raises(ValueError, match="references: got a clip with 1 captions"):
         human_scores([["a", "b"], ["c"]])
 
@@ -170,7 +170,7 @@ def test_tokens(monkeypatch):
         "||| x",
         "",
     ]
-    assert caption_metrics_module._tokenize(texts) == [
+    assert caption_metrics_module.tokenize(texts) == [
         *("a dog 's bark loud", "", "", "caf\xe9 it 's na\xefve", "a b c d", "| | | x", "")
     ]
 
@@ -191,13 +191,13 @@ def test_odd_captions_are_scored(tmp_path, monkeypatch):
     assert scores["SPICE_per_clip"][:4] == scores["CIDEr_per_clip"][:4] == [0] * 4
     assert scores["SPICE_per_clip"][4] == scores["SPICE_per_clip"][5] > 0.5
     assert scores["SPIDEr"] == pytest.approx((scores["SPICE"] + scores["CIDEr"]) / 2)
-    assert all(math.isfinite(scores[name]) and scores[name] > 0 for name in METRICS)
+    assert all(math.isfinite(scores[name]) and scores[name] > 0 for name in CAPTION_METRICS)
     assert list(tmp_path.iterdir()) == []  # nor anything left in the temporary folder
 
 
 @needs_packages
 def test_meteor_of_nothing_and_of_unequally_many_references():
-    whole, (same, nothing, some, bar) = caption_metrics_module._meteor(
+    whole, (same, nothing, some, bar) = caption_metrics_module.meteor_scores(
         ["a dog barks", "", "a dog", "| | | a dog"],
         [["a dog barks"], ["rain falls"], ["rain", "a dog barks"], ["a dog"]],
     )
@@ -239,7 +239,7 @@ def test_maven_fetches_the_jars_that_are_looked_for():
 def test_preflight_finds_the_jars(tmp_path, monkeypatch):
     folder = jar_folder(tmp_path, [names[-1] for names in SPICE_JARS])
     found = caption_preflight(folder)
-    assert found["missing"] is None and found["metrics"] == [*METRICS, "SPICE", "SPIDEr"]
+    assert found["missing"] is None and found["metrics"] == [*CAPTION_METRICS, "SPICE", "SPIDEr"]
     assert found["spice_jars"] == [str(folder / names[-1]) for names in SPICE_JARS]
     assert found["versions"] == {name: importlib.metadata.version(name) for name in PACKAGES}
     monkeypatch.setenv("SAM_SPICE_JARS", str(folder))
@@ -251,7 +251,7 @@ def test_preflight_finds_the_jars(tmp_path, monkeypatch):
 @needs_packages
 def test_preflight_says_what_is_missing_and_where_to_put_it(tmp_path):
     found = caption_preflight()
-    assert found["metrics"] == list(METRICS) and found["spice_jars"] == []
+    assert found["metrics"] == list(CAPTION_METRICS) and found["spice_jars"] == []
     assert all(names[0] in found["missing"] for names in SPICE_JARS) and "SAM_SPICE_JARS" in found["missing"]
     assert "mvn -f examples/spice-pom.xml" in found["missing"]
 
@@ -260,7 +260,7 @@ def test_preflight_says_what_is_missing_and_where_to_put_it(tmp_path):
     missing = caption_preflight(folder)["missing"]
     assert missing.startswith(
         "SPICE needs stanford-corenlp-3.6.0-models.jar or stanford-corenlp-3.6.0-models-for-spice.jar, "
-        f"rhino-engine-1.7.14.jar (there, but cut off or no jar) in {str(folder)!r}. With Maven: mvn"
+        f"rhino-engine-1.7.14.jar (exists, but truncated or no jar) in {str(folder)!r}. With Maven: mvn"
     )
     assert f"-DoutputDirectory={folder}" in missing
     with pytest.raises(FileNotFoundError, match=r"SPICE needs stanford-corenlp-3\.6\.0-models\.jar or"):

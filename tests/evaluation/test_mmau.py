@@ -18,7 +18,7 @@ from sam_lab.evaluation.mmau import (
     strip_option_letter,
     write_mmau_submission,
 )
-from sam_lab.evaluation.tasks import read_benchmark
+from sam_lab.evaluation.tasks import read_task
 
 SHARED = Path(os.environ.get("SAM_SHARED_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 MINI = SHARED / "text" / "bench" / "mmau-test-mini.json"
@@ -226,7 +226,7 @@ def test_reading_the_published_layout(tmp_path):
         tuple(CHOICES),
         {"task": "sound", "sub-category": "Counting", "difficulty": "easy", "category": "Reasoning"},
     )
-    assert read_mmau(file, "test-mini") == items == read_benchmark("mmau_mini", tmp_path)
+    assert read_mmau(file, "test-mini") == items == read_task("mmau_mini", tmp_path)
     assert read_mmau(file, style="plain")[0].prompt.startswith("What is it?\n(A) A dog")
 
 
@@ -238,7 +238,7 @@ def test_audio_elsewhere(tmp_path):
     roots = [("test-mini-audios", str(elsewhere))]
     items = read_mmau(file, audio_roots=roots)
     assert [item.audio for item in items] == [None, str(elsewhere / "q1.opus"), None]
-    assert read_benchmark("mmau_mini", file, audio_roots=roots) == items
+    assert read_task("mmau_mini", file, audio_roots=roots) == items
 
 
 @pytest.mark.parametrize("answer", ["", None, ...])
@@ -267,11 +267,11 @@ def test_what_cannot_be_read(tmp_path):
         ({"audio_id": None}, "record 1 has None as audio_id"),
         ({"choices": "a cat"}, "record 1 has 'a cat' as choices"),
         ({"choices": []}, r"record 1 has \[\] as choices"),
-        ({"split": "test"}, "record 1 is of the split 'test', but 'mini' was asked for"),
+        ({"split": "test"}, "record 1 is of the split 'test', but 'mini' was requested"),
     ]:
         with pytest.raises(ValueError, match=message):
             read_mmau(write(tmp_path, records(**changes)))
-    with pytest.raises(ValueError, match="of the split 'test-mini', but 'test' was asked for"):
+    with pytest.raises(ValueError, match="of the split 'test-mini', but 'test' was requested"):
         read_mmau(write(tmp_path, records()), "test")
 
 

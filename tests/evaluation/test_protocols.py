@@ -14,10 +14,10 @@ from processing_sam import SamProcessor
 from sam_lab.evaluation import protocols as protocols_module
 from sam_lab.evaluation.items import Item
 from sam_lab.evaluation.mmau import strip_option_letter
-from sam_lab.evaluation.protocols import candidate_texts, evaluate, evaluate_esc50, evaluate_questions
-from sam_lab.evaluation.questions import answers_question, question_items
+from sam_lab.evaluation.protocols import candidate_texts, evaluate
+from sam_lab.evaluation.questions import QUESTIONS, answers_question, question_items
 from sam_lab.evaluation.scoring import label_similarities, wilson_interval
-from sam_lab.evaluation.tasks import BENCHMARKS, Benchmark
+from sam_lab.evaluation.tasks import TASKS, Task, read_task
 from sam_lab.evaluation.wordforms import ESC50_FORMS, named_labels, names_label
 
 ROOT = Path(__file__).parents[2]
@@ -207,9 +207,9 @@ def test_questions_are_scored_by_kind(monkeypatch, tmp_path, clip):
         {"audio": "tone.wav", "prompt": "Is it a cow?", "answer": "No.", "kind": "binary"},
         {"audio": "tone.wav", "prompt": "What is it? a) a b) b", "answer": "a) a", "kind": "multiple_choice"},
     ]
-    assert [item.audio for item in question_items(rows, tmp_path)] == [clip] * 3
-    monkeypatch.setattr(protocols_module, "predict", fake_predict("Yes.", "Yes.", "a) a"))
-    result = evaluate_questions(Silent(), None, rows, tmp_path)
+    asked = question_items(rows, tmp_path)
+    assert [item.audio for item in asked] == [clip] * 3
+    result = run(monkeypatch, tmp_path, QUESTIONS, asked, fake_predict("Yes.", "Yes.", "a) a"))
     assert (result["benchmark"], result["protocol"]) == ("questions", "answers_question")
     assert result["value"] == pytest.approx(2 / 3) and result["count"] == 3
     assert result["by_kind"]["binary"]["value"] == 0.5 and result["by_kind"]["binary"]["count"] == 2
@@ -217,9 +217,9 @@ def test_questions_are_scored_by_kind(monkeypatch, tmp_path, clip):
     assert [item["correct"] for item in result["predictions"]] == [True, False, True]
     assert [item["kind"] for item in result["predictions"]] == ["binary", "binary", "multiple_choice"]
     with pytest.raises(ValueError, match="rows: got 0, number 0 with no 'audio'"):
-        evaluate_questions(None, None, [])
+        question_items([])
     with pytest.raises(ValueError, match="rows: got 3, number 1 with no 'answer'"):
-        evaluate_questions(None, None, [rows[0], {**rows[1], "answer": ""}, rows[2]])
+        question_items([rows[0], {**rows[1], "answer": ""}, rows[2]])
     with pytest.raises(ValueError, match="rows: number 1 is binary and has the answer 'nothing', expected yes or no"):
         question_items([rows[0], {**rows[1], "answer": "nothing"}])
 
@@ -227,9 +227,9 @@ def test_questions_are_scored_by_kind(monkeypatch, tmp_path, clip):
 # ------------------------------------------------------------------------------------------------------ protocols
 
 
-def benchmark(metric="accuracy", name="toy", labels=("dog_bark", "rain", "sea_waves")):
+def toy_task(metric="accuracy", name="toy", labels=("dog_bark", "rain", "sea_waves")):
     texts = tuple(label.replace("_", " ") for label in labels)
-    return Benchmark(name, "Toy", "What is it?", labels, texts, metric, 4, False, "", None)
+    return Task(name, "Toy", "What is it?", labels, texts, metric, 4, False, "", None)
 
 
 def items(clip, *references, choices=()):
@@ -243,7 +243,7 @@ class Words:
     words = ("dog", "bark", "rain", "sea", "waves")
 
     def __init__(self):
-        self.cut_texts = {"of another benchmark"}
+        self.cut_texts = {"of another task"}
 
     def embed(self, texts, batch_size=64):
         self.cut_texts |= {text for text in texts if len(text.split()) > 5}
@@ -261,7 +261,7 @@ def test_one_generation_serves_all_protocols(monkeypatch, tmp_path, clip):
     sums = [[-1.0, -2, -3], [-8, -9, -10], [-3, -1, -2], [-9, -9, -9]]
     predict = fake_predict("Audio caption: A dog bark endlessly", "sea waves", "rain", None, sums=sums)
     options = {"text_encoder": Words(), "min_coverage": 0.8}
-    result = run(monkeypatch, tmp_path, benchmark(), rows, predict, **options)
+    result = run(monkeypatch, tmp_path, toy_task(), rows, predict, **options)
     assert (result["protocol"], result["metric"], result["text_encoder"]) == ("text_encoder", "accuracy", "words")
     assert list(result["protocols"]) == ["text_encoder", "likelihood"]
     # The clip that cannot be read counts as wrong, the one that is not there does not count.
@@ -294,7 +294,7 @@ def test_a_run_is_told_from_any_other(monkeypatch, tmp_path, clip):
 
         monkeypatch.setattr(protocols_module, "predict", predict)
         options = {"protocols": ["likelihood"], "checkpoint_hash": "a", **options}
-        evaluate(model, None, rows, benchmark(name=name), tmp_path, **options)
+        evaluate(model, None, rows, toy_task(name=name), tmp_path, **options)
         return seen
 
     others = [
@@ -313,23 +313,23 @@ def test_several_labels_and_map(monkeypatch, tmp_path, clip):
     rows = items(clip, ["dog_bark", "rain"], ["rain"], ["sea_waves"], ["rain"])
     predict = fake_predict("dog bark", "rain", "rain", "nothing")
     options = {"text_encoder": Words(), "protocols": ["text_encoder"]}
-    result = run(monkeypatch, tmp_path, benchmark("map"), rows, predict, **options)
-    scores = label_similarities(["dog bark", "rain", "rain", "nothing"], benchmark().label_texts, Words())
+    result = run(monkeypatch, tmp_path, toy_task("map"), rows, predict, **options)
+    scores = label_similarities(["dog bark", "rain", "rain", "nothing"], toy_task().label_texts, Words())
     targets = [[1, 1, 0], [0, 1, 0], [0, 0, 1], [0, 1, 0]]
     assert result["value"] == pytest.approx(average_precision_score(targets, scores, average="macro"))
     assert result["labels_without_clips"] == 0 and result["predictions"][0]["reference"] == ["dog_bark", "rain"]
-    few = run(monkeypatch, tmp_path, benchmark("map"), rows[:2], fake_predict("dog bark", "rain"), **options)
+    few = run(monkeypatch, tmp_path, toy_task("map"), rows[:2], fake_predict("dog bark", "rain"), **options)
     assert few["labels_without_clips"] == 1
-    heard = replace(benchmark("map"), heard_in_training=True)
+    heard = replace(toy_task("map"), heard_in_training=True)
     assert run(monkeypatch, tmp_path, heard, rows, predict, **options)["heard_in_training"] is True
-    result = run(monkeypatch, tmp_path, benchmark("micro_f1"), rows, predict, **options)
+    result = run(monkeypatch, tmp_path, toy_task("micro_f1"), rows, predict, **options)
     assert result["value"] == pytest.approx(2 * 3 / (4 + 5)) and result["scores"]["accuracy"] == 0.75
 
 
 def test_esc50_by_names_and_by_encoder(monkeypatch, tmp_path, clip):
     predict = fake_predict("A dog barks.", "A dog and rain.")
     rows = items(clip, ["dog"], ["rain"])
-    esc50 = BENCHMARKS["esc50"]
+    esc50 = TASKS["esc50"]
     result = run(monkeypatch, tmp_path, esc50, rows, predict)
     assert (result["protocol"], result["value"]) == ("names_label", 0.5)
     assert result["interval"] == list(wilson_interval(1, 2)) and list(result["protocols"]) == ["names_label"]
@@ -340,26 +340,26 @@ def test_esc50_by_names_and_by_encoder(monkeypatch, tmp_path, clip):
 
 def test_labels_are_written_in_the_answers_form():
     item = Item("a.wav", None, "?", ("rain",))
-    assert candidate_texts(item, benchmark()) == ["Dog bark", "Rain", "Sea waves"]
-    assert candidate_texts(item, benchmark(), "{It} is {label}.")[0] == "{It} is dog bark."
+    assert candidate_texts(item, toy_task()) == ["Dog bark", "Rain", "Sea waves"]
+    assert candidate_texts(item, toy_task(), "{It} is {label}.")[0] == "{It} is dog bark."
     with pytest.raises(ValueError, match=r"answer_form: got 'dog', expected a text with \{label\} or"):
-        candidate_texts(item, benchmark(), "dog")  # all labels would be equally likely
+        candidate_texts(item, toy_task(), "dog")  # all labels would be equally likely
 
 
 def test_choices(monkeypatch, tmp_path, clip):
     rows = items(clip, ["A dog"], ["rain"], ["rain"], choices=("A dog", "rain"))
     rows = [replace(item, prompt="what? a) a dog b) rain", groups={"task": "sound"}) for item in rows]
-    assert candidate_texts(rows[0], benchmark("mmau", labels=())) == ["a) a dog", "b) rain"]
+    assert candidate_texts(rows[0], toy_task("mmau", labels=())) == ["a) a dog", "b) rain"]
     other = replace(rows[0], prompt="What?\n(A) A dog\n(B) rain")
-    assert candidate_texts(other, benchmark("mmau", labels=())) == ["(A) A dog", "(B) rain"]
-    assert candidate_texts(replace(other, prompt="What?"), benchmark("mmau", labels=())) == ["A dog", "rain"]
+    assert candidate_texts(other, toy_task("mmau", labels=())) == ["(A) A dog", "(B) rain"]
+    assert candidate_texts(replace(other, prompt="What?"), toy_task("mmau", labels=())) == ["A dog", "rain"]
     predict = fake_predict("a) a dog", "", None, sums=[[-2.0, -1.0], [-2.0, -1.0], [-1.0, -2.0]])
-    result = run(monkeypatch, tmp_path, benchmark("mmau", labels=()), rows, predict)
+    result = run(monkeypatch, tmp_path, toy_task("mmau", labels=()), rows, predict)
     assert (result["protocol"], result["value"], result["unanswered"]) == ("mmau_correct", 1 / 3, 1)
     assert result["protocols"]["likelihood"]["value"] == 1 / 3
     assert [row["by_protocol"]["likelihood"]["label"] for row in result["predictions"]] == ["rain", "rain", None]
     hidden = [replace(item, references=()) for item in rows]  # MMAU's test: the answers are not published
-    result = run(monkeypatch, tmp_path, benchmark("mmau", labels=()), hidden, predict)
+    result = run(monkeypatch, tmp_path, toy_task("mmau", labels=()), hidden, predict)
     assert result["value"] is None and result["interval"] is None and result["predictions"][0]["correct"] is None
 
 
@@ -376,32 +376,32 @@ def test_captions(monkeypatch, tmp_path, clip):
     rows = items(clip, ["rain", "waves"], ["dog"])
     predict = fake_predict("Audio caption: rain", "dog")
     options = {"text_encoder": Words(), "spice_jars": "jars"}
-    result = run(monkeypatch, tmp_path, benchmark("caption", labels=()), rows, predict, **options)
+    result = run(monkeypatch, tmp_path, toy_task("caption", labels=()), rows, predict, **options)
     assert asked == [("rain", ["rain", "waves"]), ("dog", ["dog"])]
     assert (result["protocol"], result["metric"], result["value"]) == ("captions", "SPICE", 0.3)
     assert result["interval"] == pytest.approx([0.1, 0.5]) and result["scores"]["CIDEr"] == 0.5
     assert result["scores"]["similarity_mean"] == pytest.approx((1 + 0.5) / 2 / 2 + 1 / 2)
     assert result["predictions"][1]["by_protocol"]["captions"]["SPICE"] == 0.5
-    result = run(monkeypatch, tmp_path, benchmark("caption", labels=()), rows, predict)
+    result = run(monkeypatch, tmp_path, toy_task("caption", labels=()), rows, predict)
     assert (result["metric"], result["value"]) == ("CIDEr", 0.5)
 
 
 def test_what_is_asked_for_wrongly(monkeypatch, tmp_path, clip):
     rows = items(clip, ["rain"])
     with pytest.raises(ValueError, match=r"text_encoder: got None for toy.*clap-2023.*--protocol likelihood"):
-        run(monkeypatch, tmp_path, benchmark(), rows, None)
+        run(monkeypatch, tmp_path, toy_task(), rows, None)
     with pytest.raises(
         ValueError, match="protocols: got 'captions' for toy, expected some of text_encoder, likelihood"
     ):
-        run(monkeypatch, tmp_path, benchmark(), rows, None, protocols=["captions"])
+        run(monkeypatch, tmp_path, toy_task(), rows, None, protocols=["captions"])
     with pytest.raises(ValueError, match="protocols: got 'names_label' for toy"):
-        run(monkeypatch, tmp_path, benchmark(), rows, None, protocols=["names_label"])
+        run(monkeypatch, tmp_path, toy_task(), rows, None, protocols=["names_label"])
     few = [*rows, Item("lost.wav", None, "?", ("rain",))]
-    message = r"data: toy: 1 of 2 clips are there, 4 were published; expected .*95%\. Missing: lost\.wav"
+    message = r"data: toy: 1 of 2 clips are present, 4 were published; expected .*95%\. Missing: lost\.wav"
     with pytest.raises(ValueError, match=message):
-        run(monkeypatch, tmp_path, benchmark(), few, None, protocols=["likelihood"], min_coverage=0.95)
+        run(monkeypatch, tmp_path, toy_task(), few, None, protocols=["likelihood"], min_coverage=0.95)
     with pytest.raises(ValueError, match="0 of 1 clips"):
-        run(monkeypatch, tmp_path, benchmark(), few[1:], None, protocols=["likelihood"])
+        run(monkeypatch, tmp_path, toy_task(), few[1:], None, protocols=["likelihood"])
 
 
 # --------------------------------------------------------------------------------------------------------- models
@@ -416,7 +416,7 @@ def test_the_likelihood_picks_what_a_rigged_model_would_say(tmp_path, clip):
         head.bias.zero_()[processor.tokenizer("R")["input_ids"]] = 40
     model.lm_head = head
     rows = items(clip, ["rain"], ["dog_bark"])
-    result = evaluate(model, processor, rows, benchmark(), tmp_path, protocols=["likelihood"], max_new_tokens=2)
+    result = evaluate(model, processor, rows, toy_task(), tmp_path, protocols=["likelihood"], max_new_tokens=2)
     assert [row["by_protocol"]["likelihood"]["label"] for row in result["predictions"]] == ["rain", "rain"]
     assert result["value"] == 0.5 and [row["correct"] for row in result["predictions"]] == [True, False]
     assert all(row["prediction"].startswith("R") for row in result["predictions"])
@@ -445,9 +445,12 @@ def test_sam_tiny_says_of_esc50_what_is_on_record(tmp_path):
         lines.append(f"{row['audio']},4,{row['reference']}")
     (tmp_path / "meta" / "esc50.csv").write_text("\n".join(lines) + "\n")
     model = SamForConditionalGeneration.from_pretrained(SAM_TINY)
-    result = evaluate_esc50(model, SamProcessor.from_pretrained(SAM_TINY), tmp_path, fold=4, batch_size=3)
+    processor, clips = SamProcessor.from_pretrained(SAM_TINY), read_task("esc50", tmp_path, fold=4)
+    options = {"protocols": ["names_label"], "max_new_tokens": 64, "batch_size": 3}
+    result = evaluate(model, processor, clips, TASKS["esc50"], tmp_path / "work", **options)
     for row, old in zip(result["predictions"], recorded, strict=True):
         for key in ("audio", "prompt", "prediction", "reference", "correct"):
             assert row[key] == old[key]
-    assert (result["protocol"], result["fold"], result["expected"]) == ("names_label", 4, len(recorded))
+    assert {row["fold"] for row in result["predictions"]} == {"4"}
+    assert (result["protocol"], result["expected"]) == ("names_label", len(recorded))
     assert result["interval"] == list(wilson_interval(sum(row["correct"] for row in recorded), len(recorded)))

@@ -1,21 +1,20 @@
-"""Benchmarks: their definitions against LTU's and the datasets' own lists, their readers on small copies of them."""
+"""Tasks: their definitions against LTU's and the datasets' own lists, their readers on small copies of them."""
 
 import csv
 import json
 import os
 import re
 import shutil
-import sys
-import types
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from sam_lab.evaluation import labels as labels_module
-from sam_lab.evaluation.items import Item
-from sam_lab.evaluation.layouts import LAYOUTS, audio_stem
-from sam_lab.evaluation.tasks import BENCHMARKS, CITATIONS, _label_key, read_benchmark, read_esc50
+from sam_lab.evaluation import tasks as tasks_module
+from sam_lab.evaluation.items import Item, audio_stem
+from sam_lab.evaluation.layouts import LAYOUTS
+from sam_lab.evaluation.tasks import CITATIONS, TASKS, label_key, read_esc50, read_task
 
 SHARED = Path(os.environ.get("SAM_SHARED_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 TEXT = SHARED / "text"
@@ -69,7 +68,7 @@ def ltu_labels(name):
     ],
 )
 def test_labels_are_ltus_in_its_order(name, file, count, spelling):
-    labels = BENCHMARKS[name].labels
+    labels = TASKS[name].labels
     assert len(set(labels)) == len(labels) == count
     assert [spelling(label) for label in labels] == ltu_labels(file)
 
@@ -80,10 +79,10 @@ def test_labels_are_spelled_as_the_datasets_spell_them():
         with (TEXT / name).open(newline="", encoding="utf-8") as file:
             return [row[number] for row in csv.reader(file)][header:]
 
-    assert list(BENCHMARKS["esc50"].labels) == column("labels/esc50_class_labels_indices.csv", 2)
-    assert set(BENCHMARKS["esc50"].labels) == set(column("esc50/esc50_meta_rebuilt.csv", 3))
-    assert set(BENCHMARKS["vggsound"].labels) == set(column("labels/vggsound_stat.csv", 0, header=False))
-    assert list(BENCHMARKS["fsd50k"].labels) == column("labels/fsd50k_class_labels_indices.csv", 2)
+    assert list(TASKS["esc50"].labels) == column("labels/esc50_class_labels_indices.csv", 2)
+    assert set(TASKS["esc50"].labels) == set(column("esc50/esc50_meta_rebuilt.csv", 3))
+    assert set(TASKS["vggsound"].labels) == set(column("labels/vggsound_stat.csv", 0, header=False))
+    assert list(TASKS["fsd50k"].labels) == column("labels/fsd50k_class_labels_indices.csv", 2)
     table = "labels/audioset_class_labels_indices.csv"
     assert list(labels_module.AUDIOSET_NAMES.items()) == list(zip(column(table, 1), column(table, 2)))
     ontology = {
@@ -92,20 +91,20 @@ def test_labels_are_spelled_as_the_datasets_spell_them():
     assert all(ontology[mid] == name for mid, name in labels_module.AUDIOSET_NAMES.items())
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_each_benchmark_is_complete(name):
-    benchmark = BENCHMARKS[name]
-    assert benchmark.name == name and benchmark.title and re.search(r"\b20\d\d$", benchmark.citation)
-    assert len(benchmark.label_texts) == len(benchmark.labels)
-    assert len({_label_key(label) for label in benchmark.labels}) == len(benchmark.labels)  # no two are confused
-    assert (benchmark.metric in ("accuracy", "micro_f1", "map")) == bool(benchmark.labels)
-    assert (benchmark.prompt == "") == (name in MMAU)
+@pytest.mark.parametrize("name", TASKS)
+def test_each_task_is_complete(name):
+    task = TASKS[name]
+    assert task.name == name and task.title and re.search(r"\b20\d\d$", task.citation)
+    assert len(task.label_texts) == len(task.labels)
+    assert len({label_key(label) for label in task.labels}) == len(task.labels)  # no two are confused
+    assert (task.metric in ("accuracy", "micro_f1", "map")) == bool(task.labels)
+    assert (task.prompt == "") == (name in MMAU)
 
 
 def test_texts_are_cleaned_as_ltu_cleans_them():
     def text(name, label):
-        benchmark = BENCHMARKS[name]
-        return benchmark.label_texts[benchmark.labels.index(label)]
+        task = TASKS[name]
+        return task.label_texts[task.labels.index(label)]
 
     assert text("esc50", "door_wood_knock") == "door wood knock"
     assert text("dcase2017", "Fire engine, fire truck (siren)") == "fire engine fire truck (siren)"
@@ -119,16 +118,16 @@ def test_texts_are_cleaned_as_ltu_cleans_them():
 
 
 def test_what_is_not_zero_shot_is_said():
-    heard = {name for name, benchmark in BENCHMARKS.items() if benchmark.heard_in_training}
+    heard = {name for name, task in TASKS.items() if task.heard_in_training}
     assert heard == {"vggsound", "fsd50k", "audioset", "audiocaps", "clotho"}
 
 
 def test_prompts_metrics_and_sizes():
     ask = "Close-ended question: Write an audio caption describing the sound"
-    prompts = Counter(benchmark.prompt for benchmark in BENCHMARKS.values())
+    prompts = Counter(task.prompt for task in TASKS.values())
     assert prompts[f"{ask}."] == 8
-    assert BENCHMARKS["audiocaps"].prompt == f"{ask}, in AudioCaps style."
-    assert BENCHMARKS["clotho"].prompt == "Close-ended question: Create a caption for audio, in Clotho style."
+    assert TASKS["audiocaps"].prompt == f"{ask}, in AudioCaps style."
+    assert TASKS["clotho"].prompt == "Close-ended question: Create a caption for audio, in Clotho style."
     metrics = {
         "dcase2017": "micro_f1",
         "fsd50k": "map",
@@ -136,20 +135,20 @@ def test_prompts_metrics_and_sizes():
         "audiocaps": "caption",
         "clotho": "caption",
     }
-    for name, benchmark in BENCHMARKS.items():
-        assert benchmark.metric == metrics.get(name, "mmau" if name in MMAU else "accuracy")
-    sizes = {name: benchmark.expected for name, benchmark in BENCHMARKS.items()}
+    for name, task in TASKS.items():
+        assert task.metric == metrics.get(name, "mmau" if name in MMAU else "accuracy")
+    sizes = {name: task.expected for name, task in TASKS.items()}
     assert sizes["esc50"] == 2000 and sizes["beijing_opera"] == 236 and sizes["clotho"] == 1045
     assert sizes["tut2017"] == 15 * 312  # 312 segments a scene
     assert sizes["vocalsound"] == 21024 - 15570 - 1860  # all but training and validation
     assert sizes["fsd50k"] == 51197 - 40966  # all but the development set
-    assert set(LAYOUTS) | set(MMAU) == set(BENCHMARKS) and set(CITATIONS) == set(BENCHMARKS) - {"mmau_mini"}
+    assert set(LAYOUTS) | set(MMAU) == set(TASKS) and set(CITATIONS) == set(TASKS) - {"mmau_mini"}
 
 
 @pytest.mark.skipif(not (SHARED / ".." / "reference").exists(), reason="the paper's tables are not there")
 def test_columns_are_those_of_table_1():
     table = json.loads((SHARED / ".." / "reference" / "paper-tables.json").read_text())["table1"]
-    columns = {benchmark.paper_column for benchmark in BENCHMARKS.values()} - {None}
+    columns = {task.paper_column for task in TASKS.values()} - {None}
     assert columns == set(table["metrics"])
 
 
@@ -170,23 +169,23 @@ def test_esc50(tmp_path):
             "audio/4-1-A-30.flac": None,  # of another format
         },
     )
-    items = read_benchmark("esc50", tmp_path)
+    items = read_task("esc50", tmp_path)
     assert short(items, tmp_path) == [
         ("1-100032-A-0.wav", "audio/1-100032-A-0.wav", "dog"),
         ("4-1-A-30.wav", "audio/4-1-A-30.flac", "door_wood_knock"),
         ("4-2-B-10.wav", None, "rain"),
     ]
     assert [item.groups for item in items] == [{"fold": "1"}, {"fold": "4"}, {"fold": "4"}]
-    assert {item.prompt for item in items} == {BENCHMARKS["esc50"].prompt}
-    assert [item.id for item in read_benchmark("esc50", str(tmp_path), fold=4)] == ["4-1-A-30.wav", "4-2-B-10.wav"]
+    assert {item.prompt for item in items} == {TASKS["esc50"].prompt}
+    assert [item.id for item in read_task("esc50", str(tmp_path), fold=4)] == ["4-1-A-30.wav", "4-2-B-10.wav"]
     assert read_esc50(tmp_path, 4) == (
         [(tmp_path / "audio" / "4-1-A-30.flac", "door_wood_knock")],
         ["4-2-B-10.wav"],
     )
     with pytest.raises(ValueError, match="has no clips of fold 3"):
-        read_benchmark("esc50", tmp_path, fold=3)
+        read_task("esc50", tmp_path, fold=3)
     shutil.rmtree(tmp_path / "audio")
-    assert [item.audio for item in read_benchmark("esc50", tmp_path)] == [None] * 3
+    assert [item.audio for item in read_task("esc50", tmp_path)] == [None] * 3
     with pytest.raises(ValueError, match="has 1 rows and none of their audio"):
         read_esc50(tmp_path, 1)
 
@@ -207,7 +206,7 @@ def test_dcase2017(tmp_path, table, audio):
         "-pzwalZ0ub0_5.000_15.000.wav\t7.250\t9.000\tTruck",  # the strong table has a line for each time
     )
     put(tmp_path, {table: truth, audio.format("-pzwalZ0ub0_5.000_15.000"): None})
-    assert short(read_benchmark("dcase2017", tmp_path), tmp_path) == [
+    assert short(read_task("dcase2017", tmp_path), tmp_path) == [
         ("-pzwalZ0ub0_5.000_15.000.wav", audio.format("-pzwalZ0ub0_5.000_15.000"), "Reversing beeps", "Truck"),
         ("CN0Bi4MDpA4_20.000_30.000.wav", None, "Air horn, truck horn"),
     ]
@@ -226,14 +225,14 @@ def test_vocalsound(tmp_path):
             "audio_16k/m0001_0_sneeze.wav": None,  # of the training part
         },
     )
-    assert short(read_benchmark("vocalsound", tmp_path), tmp_path) == [
+    assert short(read_task("vocalsound", tmp_path), tmp_path) == [
         ("f0003_0_cough.wav", "audio_16k/f0003_0_cough.wav", "Cough"),
         ("m1234_1_throatclearing.wav", "audio_16k/m1234_1_throatclearing.wav", "Throat clearing"),
         ("f0003_0_sigh.wav", None, "Sigh"),
     ]
     (tmp_path / "datafiles" / "te.json").write_text('{"data": [{"label": "x"}]}')
     with pytest.raises(ValueError, match=r"te\.json: is no list of VocalSound's, expected"):
-        read_benchmark("vocalsound", tmp_path)
+        read_task("vocalsound", tmp_path)
 
 
 @pytest.mark.parametrize("session", ["\tb020", ""])  # the evaluation set's meta.txt has no third column
@@ -241,7 +240,7 @@ def test_tut2017(tmp_path, session):
     meta = lines(f"audio/b020_90_100.wav\tbeach{session}", f"audio/7.wav\tcafe/restaurant{session}")
     put(tmp_path, {"meta.txt": meta + f"audio/8.wav\tcity_center{session}\n", "audio/b020_90_100.wav": None})
     put(tmp_path, {"audio/8.flac": None})
-    assert short(read_benchmark("tut2017", tmp_path), tmp_path) == [
+    assert short(read_task("tut2017", tmp_path), tmp_path) == [
         ("b020_90_100.wav", "audio/b020_90_100.wav", "beach"),
         ("7.wav", None, "cafe/restaurant"),
         ("8.wav", "audio/8.flac", "city_center"),
@@ -252,7 +251,7 @@ def test_beijing_opera(tmp_path):
     names = ["123__user__bangu-01.wav", "123__user__xiaoluo-07.wav", "Daluo/1.wav", "naobo/1.wav", "Small_gong/2.flac"]
     names.append("xiaoluo/daluo-2.wav")  # the file's name counts before the folder's
     put(tmp_path, dict.fromkeys([*names, "README.txt"]))
-    assert sorted(short(read_benchmark("beijing_opera", tmp_path), tmp_path)) == [
+    assert sorted(short(read_task("beijing_opera", tmp_path), tmp_path)) == [
         ("123__user__bangu-01.wav", "123__user__bangu-01.wav", "Clapper-drum"),
         ("123__user__xiaoluo-07.wav", "123__user__xiaoluo-07.wav", "small gong"),
         ("Daluo/1.wav", "Daluo/1.wav", "Large gong"),
@@ -262,7 +261,7 @@ def test_beijing_opera(tmp_path):
     ]
     put(tmp_path, {"piano/1.wav": None})
     with pytest.raises(ValueError, match=r"piano/1\.wav has the label '', expected one of the 4 of Beijing Opera"):
-        read_benchmark("beijing_opera", tmp_path)
+        read_task("beijing_opera", tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["", "audio/"])
@@ -282,7 +281,7 @@ def test_vggsound(tmp_path, folder):
             f"{folder}FwVYUHKoLtQ.wav": None,  # which part of the video, it does not say
         },
     )
-    assert short(read_benchmark("vggsound", tmp_path), tmp_path) == [
+    assert short(read_task("vggsound", tmp_path), tmp_path) == [
         ("---g-f_I2yQ_000001", f"{folder}---g-f_I2yQ_000001.wav", "bee, wasp, etc. buzzing"),
         ("B5KE79I2f-A_000220", None, "wind noise"),
         ("B5KE79I2f-A_000188", f"{folder}B5KE79I2f-A_188.mp4", "wind noise"),
@@ -290,7 +289,7 @@ def test_vggsound(tmp_path, folder):
     ]
     put(tmp_path, {"vggsound.csv": "FwVYUHKoLtQ,soon,people marching,test\n"})
     with pytest.raises(ValueError, match=r"vggsound\.csv: line 1 has 'soon' as a time, expected seconds"):
-        read_benchmark("vggsound", tmp_path)
+        read_task("vggsound", tmp_path)
 
 
 def test_fsd50k(tmp_path):
@@ -306,7 +305,7 @@ def test_fsd50k(tmp_path):
             "FSD50K.dev_audio/37199.wav": None,  # not of this set
         },
     )
-    assert short(read_benchmark("fsd50k", tmp_path), tmp_path) == [
+    assert short(read_task("fsd50k", tmp_path), tmp_path) == [
         ("37199", None, "Electric_guitar", "Guitar", "Music"),
         ("175151", "FSD50K.eval_audio/175151.wav", "Sink_(filling_or_washing)"),
     ]
@@ -333,7 +332,7 @@ def test_audioset(tmp_path):
             f"eval/{videos[3]}_420000_430000.wav": None,
         },
     )
-    assert short(read_benchmark("audioset", tmp_path), tmp_path) == [
+    assert short(read_task("audioset", tmp_path), tmp_path) == [
         (videos[0], f"eval/{videos[0]}.flac", "Domestic animals, pets", "Squeak", "Dog", "Animal"),
         (videos[1], f"eval/Y{videos[1]}.wav", "Hammer"),
         (videos[2], f"eval/{videos[2]}_0.000_10.000.wav", "Cough"),
@@ -361,7 +360,7 @@ def test_audiocaps(tmp_path):
         },
     )
     again = "Constant rattling noise"
-    assert short(read_benchmark("audiocaps", tmp_path), tmp_path) == [
+    assert short(read_task("audiocaps", tmp_path), tmp_path) == [
         ("7fmOlUlwoNg", "audio/7fmOlUlwoNg.flac", again, "Something rattles: it does not stop", again),
         ("VjSEIRnLAh8", "audio/YVjSEIRnLAh8.wav", "Food is frying, and a woman talks"),
         ("6BJ455B1aAs", "audio/4.wav", "A rocket flies by"),
@@ -381,19 +380,19 @@ def test_clotho(tmp_path):
             "development/Santa Motor.wav": None,  # another split
         },
     )
-    assert short(read_benchmark("clotho", tmp_path), tmp_path) == [
+    assert short(read_task("clotho", tmp_path), tmp_path) == [
         ("Santa Motor.wav", None, "A motor, it hums.", "b", "c", "d", "e"),
         ("FR.CTC.08.S.001.wav", "evaluation/FR.CTC.08.S.001.ogg", "f", "g", "h", "i", "j"),
     ]
     shutil.rmtree(tmp_path / "evaluation")
-    assert [item.audio for item in read_benchmark("clotho", tmp_path)] == [None, None]
+    assert [item.audio for item in read_task("clotho", tmp_path)] == [None, None]
     put(tmp_path, {"clotho_captions_evaluation.csv": lines(header, "a.wav,b,c")})
     with pytest.raises(ValueError, match=r"line 2 has no caption_3, caption_4, caption_5, expected the columns"):
-        read_benchmark("clotho", tmp_path)
+        read_task("clotho", tmp_path)
     for wordless in ("", " ", "..."):  # the metrics would refuse it when all the answers are there
         put(tmp_path, {"clotho_captions_evaluation.csv": lines(header, f"a.wav,b,c,{wordless},d,e")})
         with pytest.raises(ValueError, match=f"line 2 has {wordless!r} for a caption, expected one with at least one"):
-            read_benchmark("clotho", tmp_path)
+            read_task("clotho", tmp_path)
 
 
 @needs_shared
@@ -403,8 +402,8 @@ def test_clotho(tmp_path):
 )
 def test_published_captions(tmp_path, name, source, target):
     shutil.copy(TEXT / source / "test.csv", tmp_path / target)
-    items = read_benchmark(name, tmp_path)
-    assert len(items) == len({item.id for item in items}) == BENCHMARKS[name].expected
+    items = read_task(name, tmp_path)
+    assert len(items) == len({item.id for item in items}) == TASKS[name].expected
     assert {len(item.references) for item in items} == {5}
     assert {item.audio for item in items} == {None}
     if name == "clotho":
@@ -434,8 +433,8 @@ def test_esc50_of_real_clips(tmp_path):
         truth[row["filename"]] = (str(file), clip["original_label"], clip["official_fold"].removeprefix("fold"))
     (tmp_path / "meta").mkdir()
     shutil.copy(TEXT / "esc50" / "esc50_meta_rebuilt.csv", tmp_path / "meta" / "esc50.csv")
-    items = read_benchmark("esc50", tmp_path)
-    assert len(items) == BENCHMARKS["esc50"].expected
+    items = read_task("esc50", tmp_path)
+    assert len(items) == TASKS["esc50"].expected
     found = {item.id: (item.audio, *item.references, item.groups["fold"]) for item in items if item.audio}
     assert found == truth
 
@@ -481,8 +480,8 @@ def ltu_file(folder, *rows):
 def test_the_truth_in_an_ltu_file(tmp_path, name, output, references):
     file = ltu_file(tmp_path, ("/data/x.flac", output))
     references = references or ["Speech", "Male speech, man speaking", "Bee, wasp, etc."]
-    (item,) = read_benchmark(name, file)
-    assert item == Item("x.flac", None, BENCHMARKS[name].prompt, tuple(references))
+    (item,) = read_task(name, file)
+    assert item == Item("x.flac", None, TASKS[name].prompt, tuple(references))
 
 
 def test_records_on_one_clip_are_one_item(tmp_path):
@@ -492,10 +491,10 @@ def test_records_on_one_clip_are_one_item(tmp_path):
         ("/data/a.wav", "one"),
         ("/data/a.wav", "3"),
     ]
-    items = read_benchmark("clotho", ltu_file(tmp_path, *rows))
+    items = read_task("clotho", ltu_file(tmp_path, *rows))
     assert [(item.id, item.references) for item in items] == [("a.wav", ("one", "one", "3")), ("b.wav", ("two",))]
     rows = [("/data/a.wav", "Train"), ("/data/a.wav", "Train horn"), ("/data/a.wav", "Train")]
-    (item,) = read_benchmark("dcase2017", ltu_file(tmp_path, *rows))
+    (item,) = read_task("dcase2017", ltu_file(tmp_path, *rows))
     assert item.references == ("Train", "Train horn")
 
 
@@ -509,28 +508,28 @@ def test_audio_of_an_ltu_file(tmp_path):
     ]
     file = ltu_file(tmp_path, *rows)
     roots = [("/data/sls", "/nowhere"), ("/data/sls/esc", str(tmp_path / "here"))]
-    assert short(read_benchmark("esc50", file, audio_roots=roots), tmp_path) == [
+    assert short(read_task("esc50", file, audio_roots=roots), tmp_path) == [
         ("a.wav", "here/a.wav", "dog"),
         ("b.wav", "here/b.ogg", "rain"),
         ("c.wav", "near/c.wav", "cat"),
         ("gone.wav", None, "cow"),
     ]
-    assert [item.audio is None for item in read_benchmark("esc50", file)] == [True, True, False, True]
+    assert [item.audio is None for item in read_task("esc50", file)] == [True, True, False, True]
     # two files of one name are two clips
-    items = read_benchmark("esc50", ltu_file(tmp_path, ("other/a.wav", "dog"), ("here/a.wav", "cat")))
+    items = read_task("esc50", ltu_file(tmp_path, ("other/a.wav", "dog"), ("here/a.wav", "cat")))
     assert [(item.id, *item.references) for item in items] == [("other/a.wav", "dog"), ("here/a.wav", "cat")]
 
 
 def test_folds_of_an_ltu_file(tmp_path):
     file = ltu_file(tmp_path, ("/x/1-100032-A-0.wav", "dog"), ("/x/4-9-B-10.wav", "rain"))
-    (item,) = read_benchmark("esc50", file, fold=4)
+    (item,) = read_task("esc50", file, fold=4)
     assert item.id == "4-9-B-10.wav" and item.groups == {"fold": "4"}
 
 
 @needs_shared
 def test_a_file_of_ltus_that_is_no_evaluation_file():
     with pytest.raises(ValueError, match=r"sample_600\.json: record 1 has None as output, expected text"):
-        read_benchmark("audioset", TEXT / "bench" / "ltu_as_strong_eval_sample_600.json")
+        read_task("audioset", TEXT / "bench" / "ltu_as_strong_eval_sample_600.json")
 
 
 # ---------------------------------------------------------------------------------------------------------- errors
@@ -540,18 +539,18 @@ def test_a_file_of_ltus_that_is_no_evaluation_file():
 def test_a_wrong_folder(tmp_path, name):
     put(tmp_path, {"song.wav": None, "notes.txt": "x"})
     with pytest.raises(FileNotFoundError) as error:
-        read_benchmark(name, tmp_path)
-    assert str(tmp_path) in str(error.value) and f"expected {BENCHMARKS[name].title} as it is" in str(error.value)
+        read_task(name, tmp_path)
+    assert str(tmp_path) in str(error.value) and f"expected {TASKS[name].title} as it is" in str(error.value)
     assert LAYOUTS[name].files in str(error.value)
     with pytest.raises(FileNotFoundError, match=r"data: there is no '.*nowhere', expected"):
-        read_benchmark(name, tmp_path / "nowhere")
+        read_task(name, tmp_path / "nowhere")
 
 
-def test_an_unknown_benchmark_and_a_fold_where_there_is_none(tmp_path):
+def test_an_unknown_task_and_a_fold_where_there_is_none(tmp_path):
     with pytest.raises(ValueError, match="name: got 'esc-50', expected one of esc50, dcase2017"):
-        read_benchmark("esc-50", tmp_path)
+        read_task("esc-50", tmp_path)
     with pytest.raises(ValueError, match="fold: got 4 for clotho, expected None"):
-        read_benchmark("clotho", tmp_path, fold=4)
+        read_task("clotho", tmp_path, fold=4)
 
 
 def test_a_label_that_is_none(tmp_path):
@@ -559,42 +558,40 @@ def test_a_label_that_is_none(tmp_path):
     with pytest.raises(
         ValueError, match=r"esc50\.csv: line 3 has the label 'unicorn', expected one of the 50 of ESC-50"
     ):
-        read_benchmark("esc50", tmp_path)
+        read_task("esc50", tmp_path)
     with pytest.raises(ValueError, match=r"eval\.json: record 2 has the label 'Choo', expected one of the 17"):
-        read_benchmark("dcase2017", ltu_file(tmp_path, ("a.wav", "Train"), ("b.wav", "Train; Choo")))
+        read_task("dcase2017", ltu_file(tmp_path, ("a.wav", "Train"), ("b.wav", "Train; Choo")))
     put(tmp_path, {"eval_segments.csv": '# YTID\nabc, 0.000, 10.000, "/m/04rlf,/m/nothing"\n'})
     with pytest.raises(
         ValueError, match=r"eval_segments\.csv: line 2 has the label '/m/nothing', expected one of the 527"
     ):
-        read_benchmark("audioset", tmp_path)
+        read_task("audioset", tmp_path)
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
     put(tmp_path, {"meta/esc50.csv": "\ufefffilename,fold,category\na.wav,1,dog\n", "meta.txt": "\ufeffa.wav\tbus\n"})
-    assert [item.id for name in ("esc50", "tut2017") for item in read_benchmark(name, tmp_path)] == ["a.wav"] * 2
+    assert [item.id for name in ("esc50", "tut2017") for item in read_task(name, tmp_path)] == ["a.wav"] * 2
 
 
 def test_a_line_that_is_cut_off(tmp_path):
     put(tmp_path, {"meta.txt": "audio/1.wav\tbus\naudio/2.w"})
     with pytest.raises(ValueError, match=r"meta\.txt: line 2 has 1 columns, expected 2"):
-        read_benchmark("tut2017", tmp_path)
+        read_task("tut2017", tmp_path)
     put(tmp_path, {"meta.txt": ""})
     with pytest.raises(ValueError, match=r"has no clips, expected TUT2017"):
-        read_benchmark("tut2017", tmp_path)
+        read_task("tut2017", tmp_path)
 
 
 def test_two_files_for_one_clip(tmp_path):
     put(tmp_path, {"meta.txt": "audio/1.wav\tbus\n", "audio/1.wav": None, "audio/copy/1.flac": None})
     with pytest.raises(ValueError, match=r"1\.wav and .*1\.flac are both '1\.wav', expected one file"):
-        read_benchmark("tut2017", tmp_path)
+        read_task("tut2017", tmp_path)
 
 
 def test_mmau_is_read_by_its_own_module(monkeypatch):
-    module = types.ModuleType("sam_lab.evaluation.mmau")
-    module.read_mmau = lambda data, split, audio_roots: [(data, split)]
-    monkeypatch.setitem(sys.modules, "sam_lab.evaluation.mmau", module)
-    assert read_benchmark("mmau_mini", "x.json") == [("x.json", "test-mini")]
-    assert read_benchmark("mmau", "x.json") == [("x.json", "test")]
+    monkeypatch.setattr(tasks_module, "read_mmau", lambda data, split, audio_roots: [(data, split)])
+    assert read_task("mmau_mini", "x.json") == [("x.json", "test-mini")]
+    assert read_task("mmau", "x.json") == [("x.json", "test")]
 
 
 def test_a_dot_in_a_name_ends_no_name():

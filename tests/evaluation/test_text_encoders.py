@@ -514,10 +514,10 @@ def test_sentence_encoders_that_are_not_supported(tmp_path):
     with pytest.raises(ValueError, match=r"pools by \['pooling_mode_mean_tokens', 'pooling_mode_cls_token'\]"):
         load_text_encoder(folder)
     folder = save_sentence_encoder(tmp_path / "dense", mean, modules=("Transformer", "Pooling", "Dense"))
-    with pytest.raises(ValueError, match="is made of Transformer, Pooling, Dense; only"):
+    with pytest.raises(ValueError, match="consists of Transformer, Pooling, Dense; only"):
         load_text_encoder(folder)
     folder = save_sentence_encoder(tmp_path / "prompt", mean, default_prompt_name="query")
-    with pytest.raises(ValueError, match="puts its prompt 'query' before every text"):
+    with pytest.raises(ValueError, match="adds its prompt 'query' before every text"):
         load_text_encoder(folder)
     folder = save_sentence_encoder(tmp_path / "holes", mean)
     state = load_file(folder / "model.safetensors")

@@ -8,7 +8,7 @@ from tiny import tiny_inputs, tiny_model, tiny_processor
 
 from sam_lab.evaluation.items import Item
 from sam_lab.evaluation.protocols import evaluate
-from sam_lab.evaluation.tasks import Benchmark
+from sam_lab.evaluation.tasks import Task
 from sam_lab.paper.analysis import analyse_encoder
 
 CLIPS = sorted(path for path in (Path(__file__).parents[2] / "examples" / "audio").iterdir() if path.suffix == ".ogg")
@@ -26,14 +26,14 @@ def test_candidates_are_as_likely_as_on_the_cpu():
         assert (gpu.sums.cpu() - cpu.sums).abs().max() < 5e-3 * cpu.sums.abs().max()
 
 
-def test_a_benchmark_is_scored_as_on_the_cpu(tmp_path):
+def test_a_task_is_scored_as_on_the_cpu(tmp_path):
     labels = ("dog", "rain", "train")
-    benchmark = Benchmark("toy", "Toy", "What?", labels, labels, "accuracy", 5, False, "", None)
+    task = Task("toy", "Toy", "What?", labels, labels, "accuracy", 5, False, "", None)
     items = [Item(path.name, str(path), "What do you hear?", ("dog",)) for path in CLIPS]
     model, processor = tiny_model(**FUSED), tiny_processor()
     options = {"protocols": ["likelihood"], "max_new_tokens": 8, "batch_size": 3}
-    cpu = evaluate(model, processor, items, benchmark, tmp_path / "cpu", **options)
-    gpu = evaluate(model.cuda(), processor, items, benchmark, tmp_path / "gpu", **options)
+    cpu = evaluate(model, processor, items, task, tmp_path / "cpu", **options)
+    gpu = evaluate(model.cuda(), processor, items, task, tmp_path / "gpu", **options)
     assert len(CLIPS) > 3 and gpu["count"] == cpu["count"] == len(CLIPS) and gpu["failed"] == []
     for ours, theirs in zip(gpu["predictions"], cpu["predictions"]):
         a, b = (each["by_protocol"]["likelihood"] for each in (ours, theirs))

@@ -8,19 +8,8 @@ import pytest
 from tiny import script
 
 from sam_lab.common.text_tables import markdown
-from sam_lab.paper.tables import (
-    SOURCE,
-    claims_table,
-    compare,
-    count_claims,
-    load_results,
-    measured_rows,
-    paper_tables,
-    table1,
-    table2,
-    table4,
-    table5,
-)
+from sam_lab.paper.numbers import CITATION, compare, count_claims, paper_tables
+from sam_lab.paper.tables import claims_table, load_results, measured_rows, table1, table2, table4, table5
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("SAM_SHARED_DATA", ROOT / ".." / "shared" / "data"))
@@ -34,7 +23,7 @@ def prediction(audio, text, reference, prompt="What?"):
 
 
 def result(benchmark="esc50", **changes):
-    """A result as `evaluate.py` writes it."""
+    """A result as `sam-alm evaluate` writes it."""
     return {
         "benchmark": benchmark,
         "protocol": "text_encoder",
@@ -255,14 +244,14 @@ def test_table_2_tells_benchmarks_and_prompts_apart(write):
 def test_results_that_do_not_go_together(write, tmp_path):
     with pytest.raises(ValueError, match=r"both have small on esc50 by text_encoder"):
         load_results(write(result(), result(value=0.1)))
-    with pytest.raises(ValueError, match=r"different models, and both are called 'small'"):
+    with pytest.raises(ValueError, match=r"different models, but both are named 'small'"):
         load_results(write(result(), result("clotho", checkpoint_hash="bb")))
     paths = write(result(), result(checkpoint_hash="bb"))
     assert [each["label"] for each in load_results([paths[0], f"other={paths[1]}"])] == ["small", "other"]
 
 
 def test_a_folder_of_results(tmp_path):
-    """As evaluate.py writes it for several benchmarks."""
+    """As `sam-alm evaluate` writes it for several benchmarks."""
     config = {"model_config": {"connector": "time_major"}}
     for each in (result(fold=None, **config), result("vocalsound", count=3594, **config)):
         (tmp_path / f"{each['benchmark']}.json").write_text(json.dumps(each))
@@ -282,7 +271,7 @@ def test_files_that_are_no_results(write, tmp_path):
         load_results(write(result("urban")))
     with pytest.raises(ValueError, match="has no 'benchmark'"):
         load_results(write({"a": 1}))
-    with pytest.raises(ValueError, match="does not say its model"):
+    with pytest.raises(ValueError, match="has no model; name it"):
         load_results(write(result(model="")))
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(ValueError, match="is no JSON"):
@@ -297,7 +286,7 @@ def test_files_that_are_no_results(write, tmp_path):
 def test_the_command_prints_and_writes(run, write, tmp_path, capsys):
     run(tables, *write(result(), mmau()), "--json", tmp_path / "tables.json")
     printed = capsys.readouterr().out
-    assert "**Table 1" in printed and "**Table 5" in printed and "Table 4" not in printed and SOURCE in printed
+    assert "**Table 1" in printed and "**Table 5" in printed and "Table 4" not in printed and CITATION in printed
     written = json.loads((tmp_path / "tables.json").read_text())
     assert written["tables"]["1"]["rows"][-1]["ESC"]["interval"] == [79.0, 83.0]
     run(tables)
@@ -331,7 +320,7 @@ def test_claims_are_a_table():
 
 
 def test_a_result_of_this_repository_gives_a_row():
-    """What `evaluate.py` wrote for `examples/sam-tiny`."""
+    """What `sam-alm evaluate` wrote for `examples/sam-tiny`."""
     path = ROOT / "benchmarks" / "sam-tiny-esc50-fold4.json"
     written = json.loads(path.read_text(encoding="utf-8"))
     rows = table1(load_results([f"tiny={path}"]), only_ours=True)["rows"]
