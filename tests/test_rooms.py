@@ -17,7 +17,7 @@ FLOORS = (
     ("modeling_sam",),
     ("sam_lab.common",),
     ("sam_lab.data",),
-    ("sam_lab.conversion", "sam_lab.annotation", "sam_lab.training", "sam_lab.evaluation"),
+    ("sam_lab.checkpoint_files", "sam_lab.conversion", "sam_lab.annotation", "sam_lab.training", "sam_lab.evaluation"),
     ("sam_lab.timing",),
     ("sam_lab.paper",),
     ("sam_lab.commands",),
