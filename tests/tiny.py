@@ -113,6 +113,19 @@ def tiny_processor(connector: str = "concatenation"):
     return SamProcessor(SamFeatureExtractor(), tiny_tokenizer(), connector=connector)
 
 
+def tiny_batches(source, processor, batch_size: int, **options):
+    """`RecordBatches` with the options of its order and its collator in one row."""
+    from sam_lab.data.batches import RecordBatches
+    from sam_lab.data.collation import RowCollator
+    from sam_lab.data.order import BatchOrder
+
+    own = {name: options.pop(name) for name in ("max_broken", "start_step") if name in options}
+    collating = {name: options.pop(name) for name in RowCollator.__dataclass_fields__ if name in options}
+    return RecordBatches(
+        BatchOrder(source, processor, batch_size, **options), RowCollator(processor, **collating), **own
+    )
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Sound
 # ---------------------------------------------------------------------------------------------------------------

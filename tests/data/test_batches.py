@@ -15,18 +15,18 @@ import pytest
 import soundfile
 import torch
 from pyarrow import parquet
-from tiny import tiny_model, tiny_processor
+from tiny import tiny_batches, tiny_model, tiny_processor
 from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 from transformers import TrainerCallback, TrainingArguments
 
 from processing_sam import SamDataCollator, load_audio
-from sam_lab.data import batches as batches_module
-from sam_lab.data.batches import RecordBatches, collate_rows, compute_features, pack_rows
-from sam_lab.data.counts import SourceCounts
+from sam_lab.data import collation as collation_module
+from sam_lab.data.collation import BROKEN, RowCollator, collate_rows, compute_features, pack_rows
+from sam_lab.data.counts import SourceCounts, merge_reports
 from sam_lab.data.streams import RecordSource, mix, shares
 from sam_lab.timing.load import measure_loader
-from sam_lab.training.trainer import COUNTS, SamTrainer
+from sam_lab.training.trainer import BatchesCallback, SamTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE_LENGTH = len("### Instruction:\n\n\n### Response:\n")  # bytes are tokens here
@@ -89,7 +89,7 @@ def prompts(global_batches) -> list[list[str]]:
 
 
 def load(batches, num_workers=0) -> list[dict]:
-    return list(DataLoader(batches, batch_size=None, num_workers=num_workers))
+    return list(batches.load(num_workers))
 
 
 def same(one: list[dict], two: list[dict]) -> bool:
@@ -150,8 +150,8 @@ def test_a_mixture_gives_each_item_the_same_chance():
 
 def test_weights_are_kept_exactly(processor, records, clips):
     small, large = datasets.Dataset.from_list(records[:5]), datasets.Dataset.from_list(records[5:])
-    batches = RecordBatches([(small, 1.0), (large, 1)], processor, 4, num_rows=10)
-    epochs = [Counter(chain(*prompts(batches.global_batches(epoch)))) for epoch in range(4)]
+    batches = tiny_batches([(small, 1.0), (large, 1)], processor, 4, num_rows=10)
+    epochs = [Counter(chain(*prompts(batches.order.global_batches(epoch)))) for epoch in range(4)]
     of_small = {record["prompt"] for record in records[:5]}
     for epoch in epochs:
         assert sum(epoch.values()) == 10
@@ -160,26 +160,25 @@ def test_weights_are_kept_exactly(processor, records, clips):
     assert len(set().union(*epochs[:3]) - of_small) == 15
     assert len(set().union(*epochs) - of_small) == 18
     assert shares([1, 1, 1], 10) == [4, 3, 3]
-    assert RecordBatches([(small, 3), (large, 1)], processor, 4).num_rows == NUM_RECORDS
+    assert tiny_batches([(small, 3), (large, 1)], processor, 4).order.num_rows == NUM_RECORDS
 
 
-def test_counts_of_sources_have_a_place_for_all():
+def test_counts_have_a_place_for_any_number_of_sources():
     counts = SourceCounts()
     for index in range(70):
         counts.add(f"source {index}", "seen")
-    counts.add("x" * 63 + "ö" * 9, "broken", 2)  # too long, and cut within a character
-    table = counts.table()
-    assert len(table) == 64 and table["source 5"]["seen"] == 1 and table["(others)"]["seen"] == 7
+    counts.add("x" * 63 + "ö" * 9, "broken", 2)
+    report = counts.report()
+    assert len(report) == 71 and report["source 5"]["seen"] == report["source 69"]["seen"] == 1
     assert counts.total("seen") == 70 and counts.total("broken") == 2
 
 
 def test_long_names_of_sources_stay_apart():
     counts = SourceCounts()
-    for index in range(3):
-        counts.add("/data/" + "ö" * 40 + f"/{index}", "seen", index + 1)
-    table = counts.table()
-    assert sorted(row["seen"] for row in table.values()) == [1, 2, 3]
-    assert all(name.startswith("/data/ööö") for name in table)
+    names = ["/data/" + "ö" * 40 + f"/{index}" for index in range(3)]
+    for index, name in enumerate(names):
+        counts.add(name, "seen", index + 1)
+    assert {name: row["seen"] for name, row in counts.report().items()} == dict(zip(names, [1, 2, 3]))
 
 
 @pytest.mark.parametrize("count", [9, 11])
@@ -341,7 +340,7 @@ def test_the_order_does_not_depend_on_the_split(processor, folder):
     for size, processes, accumulation in splits:
         everything = []
         for process in range(processes):
-            batches = RecordBatches(
+            batches = tiny_batches(
                 folder,
                 processor,
                 size,
@@ -350,9 +349,13 @@ def test_the_order_does_not_depend_on_the_split(processor, folder):
                 accumulation=accumulation,
                 group_buffer=3,
             )
-            assert (batches.global_batch, batches.steps_per_epoch, len(batches)) == (4, 6, 6 * accumulation)
-            steps = list(batches.global_batches(1))
-            parts = [batches.micro_batches(step) for step in steps]
+            assert (batches.order.global_batch, batches.order.steps_per_epoch, len(batches)) == (
+                4,
+                6,
+                6 * accumulation,
+            )
+            steps = list(batches.order.global_batches(1))
+            parts = [batches.order.micro_batches(step) for step in steps]
             assert all(len(part) == accumulation and all(len(rows) <= size for rows in part) for part in parts)
             everything.append(parts)
         orders.append(prompts(steps))
@@ -362,19 +365,21 @@ def test_the_order_does_not_depend_on_the_split(processor, folder):
     assert all(order == orders[0] for order in orders)
     assert [len(step) for step in orders[0]] == [4, 4, 4, 4, 4, 3]
     assert len(set(chain(*orders[0]))) == NUM_RECORDS
-    assert orders[0] != prompts(batches.global_batches(0))
+    assert orders[0] != prompts(batches.order.global_batches(0))
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_workers_do_not_change_the_batches(processor, folder, num_workers):
-    batches = RecordBatches(folder, processor, 2, accumulation=3, pack_to=300, epochs=2)
+    batches = tiny_batches(folder, processor, 2, accumulation=3, pack_to=300, epochs=2)
     batches.set_epoch(1)
     alone = load(batches)
     assert len(alone) == len(batches) == 12
     assert same(load(batches, num_workers), alone)
     batches.seek(6)  # the third of four steps of the second epoch
     assert same(load(batches, num_workers), alone[6:])
-    assert batches.num_seen == 2 * NUM_RECORDS + 11  # the last time, only what follows the first two steps of six
+    assert (
+        batches.counts.total("seen") == 2 * NUM_RECORDS + 11
+    )  # the last time, only what follows the first two steps of six
     batches.set_epoch(0)
     assert not same(load(batches, num_workers), alone)
 
@@ -384,27 +389,27 @@ def test_rows_of_a_similar_length_meet(processor):
     table = datasets.Dataset.from_list([{"audio": None, "prompt": "", "answer": text} for text in texts])
 
     def padding(**options):
-        batches = RecordBatches(table, processor, 8, accumulation=2, num_processes=2, **options)
-        parts = [part for step in batches.global_batches(0) for part in batches.micro_batches(step)]
+        batches = tiny_batches(table, processor, 8, accumulation=2, num_processes=2, **options)
+        parts = [part for step in batches.order.global_batches(0) for part in batches.order.micro_batches(step)]
         lengths = [[len(record["answer"]) for record in part] for part in parts]
         return sum(max(part) * len(part) - sum(part) for part in lengths) / sum(map(sum, lengths))
 
     assert padding(group_buffer=16) < 0.2 < padding(group_buffer=1) < 0.45
-    batches = RecordBatches(table, processor, 8, num_processes=4, group_buffer=32)
-    means = [np.mean([len(record["answer"]) for record in step]) for step in batches.global_batches(0)]
+    batches = tiny_batches(table, processor, 8, num_processes=4, group_buffer=32)
+    means = [np.mean([len(record["answer"]) for record in step]) for step in batches.order.global_batches(0)]
     assert len(means) == 32 and abs(np.corrcoef(means, range(32))[0, 1]) < 0.6  # whole global batches are shuffled
 
 
 def test_processes_work_on_rows_of_the_same_length(processor, records):
     two = [
-        RecordBatches(
+        tiny_batches(
             datasets.Dataset.from_list(records), processor, 4, num_processes=2, process_index=index, accumulation=2
         )
         for index in range(2)
     ]
-    for step in two[0].global_batches(0):
-        for parts in zip(*(batches.micro_batches(step) for batches in two)):
-            zeroth, first = ([two[0]._length(record) for record in part] for part in parts)
+    for step in two[0].order.global_batches(0):
+        for parts in zip(*(batches.order.micro_batches(step) for batches in two)):
+            zeroth, first = ([two[0].order.length(record) for record in part] for part in parts)
             assert all(a <= b for a, b in zip(zeroth, first))
             assert all(b <= a for b, a in zip(first, zeroth[1:]))
 
@@ -413,7 +418,7 @@ def test_the_order_by_length_has_noise(processor):
     table = datasets.Dataset.from_list([{"audio": None, "prompt": "", "answer": "x" * n} for n in range(200, 456)])
     epochs = []
     for epoch in range(2):
-        steps = list(RecordBatches(table, processor, 16, group_buffer=16).global_batches(epoch))
+        steps = list(tiny_batches(table, processor, 16, group_buffer=16).order.global_batches(epoch))
         lengths = sorted([len(record["answer"]) for record in step] for step in steps)
         assert all(step == sorted(step) for step in lengths)
         ahead = max(max(one) / min(two) for one, two in pairwise(sorted(lengths, key=np.mean)))
@@ -423,13 +428,13 @@ def test_the_order_by_length_has_noise(processor):
 
 
 def test_a_fraction_of_an_epoch(processor, folder):
-    batches = RecordBatches(folder, processor, 2, accumulation=2, epochs=1.5)
-    assert (batches.steps_per_epoch, batches.num_steps, len(batches)) == (6, 9, 12)
+    batches = tiny_batches(folder, processor, 2, accumulation=2, epochs=1.5)
+    assert (batches.order.steps_per_epoch, batches.order.num_steps, len(batches)) == (6, 9, 12)
     batches.set_epoch(1)
     assert len(load(batches)) == 6
-    assert len(load(RecordBatches(folder, processor, 2, accumulation=2, start_step=4))) == 4
+    assert len(load(tiny_batches(folder, processor, 2, accumulation=2, start_step=4))) == 4
     batches.set_epoch(2)
-    with pytest.raises(ValueError, match=r"epochs: got 1\.5, which are 9 steps, but a pass should begin at epoch 2"):
+    with pytest.raises(ValueError, match=r"epochs: got 1\.5, which are 9 steps, but a pass should start at epoch 2"):
         load(batches)
 
 
@@ -439,8 +444,8 @@ def test_a_fraction_of_an_epoch(processor, folder):
 
 
 def test_batches_are_the_collators(processor, folder, records):
-    (step,) = RecordBatches(folder, processor, 32).global_batches(0)
-    (batch,) = load(RecordBatches(folder, processor, 32))
+    (step,) = tiny_batches(folder, processor, 32).order.global_batches(0)
+    (batch,) = load(tiny_batches(folder, processor, 32))
     expected = SamDataCollator(processor)(step)
     assert batch.keys() == expected.keys()
     assert all(torch.equal(batch[key], expected[key]) for key in ("input_ids", "labels", "attention_mask"))
@@ -454,11 +459,7 @@ def test_the_cutoff_is_ltus(processor, clips, audio, train_on_prompt):
     text = f"### Instruction:\n{prompt}\n\n### Response:\n{answer}"
     record = {"audio": str(clips / "0.wav") if audio else None, "prompt": prompt, "answer": answer, "source": "s"}
     for cutoff in (36, len(text) - 1, len(text), len(text) + 1, len(text) + 9):
-        batches = RecordBatches(
-            datasets.Dataset.from_list([record]), processor, 1, text_cutoff=cutoff, train_on_prompt=True
-        )
-        batches.train_on_prompt = train_on_prompt
-        batch = batches.collate([record])
+        batch = RowCollator(processor, text_cutoff=cutoff, train_on_prompt=train_on_prompt)([record])
         ids = processor.tokenizer(text)["input_ids"][:cutoff]  # as finetune.py of LTU does
         if len(ids) < cutoff:
             ids = ids + [processor.tokenizer.eos_token_id]
@@ -467,13 +468,13 @@ def test_the_cutoff_is_ltus(processor, clips, audio, train_on_prompt):
         assert batch["input_ids"][0].tolist() == [258] * slots + ids
         labels = [-100] * (slots + len(ids) - learned) + (ids[-learned:] if learned else [])
         assert batch["labels"][0].tolist() == [-100] + labels[1:]
-        assert batches.num_cut == (cutoff <= len(text))
-        assert batches.report()["s"]["unanswered"] == (learned == 0)
+        assert batch.read["s"]["cut"] == (cutoff <= len(text))
+        assert batch.read["s"]["unanswered"] == (learned == 0)
 
 
 def test_a_clip_is_heard_even_behind_the_cutoff(processor, clips):
     record = {"audio": str(clips / "0.wav"), "prompt": "x" * 90 + "<|audio|>", "answer": "No."}
-    batches = RecordBatches(datasets.Dataset.from_list([record]), processor, 1, text_cutoff=60, train_on_prompt=True)
+    batches = tiny_batches(datasets.Dataset.from_list([record]), processor, 1, text_cutoff=60, train_on_prompt=True)
     (batch,) = load(batches)
     assert (batch["input_ids"] == 258).sum() == 64 and batch["input_ids"].shape == (1, 124)
     assert len(batch["input_features"]) == 1
@@ -501,18 +502,18 @@ def loud_and_long(tmp_path):
 
 @pytest.mark.parametrize("features", ["workers", "device"])
 def test_log_mel_is_the_feature_extractors(processor, loud_and_long, features):
-    batches = RecordBatches(datasets.Dataset.from_list(loud_and_long), processor, 3, features=features)
+    batches = tiny_batches(datasets.Dataset.from_list(loud_and_long), processor, 3, features=features)
     (batch,) = load(batches)
     if features == "device":
         assert "input_features" not in batch
         assert batch["num_samples"].tolist() == [8000, 164_080, 48_000]
         batch = compute_features(batch, processor)
         assert "waveforms" not in batch and "num_samples" not in batch
-    paths = [record["audio"] for step in batches.global_batches(0) for record in step]
+    paths = [record["audio"] for step in batches.order.global_batches(0) for record in step]
     waveforms = [load_audio(path) for path in paths]
     expected = processor.feature_extractor(waveforms, 16000, return_tensors="pt", overflow="truncate")
     assert (batch["input_features"] - expected["input_features"]).abs().max() < 1e-4
-    assert batches.num_truncated == 1
+    assert batches.counts.total("truncated") == 1
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -540,8 +541,8 @@ def test_packed_training_equals_unpacked(connector, train_on_prompt, records):
     model, processor = tiny_model(connector).train(), tiny_processor(connector)
     table, slots = datasets.Dataset.from_list(records[:6]), len(processor.slot_pattern)
     options = {"train_on_prompt": train_on_prompt}
-    (plain,) = load(RecordBatches(table, processor, 6, **options))
-    (packed,) = load(RecordBatches(table, processor, 6, pack_to=2 * slots + 330, **options))
+    (plain,) = load(tiny_batches(table, processor, 6, **options))
+    (packed,) = load(tiny_batches(table, processor, 6, pack_to=2 * slots + 330, **options))
     assert len(plain["input_ids"]) == 6 > len(packed["input_ids"])
     assert packed["attention_mask"].min() == 0  # there is padding too
     assert packed["labels"].ne(-100).sum() == plain["labels"].ne(-100).sum()
@@ -598,7 +599,7 @@ def broken(records, tmp_path):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_broken_audio_is_left_out_and_counted(processor, broken, num_workers, caplog):
-    batches = RecordBatches(datasets.Dataset.from_list(broken), processor, 4, max_broken=4 / NUM_RECORDS)
+    batches = tiny_batches(datasets.Dataset.from_list(broken), processor, 4, max_broken=4 / NUM_RECORDS)
     with caplog.at_level("WARNING"):
         loaded = load(batches, num_workers)
     assert sum(len(batch["input_ids"]) for batch in loaded) == NUM_RECORDS - 4
@@ -609,9 +610,8 @@ def test_broken_audio_is_left_out_and_counted(processor, broken, num_workers, ca
     report = batches.report()
     assert {name: row["seen"] for name, row in report.items()} == {"a": 8, "b": 8, "c": 7}
     assert {name: row["broken"] for name, row in report.items()} == {"a": 2, "b": 2, "c": 0}
-    if not num_workers:
-        (warning,) = [record for record in caplog.records if "cannot be read" in record.message]
-        assert str(Path(broken[0]["audio"]).parent) in warning.message
+    (warning,) = [record for record in caplog.records if "cannot be read" in record.message]
+    assert str(Path(broken[0]["audio"]).parent) in warning.message
 
 
 def test_records_without_a_source_are_counted_by_the_name_of_their_table(processor, records):
@@ -619,12 +619,12 @@ def test_records_without_a_source_are_counted_by_the_name_of_their_table(process
     tables[1] = tables[1].remove_columns("source")
     sources = [(table, 1.0) for table in tables]
     for names, expected in ((["x", "y"], {"a", "b", "c", "y"}), (None, {"a", "b", "c", "unnamed"})):
-        batches = RecordBatches(sources, processor, 4, names=names)
+        batches = tiny_batches(sources, processor, 4, names=names)
         load(batches)
         report = batches.report()
         assert report.keys() == expected and report[names[1] if names else "unnamed"]["seen"] == 6
     with pytest.raises(ValueError, match="names: got 1, expected 2, one for each source"):
-        RecordBatches(sources, processor, 4, names=["x"])
+        tiny_batches(sources, processor, 4, names=["x"])
 
 
 def test_whatever_a_decoder_raises_is_broken_audio(processor, records, monkeypatch):
@@ -633,10 +633,10 @@ def test_whatever_a_decoder_raises_is_broken_audio(processor, records, monkeypat
     def fail(path):
         raise errors.pop()
 
-    batches = RecordBatches(datasets.Dataset.from_list(records), processor, 4)
-    monkeypatch.setattr(batches_module, "load_audio", fail)
-    batches.collate(records[:3])
-    assert not errors and batches.num_broken == 3
+    monkeypatch.setattr(collation_module, "load_audio", fail)
+    batch = RowCollator(processor)(records[:3])
+    assert not errors and sum(row["broken"] for row in batch.read.values()) == 3
+    assert "Error opening" in batch.error or batch.error
 
 
 def some_broken(records) -> list[dict]:
@@ -647,45 +647,45 @@ def some_broken(records) -> list[dict]:
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_too_many_broken_records_are_an_error_within_a_pass(processor, records, num_workers):
     table = datasets.Dataset.from_list(some_broken(records) * 10)
-    batches = RecordBatches(table, processor, 4, max_broken=0.2)
+    batches = tiny_batches(table, processor, 4, max_broken=0.2)
     with pytest.raises(ValueError, match=r"max_broken: the audio of \d+ of 1\d\d records cannot be read \(a: .*/nowh"):
         load(batches, num_workers)
-    assert 100 <= batches.num_seen < 10 * NUM_RECORDS
+    assert 100 <= batches.counts.total("seen") < 10 * NUM_RECORDS
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3, 8])
 def test_too_many_broken_records_are_an_error_at_the_end_of_a_pass(processor, records, num_workers):
     table = datasets.Dataset.from_list(some_broken(records))
-    batches = RecordBatches(table, processor, 4, max_broken=0.2)
-    loader = iter(DataLoader(batches, batch_size=None, num_workers=num_workers))
+    batches = tiny_batches(table, processor, 4, max_broken=0.2)
+    loader = batches.load(num_workers)
     with pytest.raises(
         ValueError, match=r"max_broken: the audio of 6 of 23 records .*, expected at most 20\.00%\. Rep"
     ):
         for _ in range(6):  # as Trainer does, which never asks for one more than there are
             next(loader)
-    assert batches.num_seen == NUM_RECORDS  # judged by the last worker
+    assert batches.counts.total("seen") == NUM_RECORDS
     batches.seek(3)
     assert len(load(batches, num_workers)) == 3  # of the rest of an epoch nothing can be said
 
 
 def test_a_pass_that_is_cut_short_is_not_judged(processor, records):
     """Of a few records nothing can be said; nor of one broken record among a process's share."""
-    batches = RecordBatches(datasets.Dataset.from_list(some_broken(records)), processor, 4, max_broken=0.01)
+    batches = tiny_batches(datasets.Dataset.from_list(some_broken(records)), processor, 4, max_broken=0.01)
     batches.stop_at(2)
     assert len(load(batches, 0)) == 2
     table = datasets.Dataset.from_list([*records[1:], {**records[0], "audio": "/nowhere.wav"}])
     for process in (0, 1):
-        load(RecordBatches(table, processor, 4, num_processes=2, process_index=process, max_broken=1 / 23), 0)
+        load(tiny_batches(table, processor, 4, num_processes=2, process_index=process, max_broken=1 / 23), 0)
     with pytest.raises(ValueError, match="max_broken: the audio of 1 of 23"):
-        load(RecordBatches(table, processor, 4, max_broken=0.0), 0)
+        load(tiny_batches(table, processor, 4, max_broken=0.0), 0)
 
 
 def test_missing_files_at_the_head_of_a_large_source_may_be_few_of_it(processor, records):
     missing = [{**records[0], "audio": f"/nowhere/{index}.wav"} for index in range(64)]
     table = datasets.Dataset.from_list([*missing, *(records * 300)[:6_400]])
-    RecordBatches(table, processor, 4, max_broken=0.01)
+    tiny_batches(table, processor, 4, max_broken=0.01)
     with pytest.raises(ValueError, match="none of the 64 audio files"):
-        RecordBatches(table, processor, 4, max_broken=0.005)
+        tiny_batches(table, processor, 4, max_broken=0.005)
 
 
 def test_a_source_that_is_broken_is_found_among_others():
@@ -725,11 +725,11 @@ def test_a_source_as_broken_as_all_are_is_never_refused():
 def test_as_many_broken_records_as_allowed_are_no_error(processor, records):
     table = datasets.Dataset.from_list(some_broken(records))
     for seed in range(4):  # where one of the workers alone may have read more of them
-        batches = RecordBatches(table, processor, 4, max_broken=6 / 23, seed=seed, epochs=2)
+        batches = tiny_batches(table, processor, 4, max_broken=6 / 23, seed=seed, epochs=2)
         load(batches, 2)
         batches.set_epoch(1)
         load(batches, 2)
-        assert (batches.num_broken, batches.num_seen) == (12, 46)
+        assert (batches.counts.total("broken"), batches.counts.total("seen")) == (12, 46)
 
 
 def test_a_pass_without_a_label_is_an_error(processor, broken):
@@ -737,19 +737,38 @@ def test_a_pass_without_a_label_is_an_error(processor, broken):
     with pytest.raises(
         ValueError, match=r"none of the 2 records that were read has a label, .* the audio of 2 cannot"
     ):
-        load(RecordBatches(table, processor, 1, max_broken=1.0))
+        load(tiny_batches(table, processor, 1, max_broken=1.0))
 
 
-def test_each_worker_counts_in_a_place_of_its_own(processor, folder):
-    batches = RecordBatches(folder, processor, 4)
-    load(batches, 2)
-    seen = batches.counts.values[:, :, SourceCounts.KINDS.index("seen")].sum(1).tolist()
-    assert seen[0] == 0 and min(seen[1:3]) > 0 and sum(seen) == sum(seen[1:3]) == NUM_RECORDS
+def test_what_workers_read_is_counted_once_where_it_is_taken(processor, folder):
+    batches = tiny_batches(folder, processor, 4)
+    loaded = list(DataLoader(batches, batch_size=None, num_workers=2))
+    assert batches.report() == {}  # the workers' memory is not this process's
+    for batch in (*loaded, *loaded):
+        batches.count(batch)
+    assert batches.report() == merge_reports(batch.read for batch in loaded)
+    assert batches.counts.total("seen") == NUM_RECORDS
+    assert [batch.ends_epoch for batch in loaded] == [False] * 5 + [True]
+    for _ in batches:  # without workers, reading counts
+        pass
+    assert batches.counts.total("seen") == 2 * NUM_RECORDS
+
+
+def test_a_worker_alone_stops_for_a_share_that_is_clearly_too_broken(processor, records):
+    """In a loader of somebody's own, whose main process counts nothing."""
+    for max_broken, stops in ((0.2, False), (0.1, True)):  # of 100 records 26 are broken
+        table = datasets.Dataset.from_list(some_broken(records) * 10)
+        loader = DataLoader(tiny_batches(table, processor, 4, max_broken=max_broken), batch_size=None, num_workers=2)
+        if stops:
+            with pytest.raises(ValueError, match=r"max_broken: the audio of \d+ of 1\d\d records cannot be read"):
+                list(loader)
+        else:
+            assert len(list(loader)) == 58
 
 
 def test_a_micro_batch_without_rows_is_text_without_labels(processor, broken):
-    batches = RecordBatches(datasets.Dataset.from_list(broken), processor, 1)
-    loaded = [batches.collate([broken[0]]), batches.collate([])]
+    collate = RowCollator(processor)
+    loaded = [collate([broken[0]]), collate([])]
     for batch in loaded:
         assert processor.batch_decode(batch["input_ids"]) == ["### Instruction:\n\n\n### Response:\n"]
         assert batch["labels"].eq(-100).all() and "input_features" not in batch
@@ -784,41 +803,41 @@ def test_a_micro_batch_without_rows_is_text_without_labels(processor, broken):
 )
 def test_numbers_that_make_no_sense(processor, folder, options, message):
     with pytest.raises(ValueError, match=message):
-        RecordBatches(folder, processor, **{"batch_size": 4, **options})
+        tiny_batches(folder, processor, **{"batch_size": 4, **options})
 
 
 def test_sources_that_make_no_sense(processor, records, folder, tmp_path):
     for weight in (0, -1.0, float("nan"), float("inf"), "1", True):
         with pytest.raises(ValueError, match=r"got the weight .*, expected positive numbers"):
-            RecordBatches([(folder, weight)], processor, 4)
+            tiny_batches([(folder, weight)], processor, 4)
     for source in ([], [folder]):
         with pytest.raises(ValueError, match=r"expected a list of \(source, weight\)"):
-            RecordBatches(source, processor, 4)
+            tiny_batches(source, processor, 4)
     with pytest.raises(TypeError, match="source: got int, expected a folder of records"):
-        RecordBatches(1, processor, 4)
+        tiny_batches(1, processor, 4)
     with pytest.raises(FileNotFoundError, match="no file or folder '/nowhere'"):
-        RecordBatches("/nowhere", processor, 4)
+        tiny_batches("/nowhere", processor, 4)
     with pytest.raises(FileNotFoundError, match=r"no \*\.parquet and no \*\.jsonl"):
-        RecordBatches(tmp_path, processor, 4)
+        tiny_batches(tmp_path, processor, 4)
     with pytest.raises(ValueError, match="has no records"):
-        RecordBatches(write_shards(tmp_path / "empty", [], [0]), processor, 4)
+        tiny_batches(write_shards(tmp_path / "empty", [], [0]), processor, 4)
     with pytest.raises(ValueError, match="has the columns audio, prompt, text, expected also answer"):
-        RecordBatches(datasets.Dataset.from_list([{"audio": None, "prompt": "?", "text": "."}]), processor, 4)
+        tiny_batches(datasets.Dataset.from_list([{"audio": None, "prompt": "?", "text": "."}]), processor, 4)
     with pytest.raises(ValueError, match=r"has the prompt None and the answer '\.', expected text"):
-        RecordBatches(datasets.Dataset.from_list([{"audio": None, "prompt": None, "answer": "."}]), processor, 4)
+        tiny_batches(datasets.Dataset.from_list([{"audio": None, "prompt": None, "answer": "."}]), processor, 4)
     one, three = (datasets.Dataset.from_list(records[:number]) for number in (1, 3))
     with pytest.raises(ValueError, match=r"number 2, the Dataset, has the weight 0\.1, which gives it none of the 4 "):
-        RecordBatches([(three, 3.0), (one, 0.1)], processor, 4)
+        tiny_batches([(three, 3.0), (one, 0.1)], processor, 4)
     ending = {"audio": None, "prompt": "?", "answer": "A dog.<|endoftext|>"}
     with pytest.raises(ValueError, match=r"has the special token <\|endoftext\|> in the answer"):
-        RecordBatches(datasets.Dataset.from_list([ending]), processor, 4)
+        tiny_batches(datasets.Dataset.from_list([ending]), processor, 4)
     other = write_shards(tmp_path / "other", records, [NUM_RECORDS])
     (other / "summary.json").write_text('{"rows": 99}')
     with pytest.raises(ValueError, match=r"hold 23 records, its summary\.json says 99"):
-        RecordBatches(other, processor, 4)
+        tiny_batches(other, processor, 4)
     (other / "part-00001.parquet").write_text("cut short")
     with pytest.raises(ValueError, match=r"part-00001\.parquet' cannot be read as Parquet"):
-        RecordBatches(other, processor, 4)
+        tiny_batches(other, processor, 4)
 
 
 def test_audio_that_is_elsewhere_is_an_error_before_training(processor, records):
@@ -827,12 +846,12 @@ def test_audio_that_is_elsewhere_is_an_error_before_training(processor, records)
     ]
     rows = missing * 3  # more than are looked at
     message = (
-        r"none of the 50 audio files in the first 64 records of the Dataset is there, the first is '/data/sls/0\.wav'"
+        r"none of the 50 audio files in the first 64 records of the Dataset exists, the first is '/data/sls/0\.wav'"
     )
     with pytest.raises(ValueError, match=f"{message}.*--audio-root"):
-        RecordBatches([(datasets.Dataset.from_list(part), 1.0) for part in (records, rows)], processor, 4)
-    RecordBatches(datasets.Dataset.from_list([*rows[:60], *records]), processor, 4)  # one of 64 is there
-    RecordBatches(datasets.Dataset.from_list([{**record, "audio": None} for record in records]), processor, 4)
+        tiny_batches([(datasets.Dataset.from_list(part), 1.0) for part in (records, rows)], processor, 4)
+    tiny_batches(datasets.Dataset.from_list([*rows[:60], *records]), processor, 4)  # one of 64 is there
+    tiny_batches(datasets.Dataset.from_list([{**record, "audio": None} for record in records]), processor, 4)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -847,7 +866,7 @@ def arguments(output, **options) -> TrainingArguments:
 
 
 def trainer_of(output, folder, processor, batch_size=4, accumulation=1, callbacks=(), arguments_too=None, **options):
-    batches = RecordBatches(folder, processor, batch_size, accumulation=accumulation, **options)
+    batches = tiny_batches(folder, processor, batch_size, accumulation=accumulation, **options)
     args = arguments(
         output,
         per_device_train_batch_size=batch_size,
@@ -881,10 +900,10 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     options = {"batch_size": 4, "accumulation": accumulation, "epochs": epochs, "group_buffer": group_buffer}
     options |= {"shuffle_buffer": 8, "arguments_too": {"dataloader_num_workers": num_workers}}
     whole = trainer_of(tmp_path / "whole", folder, processor, **options)
-    steps = whole.train_batches.num_steps
+    steps = whole.train_batches.order.num_steps
     whole.train()
     assert whole.state.global_step == steps == len(logged(whole))
-    per_epoch = whole.train_batches.steps_per_epoch
+    per_epoch = whole.train_batches.order.steps_per_epoch
     assert logged(whole, "epoch") == pytest.approx([(step + 1) / per_epoch for step in range(steps)], abs=1e-3)
 
     options["arguments_too"] |= {"save_strategy": "steps", "save_steps": killed}
@@ -893,15 +912,15 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
         first.train()
     second = trainer_of(tmp_path / "run", folder, processor, **options)
     heard = []
-    monkeypatch.setattr(batches_module, "load_audio", lambda path: heard.append(path) or load_audio(path))
+    monkeypatch.setattr(collation_module, "load_audio", lambda path: heard.append(path) or load_audio(path))
     second.train(resume_from_checkpoint=True)
     assert logged(first)[:killed] + logged(second)[killed:] == pytest.approx(logged(whole), abs=1e-6)
     assert logged(second, "epoch") == logged(whole, "epoch")
-    order = [step for epoch in range(2) for step in second.train_batches.global_batches(epoch)]
+    order = [step for epoch in range(2) for step in second.train_batches.order.global_batches(epoch)]
     expected = [r["audio"] for step in order[killed:steps] for r in step if r["audio"] is not None]
     if not num_workers:  # where they share the memory of this process
         assert sorted(heard) == sorted(expected)
-    assert second.train_batches.num_seen == sum(map(len, order[killed:steps]))
+    assert second.train_batches.counts.total("seen") == sum(map(len, order[killed:steps]))
     counts = Counter(record["source"] for step in order[:steps] for record in step)
     assert {name: row["seen"] for name, row in second.progress.report().items()} == counts
     assert second.progress.report() == whole.progress.report()
@@ -916,18 +935,20 @@ def test_a_checkpoint_keeps_what_was_trained_on(num_workers, processor, broken, 
     first = trainer_of(tmp_path, table, processor, callbacks=[Kill(2)], **options)
     with pytest.raises(KeyboardInterrupt):
         first.train()
-    trained = list(chain(*islice(first.train_batches.global_batches(0), 2)))
+    trained = list(chain(*islice(first.train_batches.order.global_batches(0), 2)))
     kept = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())["stateful_callbacks"]
     whole = {record["audio"] for record in broken if record["audio"] is not None and is_heard(record["audio"])}
     lost = [record["source"] for record in trained if record["audio"] not in {None, *whole}]
-    assert {name: row["seen"] for name, row in kept[COUNTS].items()} == Counter(r["source"] for r in trained)
-    assert Counter({name: row["broken"] for name, row in kept[COUNTS].items()}) == Counter(lost)
+    assert {name: row["seen"] for name, row in kept[BatchesCallback.COUNTS].items()} == Counter(
+        r["source"] for r in trained
+    )
+    assert Counter({name: row["broken"] for name, row in kept[BatchesCallback.COUNTS].items()}) == Counter(lost)
     again = trainer_of(tmp_path, table, processor, **options)
     again.train(resume_from_checkpoint=True)
     assert {name: row["seen"] for name, row in again.progress.report().items()} == {"a": 16, "b": 16, "c": 14}
     assert {name: row["broken"] for name, row in again.progress.report().items()} == {"a": 4, "b": 4, "c": 0}
     state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
-    del state["stateful_callbacks"][COUNTS]  # as in a checkpoint of before
+    del state["stateful_callbacks"][BatchesCallback.COUNTS]  # as in a checkpoint of before
     (tmp_path / "checkpoint-2" / "trainer_state.json").write_text(json.dumps(state))
     older = trainer_of(tmp_path, table, processor, **options)
     older.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
@@ -937,13 +958,13 @@ def test_a_checkpoint_keeps_what_was_trained_on(num_workers, processor, broken, 
 def is_heard(path) -> bool:
     try:
         return load_audio(path) is not None
-    except batches_module.BROKEN:
+    except BROKEN:
         return False
 
 
 def test_pinned_batches_say_what_was_read(processor, records, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # there may be no GPU
-    batch = RecordBatches(datasets.Dataset.from_list(records), processor, 4).collate(records[:3])
+    batch = RowCollator(processor)(records[:3])
     assert pin_memory(batch).read == batch.read
     assert {name: row["seen"] for name, row in batch.read.items()} == Counter(r["source"] for r in records[:3])
 
@@ -955,7 +976,7 @@ def test_a_finished_run_that_is_resumed_has_nothing_left_to_do(folder, processor
     assert first.state.global_step == 5  # in the middle of an epoch
     again = trainer_of(tmp_path, folder, processor, **options)
     again.train(resume_from_checkpoint=True)
-    assert again.state.global_step == 5 and again.train_batches.num_seen == 0
+    assert again.state.global_step == 5 and again.train_batches.counts.total("seen") == 0
     trained = first.model.state_dict()
     assert all(torch.equal(value, trained[name]) for name, value in again.model.state_dict().items())
 
@@ -972,12 +993,12 @@ def test_workers_that_stay_and_an_epoch_that_is_left(folder, processor, tmp_path
             seen.extend(processor.batch_decode(inputs["input_ids"]))
             return super().compute_loss(model, inputs, *args, **kwargs)
 
-    batches = RecordBatches(folder, processor, 8, epochs=2)
+    batches = tiny_batches(folder, processor, 8, epochs=2)
     args = arguments(
         tmp_path, per_device_train_batch_size=8, dataloader_num_workers=1, dataloader_persistent_workers=True
     )
     Recorded(tiny_model(), args, train_batches=batches, callbacks=[Leave()]).train()
-    order = [step for epoch, size in ((0, 2), (1, 3)) for step in list(batches.global_batches(epoch))[:size]]
+    order = [step for epoch, size in ((0, 2), (1, 3)) for step in list(batches.order.global_batches(epoch))[:size]]
     assert len(seen) == sum(map(len, order))
     assert all(record["prompt"] in text for record, text in zip(chain(*order), seen))
 
@@ -1019,14 +1040,16 @@ def test_a_step_without_labels_changes_nothing(processor, broken, tmp_path, capl
     assert "a: 1 seen, 1 broken, 0 truncated" in caplog.text
 
 
-def test_a_training_on_broken_audio_fails(processor, broken, tmp_path):
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_training_on_broken_audio_fails(num_workers, processor, broken, tmp_path):
     table = datasets.Dataset.from_list([broken[0], *broken[4:6]])
+    options = {"batch_size": 1, "arguments_too": {"dataloader_num_workers": num_workers}}
     with pytest.raises(ValueError, match="max_broken: the audio of 2 of 3 records cannot be read"):
-        trainer_of(tmp_path, table, processor, batch_size=1).train()
+        trainer_of(tmp_path, table, processor, **options).train()
 
 
 def test_a_trainer_that_does_not_fit(folder, processor, records, tmp_path):
-    batches = RecordBatches(folder, processor, 4, accumulation=2)
+    batches = tiny_batches(folder, processor, 4, accumulation=2)
     fitting = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     for wrong, message in (
         ({"per_device_train_batch_size": 8}, "batch_size is 4, expected 8 as args.per_device_train_batch_size"),
@@ -1041,10 +1064,10 @@ def test_a_trainer_that_does_not_fit(folder, processor, records, tmp_path):
         ({"num_processes": 2}, "num_processes is 2, expected 1"),
         ({"start_step": 1}, "start_step is 1, expected 0"),
     ):
-        other = RecordBatches(folder, processor, 4, accumulation=2, **options)
+        other = tiny_batches(folder, processor, 4, accumulation=2, **options)
         with pytest.raises(ValueError, match=message):
             SamTrainer(tiny_model(), args, train_batches=other)
-    assert SamTrainer(tiny_model(), args, train_batches=batches).args.max_steps == batches.num_steps == 3
+    assert SamTrainer(tiny_model(), args, train_batches=batches).args.max_steps == batches.order.num_steps == 3
     few = arguments(tmp_path, **fitting, max_steps=2)
     assert SamTrainer(tiny_model(), few, train_batches=batches).args.max_steps == 2
 
@@ -1056,8 +1079,7 @@ from transformers import TrainingArguments
 
 root, folder, output = sys.argv[1:]
 sys.path[:0] = [root, root + "/tests"]
-from tiny import tiny_model, tiny_processor
-from sam_lab.data.batches import RecordBatches
+from tiny import tiny_batches, tiny_model, tiny_processor
 from sam_lab.common.processes import end_processes
 from sam_lab.training.trainer import SamTrainer
 
@@ -1076,7 +1098,7 @@ args = TrainingArguments(
     ddp_find_unused_parameters=False, use_cpu=True, dataloader_pin_memory=False, dataloader_num_workers=1,
     report_to="none", disable_tqdm=True, save_steps=4,
 )
-batches = RecordBatches(
+batches = tiny_batches(
     folder, processor, 3, num_processes=world, process_index=rank, accumulation=2 // world, epochs=2, shuffle_buffer=8,
     group_buffer=2,
 )
@@ -1123,7 +1145,7 @@ def test_two_processes_equal_one(records, tmp_path):
 
 def test_a_loader_is_measured(processor, folder):
     for features, workers in (("workers", 0), ("device", 1)):
-        batches = RecordBatches(folder, processor, 4, features=features)
+        batches = tiny_batches(folder, processor, 4, features=features)
         result = measure_loader(batches, seconds=0.3, num_workers=workers)
         assert result["clips"] > 10 and result["seconds"] >= 0.3
         assert result["clips_per_second"] == pytest.approx(result["clips"] / result["seconds"])
