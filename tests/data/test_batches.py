@@ -289,14 +289,14 @@ def test_a_folder_that_was_not_written_to_its_end_is_refused(records, tmp_path):
         summary = (part / "summary.json").read_text()
         (part / "summary.json").unlink()
         with pytest.raises(
-            ValueError, match=r"has no summary\.json, since its writing was broken off; run that again"
+            ValueError, match=r"has no summary\.json, since its writing was interrupted; write it again"
         ):
             RecordSource(part, 8)
         (part / name).unlink()
         assert RecordSource(part, 8).num_rows == NUM_RECORDS  # another program's
         for other in ("{}", "[]", "{"):
             (part / "summary.json").write_text(other)
-            with pytest.raises(ValueError, match=r"summary\.json' does not say how many 'rows'"):
+            with pytest.raises(ValueError, match=r"summary\.json' does not state the number of 'rows'"):
                 RecordSource(part, 8)
         (part / "summary.json").write_text(summary)
 
@@ -833,7 +833,7 @@ def test_sources_that_make_no_sense(processor, records, folder, tmp_path):
         tiny_batches(datasets.Dataset.from_list([ending]), processor, 4)
     other = write_shards(tmp_path / "other", records, [NUM_RECORDS])
     (other / "summary.json").write_text('{"rows": 99}')
-    with pytest.raises(ValueError, match=r"hold 23 records, its summary\.json says 99"):
+    with pytest.raises(ValueError, match=r"have 23 records, its summary\.json states 99"):
         tiny_batches(other, processor, 4)
     (other / "part-00001.parquet").write_text("cut short")
     with pytest.raises(ValueError, match=r"part-00001\.parquet' cannot be read as Parquet"):

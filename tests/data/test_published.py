@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from processing_sam import PROMPT_TEMPLATE
+from sam_lab.common.json_files import read_json
 from sam_lab.data import published as published_module
-from sam_lab.data.published import CAPTION_PROMPTS, read_json, read_openaqa, read_reasonaqa
+from sam_lab.data.published import CAPTION_PROMPTS, read_openaqa, read_reasonaqa
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL_FILE = ROOT.parent / "shared" / "data" / "text" / "bench" / "ltu_as_strong_eval_sample_600.json"
@@ -88,13 +89,13 @@ def test_where_a_list_is_cut_off_is_said(tmp_path):
         ('[{"a": 1},]', "got ']', expected a record"),
         ('[, {"a": 1}]', "got ',', expected a record or ]"),
         ('[{"a": 1}, 5]', "got '5', expected a record"),
-        ('[{"a": 1}] []', "got '[' behind the end of the list, at byte 11"),
+        ('[{"a": 1}] []', "got '[' after the end of the list, at byte 11"),
         ('[{"a": 1}, {"b": 2 "long": "enough to be no cut"}]', "record 2 is malformed (Expecting ',' delimiter)"),
         ('"text"', "begins with b'\"', expected a JSON list of records"),
         ("", "the file is empty, expected a JSON list"),
-        ('{"a": 1}\n{"b": 2', "record 2 (line 2) is malformed or cut off"),
-        ('{"a": 1}\n\n[2]', "record 2 (line 3) is no object"),
-        ('{"data": [\n{"a": 1}]}', "record 1 (line 1) is malformed or cut off"),
+        ('{"a": 1}\n{"b": 2', "record 2 (line 2) is malformed or truncated"),
+        ('{"a": 1}\n\n[2]', "record 2 (line 3) is not an object"),
+        ('{"data": [\n{"a": 1}]}', "record 1 (line 1) is malformed or truncated"),
     ],
 )
 def test_what_is_no_list_of_records_is_an_error(tmp_path, text, message):
@@ -440,7 +441,7 @@ def test_openaqa_without_an_answer_is_left_out_and_counted(tmp_path, warnings):
     items = [openaqa(), openaqa(output=" "), openaqa(output=""), openaqa(output="A cow.")]
     path = write(tmp_path / "q.json", items)
     assert [record["answer"] for record in read_openaqa(path)] == [items[0]["output"], "A cow."]
-    assert warnings == [f"{path}: 2 records have an empty answer and are left out."]
+    assert warnings == [f"{path}: 2 records have an empty answer and are skipped."]
     assert len(list(read_openaqa(write(tmp_path / "whole.json", items[:1])))) == len(warnings) == 1
 
 
@@ -467,4 +468,4 @@ def test_the_warning_is_of_one_file(tmp_path, warnings):
     counts = {}
     for number in (1, 2):
         assert list(read_openaqa(path, counts=counts)) == []
-        assert warnings == [f"{path}: 1 records have an empty answer and are left out."] * number
+        assert warnings == [f"{path}: 1 records have an empty answer and are skipped."] * number

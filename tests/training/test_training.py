@@ -545,12 +545,12 @@ def test_rows_whose_audio_is_not_there(rows):
     clips = [rows[0]["audio"], "nope.wav", None, "nope.wav", "a.wav", "b.wav", "c.wav"]
     table = datasets.Dataset.from_dict({"audio": clips, "answer": list("0123456")})
     assert rows_with_audio(table, "--train", 0.75)["answer"][:] == ["0", "2"]
-    message = r"--train: the audio of 5 of 7 rows is not there \(nope\.wav, a\.wav, b\.wav, \.\.\.\), more than max_missing=0.7 "
+    message = r"--train: the audio of 5 of 7 rows does not exist \(nope\.wav, a\.wav, b\.wav, \.\.\.\), more than max_missing=0.7 "
     with pytest.raises(ValueError, match=message):
         rows_with_audio(table, "--train", 0.7)
-    with pytest.raises(ValueError, match=r"--train: the audio of 2 of 2 rows is not there \(nope\.wav\), more"):
+    with pytest.raises(ValueError, match=r"--train: the audio of 2 of 2 rows does not exist \(nope\.wav\), more"):
         rows_with_audio(table.select([1, 3]), "--train", 1.0)
-    with pytest.raises(ValueError, match=r"--train: there are no rows"):
+    with pytest.raises(ValueError, match=r"--train: got no rows"):
         rows_with_audio(table.select([]), "--train")
     embedded = datasets.Dataset.from_dict({"audio": [content, {"bytes": None, "path": "nope.wav"}]})
     assert rows_with_audio(embedded, "--train", 0.5)["audio"][:] == [content]
