@@ -280,10 +280,10 @@ def test_what_is_left_out_is_counted(files):
     openaqa = (
         "OpenAQA: 10 records in its files, skipped 1 with an empty answer, 2 whose answer states that there is none: 7"
     )
-    reasonaqa = "ReasonAQA: 9 records in its files, left out 2 on two clips, 0 with an empty answer: 7"
+    reasonaqa = "ReasonAQA: 9 records in its files, skipped 2 on two clips, 0 with an empty answer: 7"
     list(ours.records())  # reads again
     for text in (ours.table(), coverage_table(ours.report["coverage"])):
-        assert f"{openaqa} taken" in text.splitlines() and f"{reasonaqa} taken" in text.splitlines()
+        assert f"{openaqa} used" in text.splitlines() and f"{reasonaqa} used" in text.splitlines()
     assert sum(entry["read"] for entry in ours.report["table"]) == 14
 
 

@@ -187,7 +187,7 @@ def test_a_source_without_audio_is_an_error_though_it_is_small(clips, tmp_path):
     with pytest.raises(ValueError, match="100 of 100 records have no audio"):  # not even then
         write_records(lost, tmp_path / "b", roots, missing_sources=["clotho"])
     more = [record(f"/gone/{index}.wav", source=f"n{index % 2}") for index in range(180)]
-    with pytest.raises(ValueError, match=r"^180 of 280 records have no .* '/gone/0\.wav', for one, was looked for"):
+    with pytest.raises(ValueError, match=r"^180 of 280 records have no .* '/gone/0\.wav', for example, was searched"):
         write_records(there[:100] + lost + more, tmp_path / "c", roots, missing_sources=["clotho"])
     few = write_records(
         there + lost[:99], tmp_path / "few", [list(root) for root in roots]
@@ -261,7 +261,7 @@ def test_what_was_read_is_beside_what_was_published(tmp_path):
     summary = write_records(records, tmp_path / "r", check_audio=False, counts={"ReasonAQA": counts})
     assert coverage_table(summary).splitlines()[3:] == [
         "",
-        "ReasonAQA: 4 records in its files, left out 1 on two clips, 1 with an empty answer: 2 used",
+        "ReasonAQA: 4 records in its files, skipped 1 on two clips, 1 with an empty answer: 2 used",
         "ReasonAQA: 4 read, 968,071 published",
     ]
 
