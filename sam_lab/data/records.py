@@ -238,7 +238,7 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
     except ValueError:  # not even JSON
         summary = None
     if not isinstance(summary, dict) or not {"rows", "shards"} <= summary.keys():
-        raise ValueError(f"folder: {str(path)!r} is not a summary of write_records; move it elsewhere.")
+        raise ValueError(f"folder: {str(path)!r} is not what write_records writes; move it elsewhere.")
     missing = [shard["file"] for shard in summary["shards"] if not (path.parent / shard["file"]).is_file()]
     if missing:
         raise FileNotFoundError(
