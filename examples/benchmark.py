@@ -37,6 +37,8 @@ from configuration_sam import CONNECTORS
 from processing_sam import SamProcessor
 from sam_lab.common.files import write_json
 from sam_lab.data.batches import RecordBatches
+from sam_lab.data.collation import RowCollator
+from sam_lab.data.order import BatchOrder
 from sam_lab.timing.load import measure_loader
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -177,7 +179,8 @@ def loader(args: argparse.Namespace, results: Results) -> None:
             ]
             for features, workers in itertools.product(args.features, args.workers):
                 table = datasets.Dataset.from_list(records * -(-20_000 // len(records)))  # epochs restart the workers
-                batches = RecordBatches(table, processor, args.batch[0], features=features, shuffle_buffer=1000)
+                order = BatchOrder(table, processor, args.batch[0], shuffle_buffer=1000)
+                batches = RecordBatches(order, RowCollator(processor, features=features))
                 torch.set_num_threads(1 if workers else max(1, args.threads))
                 row = measure_loader(batches, args.seconds, workers, device)
                 results.add(

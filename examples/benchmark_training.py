@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout wo
 from audio_sam import SamFeatureExtractor
 from configuration_sam import SamAudioConfig, SamConfig, mamba2_config
 from modeling_sam import SamForConditionalGeneration, positions_with_loss
-from sam_lab.data.batches import pack_rows
+from sam_lab.data.collation import pack_rows
 from sam_lab.training.model import choose_trainable, follow_autocast, with_adapters
 from sam_lab.training.plan import plan
 from sam_lab.training.recipe import load_recipe

@@ -88,8 +88,8 @@ def caption_dataset(args: argparse.Namespace) -> dict | None:
             "format": args.format,
         }
         open_output(args.output, settings, args.retry_failures)
-        if source.left_out:
-            found = ", ".join(f"{number} {suffix or 'without'}" for suffix, number in source.left_out.most_common(8))
+        if source.skipped:
+            found = ", ".join(f"{number} {suffix or 'without'}" for suffix, number in source.skipped.most_common(8))
             print(f"files with other endings, left out: {found}", file=sys.stderr)
     state.wait_for_everyone()
     counts = describe_clips(

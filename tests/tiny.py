@@ -1,12 +1,15 @@
 """Small things that the tests share."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pyarrow
 import torch
+from pyarrow import parquet
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -121,6 +124,44 @@ def tiny_processor(connector: str = "concatenation"):
 def tone(seconds: float = 1.0, rate: int = 16000, frequency: float = 440.0) -> np.ndarray:
     """A sine of amplitude 0.3, float32."""
     return (0.3 * np.sin(2 * np.pi * frequency * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Records and batches
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def tiny_batches(source, processor, batch_size: int, **options):
+    """`RecordBatches` with the options of its order and its collator in one row."""
+    from sam_lab.data.batches import RecordBatches
+    from sam_lab.data.collation import RowCollator
+    from sam_lab.data.order import BatchOrder
+
+    own = {name: options.pop(name) for name in ("max_broken", "start_step") if name in options}
+    collating = {name: options.pop(name) for name in RowCollator.__dataclass_fields__ if name in options}
+    return RecordBatches(
+        BatchOrder(source, processor, batch_size, **options), RowCollator(processor, **collating), **own
+    )
+
+
+def load(batches, num_workers: int = 0) -> list[dict]:
+    """The micro-batches of one pass."""
+    return list(batches.load(num_workers))
+
+
+def write_shards(folder: Path, records, sizes) -> Path:
+    """A folder of records in Parquet shards of these sizes, with its summary."""
+    folder.mkdir()
+    columns = ("audio", "prompt", "answer", "source", "kind")
+    schema = pyarrow.schema([(name, pyarrow.string()) for name in columns])
+    begin = 0
+    for number, size in enumerate(sizes):
+        table = pyarrow.Table.from_pylist(records[begin : begin + size], schema)
+        parquet.write_table(table, folder / f"part-{number:05}.parquet")
+        begin += size
+    assert begin == len(records)
+    (folder / "summary.json").write_text(json.dumps({"rows": len(records)}))
+    return folder
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -11,14 +11,14 @@ from audio_sam import FRAME_LENGTH, SAMPLING_RATE
 
 def prompt_inputs(model, processor, prompt: str) -> dict[str, torch.Tensor]:
     """The inputs of a prompt about one clip, without the clip: `input_ids` and `attention_mask`, `[1, L]`, on the
-    model's device. They are the same for every clip, since a clip has as many slots whatever its length."""
+    model's device. They are the same for every clip, since the number of slots does not depend on its length."""
     silence = [0.0] * FRAME_LENGTH
     row = processor(text=[prompt], audio=[silence], sampling_rate=SAMPLING_RATE, return_tensors="pt")
     return {name: row[name].to(model.device) for name in ("input_ids", "attention_mask")}
 
 
 def generate(model, inputs, processor, max_new_tokens: int) -> list[str]:
-    """Greedy answers to processed prompts, without a penalty of repetition."""
+    """Greedy answers to processed prompts, without a repetition penalty."""
     tokens = model.generate(**inputs, do_sample=False, repetition_penalty=1.0, max_new_tokens=max_new_tokens)
     texts = processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in texts]
@@ -31,19 +31,19 @@ def generate_answers(
     """Greedy answers to questions about clips.
 
     Args:
-        model ([`SamForConditionalGeneration`]): The model; put into evaluation mode meanwhile.
+        model ([`SamForConditionalGeneration`]): The model; in evaluation mode during the call.
         processor ([`SamAudioLanguageProcessor`]): Its processor.
-        clips (list): One clip for each prompt, anything that [`load_audio`] reads; of those over 10.24 s the
-            beginning is taken.
+        clips (list): One clip for each prompt, anything that [`load_audio`] reads; of clips over 10.24 s
+            the beginning is used.
         prompts (list of `str`): The questions.
-        batch_size (`int`, *optional*, defaults to 32): Questions that are answered together.
+        batch_size (`int`, *optional*, defaults to 32): Questions of a batch.
         max_new_tokens (`int`, *optional*, defaults to 64): Longest answer.
 
     Returns:
         `list[str]`: The answers, in the order of the questions.
 
     Raises:
-        ValueError: Clips and prompts are not equally many.
+        ValueError: The numbers of clips and prompts differ.
     """
     if len(clips) != len(prompts):
         raise ValueError(f"clips, prompts: got {len(clips)} and {len(prompts)}, expected one clip for each prompt.")

@@ -23,22 +23,22 @@ AUDIO_SUFFIXES = (".aif", ".aiff", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".w
 
 
 def unfinished(path: str | os.PathLike) -> Path:
-    """Where a file or folder is written before it takes its place: `NAME.unfinished` beside it."""
+    """The path where a file or folder is written before it is renamed: `NAME.unfinished` beside it."""
     path = Path(path)
     return path.with_name(f"{path.name}.unfinished")
 
 
 @contextmanager
 def written(path: str | os.PathLike, folder: bool = False) -> Iterator[Path]:
-    """Gives a place to write a file or a folder, which replaces `path` when the block ends without an error.
+    """Yields a place to write a file or a folder, which replaces `path` when the block ends without an error.
 
-    Whoever looks at `path` sees the old content or the new, whole: the new content is written beside it, flushed to
-    disk and renamed. What a killed run has left there is deleted first. Only one process may write a path at a time;
-    [`locked`] keeps others out.
+    A reader of `path` sees the whole old content or the whole new: the new content is written beside it, flushed to
+    disk and renamed. What remains there of a killed run is deleted first. Only one process may write a path at a time;
+    [`locked`] excludes others.
 
     Args:
         path (`str` or `os.PathLike`): The file or folder to write; its parent must exist.
-        folder (`bool`, *optional*, defaults to `False`): Write a folder, and give an empty one.
+        folder (`bool`, *optional*, defaults to `False`): Write a folder; an empty one is created.
 
     Yields:
         `Path`: [`unfinished`] of `path`.
@@ -58,11 +58,11 @@ def written(path: str | os.PathLike, folder: bool = False) -> Iterator[Path]:
 
 
 def publish(path: Path, replaced: Path | None = None) -> None:
-    """Moves what is complete at [`unfinished`] of `path` to `path`.
+    """Moves the complete file or folder at [`unfinished`] of `path` to `path`.
 
     Args:
         path (`Path`): The file or folder.
-        replaced (`Path`, *optional*): Where a folder that is in the way waits to be deleted.
+        replaced (`Path`, *optional*): Where an existing folder is moved until it is deleted.
     """
     place = unfinished(path)
     for file in [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]:
@@ -84,13 +84,13 @@ def discard(path: Path) -> None:
 
 
 def write_text(text: str, path: str | os.PathLike) -> None:
-    """Writes a UTF-8 text file whole or not at all."""
+    """Writes a UTF-8 text file, whole or not at all."""
     with written(path) as place:
         place.write_text(text, encoding="utf-8")
 
 
 def write_json(value: Any, path: str | os.PathLike) -> None:
-    """Writes a JSON file whole or not at all."""
+    """Writes a JSON file, whole or not at all."""
     write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", path)
 
 
@@ -101,14 +101,14 @@ def write_json(value: Any, path: str | os.PathLike) -> None:
 
 @contextmanager
 def locked(folder: Path, seconds: float | None = None, name: str = ".lock") -> Iterator[None]:
-    """Keeps other processes that ask for the same lock out of a folder.
+    """Excludes other processes that use the same lock from a folder.
 
-    The lock ends with the process that holds it, however that ends. Systems without `fcntl` (Windows) have no such
-    lock: a warning says so, and a second process is not kept out.
+    The lock ends with the process that holds it, even if that is killed. Systems without `fcntl` (Windows) have no such
+    lock: a warning is given, and a second process is not excluded.
 
     Args:
         folder (`Path`): An existing folder.
-        seconds (`float`, *optional*): How long to wait for another process; by default until it has finished.
+        seconds (`float`, *optional*): How long to wait for another process; without a limit by default.
         name (`str`, *optional*, defaults to `".lock"`): The lock's file, deleted at the end.
 
     Raises:
@@ -124,7 +124,7 @@ def locked(folder: Path, seconds: float | None = None, name: str = ".lock") -> I
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-                break  # else the process before has deleted it
+                break  # else the previous process has deleted it
             lock.close()
         except BlockingIOError as error:
             lock.close()

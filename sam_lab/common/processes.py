@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-PATIENCE = timedelta(hours=4)  # of processes that wait for the first: it converts data, merges and generates
+PATIENCE = timedelta(hours=4)  # for processes that wait while the first converts data, merges or generates
 
 
 def processes() -> PartialState:
-    """This process among those that train together; the first call brings them together."""
+    """This process among those that train together; the first call connects them."""
     options: dict[str, Any] = {} if torch.cuda.is_available() else {"cpu": True}
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         options.update({"timeout": PATIENCE}, **({"backend": "gloo"} if "cpu" in options else {}))
@@ -19,10 +19,10 @@ def processes() -> PartialState:
 
 
 def end_processes() -> None:
-    """Ends at a script's end what [`processes`], or Trainer, has brought together.
+    """Closes the connections that [`processes`] or Trainer has opened; a script calls it at its end.
 
-    All at once: a process that leaves with its connections open may abort (gloo's threads outlive Python), upon which
-    torchrun ends the others, which may still be writing.
+    All processes close together: one that exits with open connections may abort (gloo's threads outlive Python), and
+    torchrun then kills the others, which may still be writing.
     """
     state = processes()
     state.wait_for_everyone()

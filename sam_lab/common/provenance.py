@@ -1,4 +1,4 @@
-"""What a number depends on: the versions of the packages, and the weights."""
+"""What a result depends on: the versions of the packages, and the weights."""
 
 import hashlib
 import importlib.metadata
@@ -23,10 +23,10 @@ def checkpoint_hash(model: str | Path) -> str:
     """SHA-256 over the safetensors files of a checkpoint, in the order of their names.
 
     Args:
-        model (`str` or `Path`): A directory, or a Hub id whose files are in the cache.
+        model (`str` or `Path`): A folder, or a Hub id whose files are in the cache.
 
     Raises:
-        FileNotFoundError: There are none.
+        FileNotFoundError: The checkpoint has no such files.
     """
     folder = Path(model) if Path(model).is_dir() else Path(cached_file(str(model), "config.json")).parent
     files = sorted(folder.glob("*.safetensors"))

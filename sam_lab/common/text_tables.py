@@ -4,21 +4,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text: the first to the left, the others to the right."""
+def text_table(rows: Sequence[Sequence[str]], align: str = "right") -> str:
+    """Aligned columns of text.
+
+    Args:
+        rows (list of lists of `str`): The cells, as many in each row.
+        align (`str`, *optional*, defaults to `"right"`): Where the cells of all columns but the first stand, `"right"`
+            or `"left"`. The first column is left-aligned.
+    """
     widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = []
-    for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
-        lines.append("  ".join([row[0].ljust(widths[0]), *cells]).rstrip())
-    return "\n".join(lines)
+    pad = str.ljust if align == "left" else str.rjust
+    lines = [[row[0].ljust(widths[0]), *map(pad, row[1:], widths[1:])] for row in rows]
+    return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 def markdown(table: Mapping[str, Any]) -> str:
-    """A table as Markdown that also reads well as text.
+    """A table as Markdown that is also readable as text.
 
     Args:
-        table (`dict`): From [`table1`] and its like.
+        table (`dict`): `title`, `columns`, `rows` (dicts) and `notes`, as [`table1`] returns them.
     """
     lines = [list(table["columns"]), *([_text(row.get(name)) for name in table["columns"]] for row in table["rows"])]
     widths = [max(3, *map(len, column)) for column in zip(*lines)]

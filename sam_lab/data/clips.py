@@ -1,7 +1,7 @@
-"""Very many clips, one after another: of a folder of audio files, or of a `datasets` dataset, streamed or not.
+"""Any number of clips, one after another: from a folder of audio files, or from a `datasets` dataset, streamed or not.
 
-A *clip* has a key that stays the same from run to run and whatever the number of processes: the path in its folder,
-or the number of its row. By the key it is known what was done already, and which process does the rest.
+A *clip* has a key that does not depend on the run or the number of processes: the path in its folder, or the number of
+its row. The key identifies what was done already, and which process does the rest.
 """
 
 import hashlib
@@ -28,10 +28,10 @@ class Clip:
     """One clip.
 
     Args:
-        key (`str`): Its name among the clips of the source; sorting by it gives the source's order.
-        audio: Whatever [`load_audio`] reads.
-        path (`str`, *optional*): Its file, as far as there is a name.
-        kept (`dict`): The columns of its row that are carried along.
+        key (`str`): Its name among the clips; their order is the order of the keys.
+        audio: Anything that [`load_audio`] reads.
+        path (`str`, *optional*): Its file, if it has a name.
+        kept (`dict`): The columns of its row that are passed on.
     """
 
     key: str
@@ -47,14 +47,14 @@ class FolderClips:
         folder (`Path`): The folder.
 
     Attributes:
-        left_out (`Counter`): How many files have which other ending.
-        schema (`pyarrow.Schema`): Columns that are carried along: none.
-        fingerprint (`str`, *optional*): Of what the keys stand for. A folder needs none: its keys are the files' names.
+        skipped (`Counter`): How many files have which other suffix.
+        schema (`pyarrow.Schema`): Columns that are passed on: none.
+        fingerprint (`str`, *optional*): Of the clips that the keys stand for. A folder needs none: its keys are file names.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.left_out: Counter[str] = Counter()
+        self.skipped: Counter[str] = Counter()
         self.schema = pyarrow.schema([])
         self.fingerprint = None
         names = []
@@ -64,19 +64,19 @@ class FolderClips:
                 if suffix in AUDIO_SUFFIXES:
                     names.append(os.path.relpath(os.path.join(place, name), folder))
                 else:
-                    self.left_out[suffix] += 1
+                    self.skipped[suffix] += 1
         # A name need not be text, but a key is.
         self.names = {os.fsencode(name).decode("utf-8", "backslashreplace"): name for name in names}
         self.keys = sorted(self.names)
 
     def clips(self, process_index: int, num_processes: int, done: Collection[str] = ()) -> Iterator[Clip]:
-        """This process's share of what is not done. It hangs on each path alone, so that files which come or go while
-        processes start change nothing for the others."""
+        """This process's share of what is not done. It depends on each path alone, so that files which appear or disappear
+        while processes start change nothing for the others."""
         for key in self._share(process_index, num_processes, done):
             yield Clip(key, os.path.join(self.folder, self.names[key]), key)
 
     def count(self, process_index: int, num_processes: int, done: Collection[str] = ()) -> int | None:
-        """How many clips [`~FolderClips.clips`] gives."""
+        """How many clips [`~FolderClips.clips`] yields."""
         return sum(1 for _ in self._share(process_index, num_processes, done))
 
     def _share(self, process_index, num_processes, done):
@@ -86,18 +86,18 @@ class FolderClips:
 
 
 class _RowClips:
-    """What clips in rows have in common.
+    """What [`TableClips`] and [`StreamClips`] share.
 
     Args:
         table (`datasets.Dataset` or `datasets.IterableDataset`): The rows; the audio is not decoded by `datasets`.
         column (`str`): Where the audio is.
-        keep (list of `str`): Columns that are carried along.
-        base (`Path`): Where relative paths begin.
+        keep (list of `str`): Columns that are passed on.
+        base (`Path`): The folder of relative paths.
     """
 
     def __init__(self, table: Any, column: str, keep: Sequence[str], base: Path):
         self.table, self.column, self.keep, self.base = table, column, list(keep), base
-        self.left_out: Counter[str] = Counter()
+        self.skipped: Counter[str] = Counter()
         self.schema = pyarrow.schema([table.features.arrow_schema.field(name) for name in keep])
 
 
@@ -106,8 +106,8 @@ class TableClips(_RowClips):
 
     @property
     def fingerprint(self) -> str:
-        """Of the number of rows and of their paths: a key is a row's number, so that of another table what is done
-        already would be other clips."""
+        """Of the number of rows and of their paths: a key is a row's number, and the same numbers in another table are
+        other clips."""
         digest = hashlib.sha256()
         for part in self.table.select_columns([self.column]).with_format("arrow").iter(10_000):
             paths = part[self.column].combine_chunks()
@@ -122,7 +122,7 @@ class TableClips(_RowClips):
             yield _row_clip(f"{row:010d}", self.table[row], self.column, self.keep, self.base)
 
     def count(self, process_index: int, num_processes: int, done: Collection[str] = ()) -> int | None:
-        """How many clips [`~TableClips.clips`] gives."""
+        """How many clips [`~TableClips.clips`] yields."""
         return sum(1 for _ in self._share(process_index, num_processes, done))
 
     def _share(self, process_index, num_processes, done):
@@ -132,8 +132,8 @@ class TableClips(_RowClips):
 class StreamClips(_RowClips):
     """The rows of a `datasets.IterableDataset`, by file and row of the file.
 
-    Processes have whole files where there are at least as many as processes. Else every process reads all files and
-    has every n-th row. Going on after a kill reads past what is done, and trusts that the files are the same.
+    Each process has whole files where there are at least as many as processes. Else every process reads all files and
+    has every n-th row. A resumed run reads past what is done, and relies on unchanged files.
     """
 
     fingerprint = None
@@ -180,17 +180,17 @@ def open_clips(
             - one such file;
             - the name of a dataset on the Hub.
         split (`str`, *optional*, defaults to `"train"`): Split of a dataset.
-        audio_column (`str`, *optional*): The dataset's column of audio or of paths; relative ones begin at the file or
-            folder. By default the first Audio column, else `audio`, `file`, `path` or `file_name`.
-        keep (list of `str`, *optional*): Columns of the dataset that are carried along.
+        audio_column (`str`, *optional*): The dataset's column of audio or of paths, relative to the file or folder. By
+            default the first Audio column, else `audio`, `file`, `path` or `file_name`.
+        keep (list of `str`, *optional*): Columns of the dataset that are passed on.
         streaming (`bool`, *optional*, defaults to `False`): Read a dataset row by row, without preparing it on disk.
 
     Returns:
         [`FolderClips`], [`TableClips`] or [`StreamClips`].
 
     Raises:
-        FileNotFoundError: A path that is not there, or a dataset that the Hub does not have.
-        ValueError: A folder without audio or tables, a split or column that is not there, an option that does not fit.
+        FileNotFoundError: A path that does not exist, or a dataset that the Hub does not have.
+        ValueError: A folder without audio or tables, a missing split or column, an option that does not fit.
     """
     path = Path(source)
     if path.is_dir():
@@ -201,11 +201,11 @@ def open_clips(
             wrong = [name for name, value in given.items() if value]
             if wrong:
                 raise ValueError(
-                    f"{', '.join(wrong)}: given for {source!r}, a folder of audio files, expected a dataset; leave it out."
+                    f"{', '.join(wrong)}: given for {source!r}, a folder of audio files, expected a dataset; remove it."
                 )
             return folder
-        if folder is not None and not folder.left_out.keys() & set(DATASET_SUFFIXES):
-            found = ", ".join(f"{count} {suffix or 'without ending'}" for suffix, count in folder.left_out.items())
+        if folder is not None and not folder.skipped.keys() & set(DATASET_SUFFIXES):
+            found = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in folder.skipped.items())
             raise ValueError(
                 f"source: the folder {source!r} has no audio files ({', '.join(AUDIO_SUFFIXES)}) and no dataset "
                 f"({', '.join(DATASET_SUFFIXES)}), found: {found or 'nothing'}."
@@ -231,7 +231,7 @@ def _load_table(source: str, path: Path, split: str, streaming: bool) -> dataset
     saved = [path / name for name in ("dataset_dict.json", "state.json") if (path / name).is_file()]
     if saved:
         if streaming:
-            raise ValueError(f"streaming: given for {source!r}, which is prepared on disk already; leave it out.")
+            raise ValueError(f"streaming: given for {source!r}, which is prepared on disk already; remove it.")
         table = datasets.load_from_disk(source)
         if isinstance(table, datasets.DatasetDict):
             if split not in table:
@@ -247,18 +247,18 @@ def _load_table(source: str, path: Path, split: str, streaming: bool) -> dataset
         raise FileNotFoundError(f"source: there is no file or folder {source!r}.")
     try:
         table = datasets.load_dataset(name, **options)
-        if table.features is None:  # a stream of CSV or JSON: known by its first row
+        if table.features is None:  # a stream of CSV or JSON: read from its first row
             first = next(iter(table))
             table = table.cast(datasets.Features.from_arrow_schema(pyarrow.Table.from_pylist([first]).schema))
         return table
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(
-            f"source: got {source!r}, which is no file or folder here and cannot be had from the Hub: {error}"
+            f"source: got {source!r}, which is not a file or folder and not available from the Hub: {error}"
         ) from error
     except StopIteration:
         raise ValueError(f"source: {source!r} has no rows in the split {split!r}.") from None
     except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
-        reason = error.__cause__ or error  # the first says no more than that it failed
+        reason = error.__cause__ or error  # the first only states that it failed
         raise ValueError(f"source: {source!r}, split {split!r}, cannot be read, or has no rows: {reason}") from error
 
 

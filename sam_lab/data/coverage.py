@@ -1,4 +1,4 @@
-"""What of the records' audio is there: their authors' paths mapped to yours, and the coverage by source."""
+"""Which of the records' audio exists: their authors' paths are mapped to local ones, and files counted by source."""
 
 import os
 import posixpath
@@ -12,29 +12,29 @@ from typing import Any
 from sam_lab.common.text_tables import text_table
 
 KINDS = ("closed", "open", "binary", "multiple_choice", "caption", "detail", "other")
-# By collection: what is counted of its files, how many of it were published, and in which file.
+# By collection: which records are counted, and how many were published.
 PUBLISHED_COUNTS = {
     "OpenAQA": {"closed": 1_917_894, "open": 3_763_814},
     "ReasonAQA": {"records": 968_071},  # of train.json
 }
-# What readers leave out, as they count it.
-LEFT_OUT = {
+# Records that readers skip, by the name of their count.
+SKIPPED = {
     "two_audio": "on two clips",
     "unanswered": "with an empty answer",
-    "unanswerable": "whose answer says that there is none",
+    "unanswerable": "whose answer states that there is none",
 }
 
 
 def parse_audio_roots(values: Iterable[str]) -> list[tuple[str, str]]:
-    """Reads `FROM=TO`: files whose path begins with the folder FROM are under the folder TO here.
+    """Parses `FROM=TO`: files whose path begins with the folder FROM lie in the local folder TO.
 
     Args:
-        values (list of `str`): One a folder, as `--audio-root` gives them. An empty FROM (`=TO`) stands for all
-            relative paths, such as ReasonAQA's. An equals sign that belongs to a folder is written `\\=`; without
-            that, of several the one is taken that has an existing folder as TO.
+        values (list of `str`): One for each folder, from `--audio-root`. An empty FROM (`=TO`) stands for all relative
+            paths, such as ReasonAQA's. An equals sign that belongs to a folder is written `\\=`; without that, of
+            several the one that has an existing folder as TO is used.
 
     Raises:
-        ValueError: No `=`, nothing behind it, several of which any could be meant, or a FROM with two different TO.
+        ValueError: No `=`, nothing after it, several without a single fitting one, or a FROM with two different TO.
     """
     roots: dict[str, str] = {}
     for value in values:
@@ -52,9 +52,11 @@ def parse_audio_roots(values: Iterable[str]) -> list[tuple[str, str]]:
                 f"--audio-root: got {value!r}, in which several = could divide FROM=TO; write \\= for each that belongs "
                 "to a folder."
             )
-        source, target = _normal(pairs[0][0]), os.path.normpath(os.path.expanduser(pairs[0][1]))
-        if roots.setdefault(source, target) != target:
-            raise ValueError(f"--audio-root: got {source!r} twice, as {roots[source]!r} and {target!r}, expected one.")
+        published, local = _normal(pairs[0][0]), os.path.normpath(os.path.expanduser(pairs[0][1]))
+        if roots.setdefault(published, local) != local:
+            raise ValueError(
+                f"--audio-root: got {published!r} twice, as {roots[published]!r} and {local!r}, expected one."
+            )
     return list(roots.items())
 
 
@@ -65,14 +67,14 @@ def _normal(path: str) -> str:
 
 
 def map_audio(path: str, roots: Sequence[tuple[str, str]]) -> str:
-    """The path here of an audio file there: the longest FROM that it lies in is replaced by its TO.
+    """The local path of a published audio path: the longest FROM that it lies in is replaced by its TO.
 
     Args:
-        path (`str`): As the record has it; `./a//b` lies in `a` as `a/b` does.
+        path (`str`): The record's path; `./a//b` lies in `a` as `a/b` does.
         roots (list of `(FROM, TO)`): From [`parse_audio_roots`]. Whole folders match: `/data/a` is not in `/data/audio`.
 
     Returns:
-        `str`: The new path, or the old one where nothing matches.
+        `str`: The local path, or the published one where nothing matches.
     """
     root = _fitting_root(path, roots)
     return path if root is None else _moved(path, root)
@@ -89,9 +91,9 @@ def _fitting_root(path: str, roots: Sequence[tuple[str, str]]) -> tuple[str, str
 
 
 @lru_cache(maxsize=256)
-def _head(source: str) -> str:
-    source = _normal(source)
-    return source.rstrip("/") + "/" if source else ""
+def _head(folder: str) -> str:
+    folder = _normal(folder)
+    return folder.rstrip("/") + "/" if folder else ""
 
 
 def _is_inside(path: str, head: str) -> bool:
@@ -99,39 +101,37 @@ def _is_inside(path: str, head: str) -> bool:
 
 
 def check_audio_roots(roots: Sequence[tuple[str, str]]) -> None:
-    """Raises `ValueError` where a folder is not there."""
-    for source, target in roots:
-        if not os.path.isdir(target):
-            raise ValueError(f"--audio-root: {source}={target}: there is no folder {target!r}; correct it.")
+    """Raises `ValueError` where a local folder does not exist."""
+    for published, local in roots:
+        if not os.path.isdir(local):
+            raise ValueError(f"--audio-root: {published}={local}: there is no folder {local!r}; correct it.")
 
 
 class AudioCoverage:
-    """Finds the records' audio and counts by source and kind what is there; each file is looked up once.
+    """Finds the records' audio and counts by source and kind what exists; each file is looked up once.
 
     Args:
         audio_roots (list of `(FROM, TO)`, *optional*): From [`parse_audio_roots`].
-        check_audio (`bool`, *optional*, defaults to `True`): Without it every file is taken to be there.
+        check_audio (`bool`, *optional*, defaults to `True`): Without it every file is assumed to exist.
         num_threads (`int`, *optional*, defaults to 16): Threads that look files up.
 
     Raises:
-        ValueError: A folder of `audio_roots` is not there.
+        ValueError: A folder of `audio_roots` does not exist.
     """
 
     def __init__(self, audio_roots: Sequence[tuple[str, str]] = (), check_audio: bool = True, num_threads: int = 16):
-        self.audio_roots = [(source, target) for source, target in audio_roots]
+        self.audio_roots = [(published, local) for published, local in audio_roots]
         self.check_audio, self.num_threads = check_audio, num_threads
         if check_audio:
             check_audio_roots(self.audio_roots)
         self.used_roots: set[tuple[str, str]] = set()
-        self.examples: dict[
-            str, list[str]
-        ] = {}  # by source, a missing file: as the record has it, and where it should be
+        self.examples: dict[str, list[str]] = {}  # by source, a missing file: the published path and the local one
         self.exists: dict[str, bool] = {}
-        self.rows: Counter[tuple[str, str, bool]] = Counter()  # (source, kind, whether it is there)
+        self.rows: Counter[tuple[str, str, bool]] = Counter()  # (source, kind, whether it exists)
         self.clips: dict[str, set[str]] = {}  # by source
 
     def __call__(self, records: Sequence[dict[str, Any]]) -> list[dict[str, Any] | None]:
-        """The same records with the paths of here; `None` in the place of one whose audio is not there."""
+        """The same records with local paths; `None` in the place of one whose audio does not exist."""
         mapped = [
             record if record["audio"] is None else {**record, "audio": self._map(record["audio"])}
             for record in records
@@ -166,24 +166,24 @@ class AudioCoverage:
     def summary(self) -> dict[str, Any]:
         """`rows` with audio, `missing` rows without, both also `by_source` (with the distinct `clips`, the
         `missing_clips`, and all rows by `kinds`) and `rows` `by_kind`; `examples` of what is missing by source (the
-        record's path, and the path here), and `unused_roots`, which no record's path lies in."""
+        published path and the local one), and `unused_roots`, which no record's path lies in."""
         by_source = {}
         for source, clips in sorted(self.clips.items()):
-            ours = {(kind, there): count for (name, kind, there), count in self.rows.items() if name == source}
+            ours = {(kind, found): count for (name, kind, found), count in self.rows.items() if name == source}
             present = sum(self.exists[clip] for clip in clips)
             kinds: Counter[str] = Counter()
             for (kind, _), count in ours.items():
                 kinds[kind] += count
             by_source[source] = {
-                "rows": sum(count for (_, there), count in ours.items() if there),
-                "missing": sum(count for (_, there), count in ours.items() if not there),
+                "rows": sum(count for (_, found), count in ours.items() if found),
+                "missing": sum(count for (_, found), count in ours.items() if not found),
                 "clips": present,
                 "missing_clips": len(clips) - present,
                 "kinds": dict(sorted(kinds.items())),
             }
         by_kind: Counter[str] = Counter()
-        for (_, kind, there), count in self.rows.items():
-            by_kind[kind] += count if there else 0
+        for (_, kind, found), count in self.rows.items():
+            by_kind[kind] += count if found else 0
         return {
             "rows": sum(entry["rows"] for entry in by_source.values()),
             "missing": sum(entry["missing"] for entry in by_source.values()),
@@ -200,11 +200,11 @@ def check_max_missing(max_missing: float) -> None:
         raise ValueError(f"max_missing: got {max_missing!r}, expected a share from 0 to 1, such as 0.05 for 5 %.")
 
 
-def check_coverage(summary: dict[str, Any], max_missing: float, missing_sources: Sequence[str] = ()) -> None:
-    """Raises `ValueError`, with the table of [`coverage_table`], where no row or too few rows have their audio: of all,
-    and of each source of at least 100, but for `missing_sources`."""
+def check_missing(summary: dict[str, Any], max_missing: float, missing_sources: Sequence[str] = ()) -> None:
+    """Raises `ValueError`, with the table of [`coverage_table`], where no record or too few have their audio: of all, and
+    of each source of at least 100, without `missing_sources`."""
     if summary["rows"] + summary["missing"] == 0:
-        raise ValueError("records: there are none, expected at least one; look at the files they are read from.")
+        raise ValueError("records: got none, expected at least one; check the files they are read from.")
     sources = {name: entry for name, entry in summary["by_source"].items() if name not in missing_sources}
     judged = [(f" of {name}", entry["rows"], entry["missing"]) for name, entry in sources.items()]
     judged = [each for each in judged if each[1] + each[2] >= 100]
@@ -216,32 +216,32 @@ def check_coverage(summary: dict[str, Any], max_missing: float, missing_sources:
         if total and (missing / total > max_missing or summary["rows"] == 0):
             raise ValueError(
                 f"{missing:,} of {total:,} records{what} have no audio file, more than max_missing={max_missing:.1%}. "
-                f"{_lost(summary, [what.removeprefix(' of ')] if what else list(sources))}Say with --audio-root FROM=TO where the folders of the "
-                "published paths are here, fetch what is missing, raise max_missing, or name in missing_sources what you "
-                f"do without.\n{coverage_table(summary)}"
+                f"{_searched(summary, [what.removeprefix(' of ')] if what else list(sources))}Map the folders of the "
+                "published paths to local ones with --audio-root FROM=TO, fetch what is missing, raise max_missing, or "
+                f"name in missing_sources what may be missing.\n{coverage_table(summary)}"
             )
 
 
-def _lost(summary: dict[str, Any], sources: Sequence[str]) -> str:
-    """Sentences on what was looked for where."""
-    examples = summary.get("examples", {})  # folders that were written earlier have none
+def _searched(summary: dict[str, Any], sources: Sequence[str]) -> str:
+    """Sentences on which file was searched where."""
+    examples = summary.get("examples", {})  # older folders have none
     text = ""
     for published, here in [examples[name] for name in sources if name in examples][:1]:
-        where = "as it is, for no --audio-root fits it" if published == here else f"as {here!r}"
-        text = f"{published!r}, for one, was looked for {where}. "
+        where = "under this path, since no --audio-root fits" if published == here else f"as {here!r}"
+        text = f"{published!r}, for example, was searched {where}. "
     if unused := summary.get("unused_roots"):
         text += f"No record's path lies in the folder of --audio-root {' or '.join(unused)}. "
     return text
 
 
 def coverage_table(summary: dict[str, Any]) -> str:
-    """A table of what is there by source, and of what was read of published collections beside how many there are.
+    """A table of which audio exists by source, and of how many records of published collections were read.
 
     Args:
         summary (`dict`): From [`write_records`] or [`AudioCoverage`].
 
     Returns:
-        `str`: Lines. A collection has one only where its reader has counted it (`counts` of [`write_records`]).
+        `str`: Lines. A collection has its own only where its reader has counted it (`counts` of [`write_records`]).
     """
     rows = [("source", "rows", "missing", "covered", "clips", "missing clips")]
     entries = list(summary["by_source"].items())
@@ -253,7 +253,7 @@ def coverage_table(summary: dict[str, Any]) -> str:
         rows.append((source, *counts[:2], f"{share:.1%}", *counts[2:]))
     lines = [text_table(rows)]
     for collection, read in summary.get("collections", {}).items():
-        lines += ["", left_out_line(collection, read)]
+        lines += ["", collection_line(collection, read)]
         for name, published in PUBLISHED_COUNTS.get(collection, {}).items():
             what = collection if name == "records" else f"{collection} {name}"
             if read.get(name):  # a file of closed questions has no open ones
@@ -261,8 +261,8 @@ def coverage_table(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def left_out_line(collection: str, counts: Mapping[str, int]) -> str:
-    """How many records a reader has read and, for each reason to leave some out, how many that were."""
-    left = [f"{counts[name]:,} {words}" for name, words in LEFT_OUT.items() if name in counts]
-    rest = counts["records"] - sum(counts.get(name, 0) for name in LEFT_OUT)
-    return f"{collection}: {counts['records']:,} records in its files, left out {', '.join(left)}: {rest:,} taken"
+def collection_line(collection: str, counts: Mapping[str, int]) -> str:
+    """How many records a reader has read and, for each reason, how many it has skipped."""
+    skipped = [f"{counts[name]:,} {words}" for name, words in SKIPPED.items() if name in counts]
+    rest = counts["records"] - sum(counts.get(name, 0) for name in SKIPPED)
+    return f"{collection}: {counts['records']:,} records in its files, skipped {', '.join(skipped)}: {rest:,} used"

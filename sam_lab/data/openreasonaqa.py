@@ -1,9 +1,9 @@
 """OpenReasonAQA: OpenAQA with its caption-style questions replaced by ReasonAQA's yes/no and multiple-choice ones.
 
-The paper (section 4.3) says no more than "we replace caption-style open-ended questions with the structured BQ/MCQ
+The paper (section 4.3) only states "we replace caption-style open-ended questions with the structured BQ/MCQ
 reasoning questions from ReasonAQA, while maintaining a comparable training scale (3.8M pairs)". What it leaves open is
 a parameter here: whether the 3.8 million are all pairs or only those that replace (`reading`), and which questions are
-caption-style (`caption_rule`). ReasonAQA has but 362,681 yes/no and multiple-choice questions on one clip to train on,
+caption-style (`caption_rule`). ReasonAQA has only 362,681 yes/no and multiple-choice questions on one clip to train on,
 so that either reading repeats them.
 """
 
@@ -29,7 +29,7 @@ from processing_sam import PROMPT_TEMPLATE
 from sam_lab.common.files import locked, write_json
 from sam_lab.common.iteration import batched
 from sam_lab.common.text_tables import text_table
-from sam_lab.data.coverage import AudioCoverage, check_coverage, check_max_missing, left_out_line, map_audio
+from sam_lab.data.coverage import AudioCoverage, check_max_missing, check_missing, collection_line, map_audio
 from sam_lab.data.published import CAPTION_RULES, READINGS, read_openaqa, read_reasonaqa
 from sam_lab.data.records import CHUNK, MARKER_FILE, own_shards, records_fingerprint, reusable_summary, write_records
 
@@ -42,9 +42,9 @@ CAPTION_WORDS = re.compile(
     re.IGNORECASE,
 )
 REPORT_FILE = "openreasonaqa.json"
-TEMPORARY = f"{MARKER_FILE}-"  # how the names of temporary folders begin
+TEMPORARY = f"{MARKER_FILE}-"  # prefix of the names of temporary folders
 ROWS_A_FILE = 100_000  # of the temporary files, at least: one is in memory at a time
-# What becomes of a record.
+# The fates of a record.
 KEPT, OPEN, GIVES_WAY, REPLACES, UNUSED, MISSING = range(6)
 
 
@@ -54,7 +54,7 @@ def is_caption_style(record: dict[str, Any], rule: str) -> bool:
     Args:
         record (`dict`): A record of kind `"open"`.
         rule (`str`): `"all_open"`: always; `"caption_words"`: if it asks for a caption, a description, a summary or
-            what is to be heard (CAPTION_WORDS); `"not_yes_no"`: unless its answer begins with yes or no.
+            the sounds (CAPTION_WORDS); `"not_yes_no"`: unless its answer begins with yes or no.
     """
     if rule == "caption_words":
         return CAPTION_WORDS.search(record["prompt"]) is not None
@@ -64,28 +64,28 @@ def is_caption_style(record: dict[str, Any], rule: str) -> bool:
 
 
 class OpenReasonAQA:
-    """The mix: which records are in it and how often, found in one pass over the files; a second one gives them.
+    """The mix: which records are in it and how often, found in one pass over the files; a second one yields them.
 
-    Closed questions of OpenAQA (its closed captions too) stay in any case, once. With `reading="whole"` the mix has
+    Closed questions of OpenAQA (its closed captions too) always stay, once. With `reading="whole"` the mix has
     `size` records: the room beside the closed questions goes to one pass over the replacing records, then to
-    open-ended questions that are not caption-style, drawn at random if they are too many; if there is still room, the
+    open-ended questions that are not caption-style, drawn at random if they are too many; if room remains, the
     replacing records are repeated. With `reading="replacement"` all open-ended questions that are not caption-style
-    stay, and `size` replacing records come in the place of the others. Replacing records are repeated in whole passes
+    stay, and `size` replacing records take the place of the others. Replacing records are repeated in whole passes
     and a last one drawn at random. All draws are seeded. Memory: some 30 bytes a record, and the paths of the clips.
 
     Args:
         openaqa (`str`): OpenAQA's file, closed and open questions.
         reasonaqa (list of `str`): ReasonAQA's files to take from, such as `train.json`.
-        size (`int`, *optional*, defaults to 3,800,000): Number of records, as `reading` says.
+        size (`int`, *optional*, defaults to 3,800,000): Number of records; `reading` defines which.
         reading (`str`, *optional*, defaults to `"whole"`): Or `"replacement"`.
         caption_rule (`str`, *optional*, defaults to `"all_open"`): Or `"caption_words"`, `"not_yes_no"`; see
             [`is_caption_style`].
         seed (`int`, *optional*, defaults to 0): Of every draw.
-        replacing_kinds (list of `str`, *optional*): ReasonAQA's kinds that are taken; yes/no and multiple choice.
+        replacing_kinds (list of `str`, *optional*): ReasonAQA's kinds that replace; yes/no and multiple choice.
         closed_prefix, skip_unanswerable: As in [`read_openaqa`].
         lowercase: As in [`read_reasonaqa`].
-        audio_roots, check_audio, max_missing, missing_sources: As in [`write_records`]; records without audio are left out before
-            anything is counted or drawn.
+        audio_roots, check_audio, max_missing, missing_sources: As in [`write_records`]; records without audio are
+            skipped before anything is counted or drawn.
         tokenizer (*optional*): A `tokenizer.json`, a folder, a Hub id or a `tokenizers.Tokenizer`, to count what
             `cutoff` would cut.
         cutoff (`int`, *optional*, defaults to 108): Longest text in tokens: prompt template, answer and end of text;
@@ -95,7 +95,7 @@ class OpenReasonAQA:
         report (`dict`): What [`OpenReasonAQA.table`] prints, for JSON.
 
     Raises:
-        FileNotFoundError: A file that is not there.
+        FileNotFoundError: A file that does not exist.
         ValueError: An unknown reading or rule; a number outside its range; a tokenizer that cannot be loaded; the same
             file twice; a file without records; a size that the closed questions alone exceed; no replacing record; too
             many records without audio; a malformed record.
@@ -183,11 +183,11 @@ class OpenReasonAQA:
         progress.close()
         if without_task:
             logger.warning(
-                f"openaqa: {without_task:,} records of {str(self.openaqa)!r} have no task. The caption rule is for those "
-                "whose task is open-ended and does not see them: they all stay, as closed questions do."
+                f"openaqa: {without_task:,} records of {str(self.openaqa)!r} have no task. The caption rule applies to "
+                "records whose task is open-ended, so these all stay, as closed questions do."
             )
         self.coverage = {**coverage.summary(), "collections": self.counts}
-        check_coverage(self.coverage, max_missing, missing_sources)
+        check_missing(self.coverage, max_missing, missing_sources)
         self.groups = list(groups)
         self.group = np.frombuffer(group, np.int32)
         self.over = np.frombuffer(over, np.int8)
@@ -273,7 +273,7 @@ class OpenReasonAQA:
             temporary_folder (`str`, *optional*): Where the temporary files go; they are as large as the mix.
 
         Yields:
-            `dict`: Records with the paths of here.
+            `dict`: Records with local paths.
 
         Raises:
             ValueError: The files have changed.
@@ -298,7 +298,7 @@ class OpenReasonAQA:
                             files[place // rows_a_file].write(f"{place}\t{line}\n")
                     begin = end
             if count != len(self.times):
-                raise ValueError("openaqa, reasonaqa: the files have changed since they were counted; begin again.")
+                raise ValueError("openaqa, reasonaqa: the files have changed since they were counted; start again.")
             for path in paths:
                 with path.open(encoding="utf-8", newline="\n") as file:
                     lines = [line.split("\t", 1) for line in file]
@@ -340,10 +340,10 @@ def report_table(report: dict[str, Any]) -> str:
         f"{replacing['rows']:,} rows of {replacing['distinct']:,} distinct records of kind "
         f"{' or '.join(report['replacing_kinds'])}: each is in the mix {replacing['times_at_least']} to "
         f"{replacing['times_at_most']} times",
-        *(left_out_line(name, counts) for name, counts in report["coverage"].get("collections", {}).items()),
+        *(collection_line(name, counts) for name, counts in report["coverage"].get("collections", {}).items()),
     ]
     if not counted:
-        lines.append(f"rows over {report['cutoff']} tokens were not counted, as no tokenizer was given")
+        lines.append(f"rows over {report['cutoff']} tokens were not counted, as no tokenizer was passed")
     return "\n".join(lines)
 
 
@@ -355,7 +355,7 @@ def build_openreasonaqa(
     Args:
         openaqa, reasonaqa: As in [`OpenReasonAQA`].
         folder (`str`): Gets the shards, `summary.json` and `openreasonaqa.json`. A whole folder that was built from
-            the same files with the same options is left as it is.
+            the same files with the same options is reused.
         options: Those of [`OpenReasonAQA`].
 
     Returns:
@@ -375,66 +375,66 @@ def build_openreasonaqa(
     fingerprint = records_fingerprint([openaqa, *reasonaqa], **settings)
     report = folder / REPORT_FILE
 
-    def there() -> dict[str, Any] | None:
+    def finished() -> dict[str, Any] | None:
         if reusable_summary(folder, {"fingerprint": fingerprint}) is None or not report.is_file():
             return None
         return json.loads(report.read_text(encoding="utf-8"))
 
-    if (found := there()) is not None:
+    if (found := finished()) is not None:
         return found
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with locked(folder, name=".building"):
-            if (found := there()) is not None:  # another process has drawn it meanwhile
+            if (found := finished()) is not None:  # another process has built it meanwhile
                 return found
             mix = OpenReasonAQA(openaqa, reasonaqa, **options)
-            report.unlink(missing_ok=True)  # so that no summary stands beside another report
+            report.unlink(missing_ok=True)  # so that no summary lies beside the report of another mix
             for path in folder.glob(f"{TEMPORARY}*"):
                 shutil.rmtree(path)
             write_records(mix.records(folder), folder, check_audio=False, fingerprint=fingerprint)
             write_json(mix.report, report)
     except BaseException:
         with suppress(OSError):
-            folder.rmdir()  # where it was made for nothing
+            folder.rmdir()  # if nothing was written
         raise
     return mix.report
 
 
 def _check_files(openaqa: str | Path, reasonaqa: Sequence[str | Path]) -> None:
-    """Raises unless all files are there, each once."""
+    """Raises unless all files exist, each once."""
     seen = set()
     for name, file in [("openaqa", openaqa), *(("reasonaqa", file) for file in reasonaqa)]:
         if not Path(file).is_file():
             raise FileNotFoundError(f"{name}: there is no file {str(file)!r}.")
         if Path(file).resolve() in seen:
             raise ValueError(
-                f"{name}: got {str(file)!r} twice, expected each file once; its records are repeated anyway."
+                f"{name}: got {str(file)!r} twice, expected each file once; its records are repeated as needed."
             )
         seen.add(Path(file).resolve())
 
 
 def _some(records: Iterator[dict[str, Any]], name: str, file: str | Path) -> Iterator[dict[str, Any]]:
-    """The records, of which there must be one."""
+    """The records, of which at least one must exist."""
     first = next(records, None)
     if first is None:
-        raise ValueError(f"{name}: {str(file)!r} gives no records to mix, expected some; look at what it holds.")
+        raise ValueError(f"{name}: {str(file)!r} has no records to mix, expected some; check its content.")
     yield first
     yield from records
 
 
 def _token_counter(tokenizer: Any) -> Callable[[list[str]], list[int]] | None:
-    """A function that gives the lengths of texts in tokens, without special tokens."""
+    """A function that returns the lengths of texts in tokens, without special tokens."""
     if tokenizer is None:
         return None
     if isinstance(tokenizer, tokenizers.Tokenizer):
-        tokenizer = tokenizers.Tokenizer.from_str(tokenizer.to_str())  # the caller's keeps its truncation
+        tokenizer = tokenizers.Tokenizer.from_str(tokenizer.to_str())  # a copy: the caller's keeps its truncation
     else:
         try:
             if Path(tokenizer).is_file():
                 tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer))
             else:
                 tokenizer = AutoTokenizer.from_pretrained(tokenizer).backend_tokenizer
-        except Exception as error:  # tokenizers raises nothing more special for a file that is none of its
+        except Exception as error:  # tokenizers has no special exception for a file of another format
             raise ValueError(
                 f"tokenizer: got {str(tokenizer)!r}, expected a tokenizer.json, a folder or a Hub id that can be loaded; "
                 f"{error}"

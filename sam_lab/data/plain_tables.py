@@ -1,4 +1,4 @@
-"""Plain tables and folders of audio as training rows: [`read_table`] gives clips, prompts and answers."""
+"""Plain tables and folders of audio as training rows: [`read_table`] returns clips, prompts and answers."""
 
 import csv
 import glob
@@ -20,8 +20,8 @@ import pyarrow
 from transformers.utils import logging
 
 from sam_lab.common.files import AUDIO_SUFFIXES
+from sam_lab.common.json_files import is_encodable, read_json
 from sam_lab.common.prompts import DEFAULT_PROMPT
-from sam_lab.data.published import is_encodable, read_json
 
 logger = logging.get_logger(__name__)
 
@@ -36,29 +36,29 @@ CHUNK = 10_000  # rows that are Python objects at once
 
 
 def read_table(source: str, split: str = "train", prompt: str = DEFAULT_PROMPT) -> datasets.Dataset:
-    """Reads training rows from wherever they are.
+    """Reads training rows from a file, a folder or the Hub.
 
     Args:
         source (`str`): One of
 
             - a `.csv`, `.tsv`, `.json`, `.jsonl` (each also with `.gz`) or `.parquet` file with a column of paths,
-              relative to the file; cells of CSV are text as they are written (`NA`, `007`), UTF-8;
+              relative to the file; cells of CSV are text exactly as written (`NA`, `007`), UTF-8;
             - a folder of audio files in the layout of `datasets`' audio folders: a `metadata.csv` or
               `metadata.jsonl` with the columns `file_name` and a text, or a subfolder for each class, whose name is
               the answer for all files below it; these may also stand in a subfolder named as the split;
             - the name of a dataset on the Hub.
         split (`str`, *optional*, defaults to `"train"`): Split of a folder or dataset that has several.
-        prompt (`str`, *optional*): Prompt of the rows where there is no column of prompts, or it is blank.
+        prompt (`str`, *optional*): Prompt of the rows without a column of prompts, or with a blank one.
 
     Returns:
         `datasets.Dataset` with the columns `audio` (a path, or an undecoded row of an Audio column), `prompt` and
-        `answer`. The audio is taken from the first of the columns `audio`, `file`, `path`, `file_name` that is there,
+        `answer`. The audio is taken from the first of the columns `audio`, `file`, `path`, `file_name` that exists,
         the prompt from `prompt`, `question`, `instruction`, the answer from `answer`, `caption`, `text`, `label`.
         Where the audio is blank in every row, it is a table of text, with `None` as audio.
 
     Raises:
-        FileNotFoundError: A file, folder or dataset that is not there.
-        ValueError: No column of audio or of answers, the message lists what there is; no row; rows without an answer,
+        FileNotFoundError: A file, folder or dataset that does not exist.
+        ValueError: No column of audio or of answers, the message lists the columns; no row; rows without an answer,
             or some rows without audio, the message has the first one's number and how many; a folder without audio or
             without the split; a file that cannot be read.
     """
@@ -92,7 +92,7 @@ def read_table(source: str, split: str = "train", prompt: str = DEFAULT_PROMPT) 
 
 
 def _file_table(path: Path, suffix: str, prompt: str) -> datasets.Dataset:
-    """A CSV or JSON file, without `datasets`' readers: those guess types, and take file names for patterns."""
+    """A CSV or JSON file, without `datasets`' readers, which guess types and interpret file names as patterns."""
     if suffix in (".csv", ".tsv"):
         items = _csv_rows(path, "," if suffix == ".csv" else "\t")
         names = list(next(items))
@@ -123,7 +123,7 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
             known = [name for name in header if name in AUDIO_COLUMNS + PROMPT_COLUMNS + ANSWER_COLUMNS]
             twice = [name for name in known if header.count(name) > 1]
             if twice:
-                raise ValueError(f"the column {twice[0]!r} is there twice, expected once; rename one")
+                raise ValueError(f"the column {twice[0]!r} occurs twice, expected once; rename one")
             yield dict.fromkeys(header)
             for number, fields in enumerate(lines_with_text, 1):
                 if len(fields) > len(header):
@@ -134,7 +134,7 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
                 yield dict(zip(header, fields))
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"source: {str(path)!r}, line {lines.line_num + 1}: it is not UTF-8 ({error.reason}); save the file as UTF-8."
+            f"source: {str(path)!r}, line {lines.line_num + 1}: not UTF-8 ({error.reason}); save the file as UTF-8."
         ) from None
     except (ValueError, csv.Error, OSError, EOFError, zlib.error) as error:
         line = f", line {lines.line_num}" if lines is not None else ""
@@ -150,7 +150,7 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _typed_table(table: datasets.Dataset, source: str, prompt: str, folder: Path | None) -> datasets.Dataset:
-    """A table whose columns have types: of the Hub, or Parquet."""
+    """A table whose columns have types: from the Hub, or Parquet."""
     reader = _RowReader(source, table.column_names, prompt, folder)
     table = table.select_columns([name for name in (reader.audio, reader.prompts, reader.answer) if name])
     audio, label = table.features[reader.audio], table.features[reader.answer]
@@ -159,7 +159,7 @@ def _typed_table(table: datasets.Dataset, source: str, prompt: str, folder: Path
         audio = table.features[reader.audio]
     if isinstance(label, datasets.ClassLabel):
         reader.classes = [name.replace("_", " ") for name in label.names]
-    string = datasets.Value("string")  # said, since a column of numbers that keeps its name would keep its type
+    string = datasets.Value("string")  # explicit: a column of numbers that keeps its name would keep its type
     reader.is_path = isinstance(audio, datasets.Value) and "binary" not in audio.dtype
     features = datasets.Features({"audio": string if reader.is_path else audio, "prompt": string, "answer": string})
     rows = table.map(
@@ -175,7 +175,7 @@ def _typed_table(table: datasets.Dataset, source: str, prompt: str, folder: Path
 
 
 class _RowReader:
-    """Makes rows of a table's, and remembers those that have no audio or no answer until all are read."""
+    """Converts a table's rows, and remembers those without audio or answer until all are read."""
 
     def __init__(self, source: str, names: Sequence[str], prompt: str, folder: Path | None):
         self.source, self.prompt, self.folder = source, prompt, folder
@@ -184,7 +184,7 @@ class _RowReader:
         self.prompts = next((name for name in PROMPT_COLUMNS if name in names), None)
         self.classes: list[str] | None = None
         self.is_path = True  # else the audio itself may be in the column
-        self.count: Counter[str] = Counter()  # rows without, by column
+        self.count: Counter[str] = Counter()  # rows without a value, by column
         self.first: dict[str, tuple[int, Any]] = {}
 
     def __call__(self, item: Mapping[str, Any], index: int) -> dict[str, Any]:
@@ -208,7 +208,7 @@ class _RowReader:
         return {"audio": clip, "prompt": prompt, "answer": answer or ""}
 
     def _text(self, value: Any) -> str | None:
-        """A text or number as text; `None` for what is neither, or blank."""
+        """A text or number as text; `None` for anything else, or blank."""
         if isinstance(value, bool) or not isinstance(value, (str, int, float)) or _is_blank(value):
             return None
         return str(value) if is_encodable(str(value)) else None
@@ -226,9 +226,9 @@ class _RowReader:
         self.first.setdefault(column, (index + 1, value))
 
     def check(self, total: int) -> None:
-        """Raises for no row at all, a row without an answer, and audio in some rows only."""
+        """Raises for no rows, a row without an answer, and audio in some rows only."""
         if not total:
-            raise ValueError(f"source: {self.source!r} has columns and no row, expected some.")
+            raise ValueError(f"source: {self.source!r} has columns but no rows, expected some.")
         for column in (self.answer, self.audio):
             count = self.count[column]
             if not count or (column == self.audio and count == total):
@@ -236,7 +236,7 @@ class _RowReader:
             number, value = self.first[column]
             if column == self.audio:
                 what = "audio"
-                advice = "write paths there, leave the rows out, or keep text in a table of its own, without audio"
+                advice = "write paths there, remove the rows, or move text to a separate table without audio"
             else:
                 what = "an answer that is text or a number" if self.classes is None else "a label of a class"
                 advice = "write answers there, or filter the rows out"
@@ -270,7 +270,7 @@ def _column(what: str, names: Sequence[str], there: Sequence[str], source: str) 
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Folders: read here, since `datasets` makes an Audio column of them, and that takes torchcodec even for paths
+# Folders: read here, since `datasets` makes an Audio column of them, which needs torchcodec even for paths
 # ---------------------------------------------------------------------------------------------------------------
 
 
@@ -284,8 +284,8 @@ def _metadata(folder: Path) -> Path | None:
 
 
 def _split_folder(folder: Path, split: str) -> Path:
-    """The subfolder of a split if there is one: it holds a table or folders, which sets it apart from a class. Where
-    all subfolders are named as splits, none of them is a class."""
+    """The subfolder of a split if it exists: it holds a table or folders, which distinguishes it from a class. Where all
+    subfolders are named as splits, none of them is a class."""
     inner = folder / split
     if inner.is_dir() and (_metadata(inner) or any(item.is_dir() for item in inner.iterdir())):
         return inner
@@ -295,14 +295,14 @@ def _split_folder(folder: Path, split: str) -> Path:
     if split not in inside:
         raise ValueError(
             f"source: the folder {str(folder)!r} has the splits {', '.join(inside)}, expected {split!r} among them; "
-            "name the folder of the split that you mean."
+            "pass the folder of a split."
         )
     return inner
 
 
 def _class_folders(folder: Path, prompt: str) -> datasets.Dataset:
     rows: list[dict[str, str]] = []
-    left: Counter[str] = Counter()  # files that are not taken, by suffix
+    left: Counter[str] = Counter()  # files that are skipped, by suffix
     empty = []
     for item in sorted(item for item in folder.iterdir() if not _is_hidden(item.name)):
         if not item.is_dir():
@@ -324,15 +324,14 @@ def _class_folders(folder: Path, prompt: str) -> datasets.Dataset:
     if left or empty:
         counts = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(left.items()))
         logger.warning(
-            f"source: {left.total():,} files of {str(folder)!r} are not taken{f' ({counts})' if left else ''}; audio is "
-            f"{', '.join(AUDIO_SUFFIXES)}."
-            + (f" Classes without a file that is taken: {', '.join(empty)}." if empty else "")
+            f"source: {left.total():,} files of {str(folder)!r} are skipped{f' ({counts})' if left else ''}; audio is "
+            f"{', '.join(AUDIO_SUFFIXES)}." + (f" Classes without audio: {', '.join(empty)}." if empty else "")
         )
     return datasets.Dataset.from_list(rows)
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Files at any depth, through links to folders, but into no folder twice."""
+    """Files at any depth, through links to folders, but no folder twice."""
     seen = {os.path.realpath(folder.parent)}
     for root, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
@@ -345,10 +344,10 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def clip_key(clip: str | bytes | dict[str, Any] | None) -> str | None:
-    """What is the same for rows of one clip and for no others; `None` for a row of text.
+    """A key that rows share exactly if they have the same clip; `None` for a row of text.
 
     Args:
-        clip: The `audio` of [`read_table`]'s rows. Where its content is in the table, its path is a mere name, which
+        clip: The `audio` of [`read_table`]'s rows. Where its content is in the table, its path is only a name, which
             other clips may have too.
     """
     if clip is None or isinstance(clip, str):
@@ -362,52 +361,52 @@ def clip_key(clip: str | bytes | dict[str, Any] | None) -> str | None:
 
 
 def audio_file(clip: Any) -> str | None:
-    """The file that a row's `audio` is in; `None` where its content is in the table, or there is none."""
+    """The file of a row's `audio`; `None` where its content is in the table, or the row has none."""
     if isinstance(clip, dict):
         return None if clip.get("bytes") or "array" in clip else clip.get("path")
     return clip if isinstance(clip, str) else None
 
 
 def rows_with_audio(table: datasets.Dataset, name: str, max_missing: float = 0.0) -> datasets.Dataset:
-    """The rows whose audio file is there, or that need none.
+    """The rows whose audio file exists, or that need none.
 
     Args:
-        table (`datasets.Dataset`): Rows, as [`read_table`] gives them.
-        name (`str`): What an error calls the table.
-        max_missing (`float`, *optional*, defaults to 0): Largest share of the rows that may be left out.
+        table (`datasets.Dataset`): Rows, as [`read_table`] returns them.
+        name (`str`): The table's name in errors.
+        max_missing (`float`, *optional*, defaults to 0): Largest share of the rows that may be skipped.
 
     Raises:
-        ValueError: No row, or too many without their file; the message names some of the files.
+        ValueError: No rows, or too many without their file; the message names some of the files.
     """
     clips = (clip for batch in table.select_columns("audio").iter(1000) for clip in batch["audio"])
     paths = [audio_file(clip) for clip in clips]  # never the clips: they may be larger than memory
     files = list(dict.fromkeys(path for path in paths if isinstance(path, str)))
     with ThreadPoolExecutor(16) as pool:
-        missing = [path for path, is_there in zip(files, pool.map(os.path.isfile, files)) if not is_there]
+        missing = [path for path, found in zip(files, pool.map(os.path.isfile, files)) if not found]
     lost = set(missing)
-    kept = [row for row, path in enumerate(paths) if not isinstance(path, str) or path not in lost]
-    num_lost = len(paths) - len(kept)
+    present = [row for row, path in enumerate(paths) if not isinstance(path, str) or path not in lost]
+    num_lost = len(paths) - len(present)
     if not paths:
-        raise ValueError(f"{name}: there are no rows, expected at least one.")
-    if not kept or num_lost > max_missing * len(paths):
+        raise ValueError(f"{name}: got no rows, expected at least one.")
+    if not present or num_lost > max_missing * len(paths):
         more = ", ..." if len(missing) > 3 else ""
         raise ValueError(
-            f"{name}: the audio of {num_lost:,} of {len(paths):,} rows is not there ({', '.join(missing[:3])}{more}), "
+            f"{name}: the audio of {num_lost:,} of {len(paths):,} rows does not exist ({', '.join(missing[:3])}{more}), "
             f"more than max_missing={max_missing:g} allows; correct the paths, fetch the files or raise max_missing."
         )
-    return table.select(kept) if num_lost else table
+    return table.select(present) if num_lost else table
 
 
 def table_records(table: Iterable[Mapping[str, Any]], source: str, kind: str = "other") -> Iterator[dict[str, Any]]:
-    """Makes records of rows with `audio`, `prompt` and `answer`, such as [`read_table`]'s.
+    """Makes records from rows with `audio`, `prompt` and `answer`, such as [`read_table`]'s.
 
     Args:
         table (iterable of `dict`): The rows; the audio is a path, as is that of undecoded Audio columns.
-        source (`str`): The records' source.
+        source (`str`): The records' source, the name of their dataset.
         kind (`str`, *optional*, defaults to `"other"`): Their kind.
 
     Raises:
-        ValueError: An audio that is in the table and not in a file.
+        ValueError: Audio that is in the table and not in a file.
     """
     for number, row in enumerate(table, 1):
         clip = row["audio"]

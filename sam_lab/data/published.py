@@ -1,26 +1,24 @@
 """Published files of questions and answers on sound: OpenAQA's and ReasonAQA's, read one record at a time.
 
-Both are JSON lists of up to gigabytes. A record comes out as `records.py` describes it: `{"audio", "prompt",
-"answer", "source", "kind"}`, the audio by its author's path.
+Both are JSON lists of up to gigabytes. A record is returned as `records.py` describes it: `{"audio", "prompt",
+"answer", "source", "kind"}`, with its author's path of the audio.
 """
 
-import codecs
-import gzip
-import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from transformers.utils import logging
+
+from sam_lab.common.json_files import is_encodable, read_json
 
 logger = logging.get_logger(__name__)
 
 # OpenAQA's prefix of closed questions in the mix of all questions (LTU, combine_all_open_close.py). LTU's evaluation
-# spells it "Close-ended question: "; both are kept as they are.
+# spells it "Close-ended question: "; both spellings stay as they are.
 CLOSED_PREFIX = "Closed-ended question: "
-# An answer with one of these says that there is none. The same records as with LTU's longer list
+# An answer with one of these states that the question has none. The same records as with LTU's longer list
 # (filter_not_answerable_qa.py), whose other entries contain one of these.
 UNANSWERABLE = (
     "can't infer",
@@ -45,7 +43,7 @@ UNANSWERABLE = (
     "without additional",
     "without more information",
 )
-# What ReasonAQA's "caption first audio" stands for, worded for a model that hears one clip.
+# What ReasonAQA's "caption first audio" stands for, worded for a model of one clip.
 CAPTION_PROMPTS = (
     "caption the audio",
     "describe the audio in one sentence",
@@ -61,128 +59,14 @@ READINGS = ("whole", "replacement")
 CAPTION_RULES = ("all_open", "caption_words", "not_yes_no")
 
 # ---------------------------------------------------------------------------------------------------------------
-# JSON files larger than memory
+# Records
 # ---------------------------------------------------------------------------------------------------------------
-
-_SPACE = re.compile(r"[ \t\n\r]*")
-_LONGEST_RECORD = 1 << 24  # characters: a longer one is a missing quotation mark
-
-
-def read_json(path: str | Path, chunk_size: int = 1 << 20) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Reads a JSON list of objects, or JSON lines, one object at a time.
-
-    Args:
-        path (`str`): The file, UTF-8; `.gz` is unpacked. It is a list if its first character is `[`, whatever its name.
-        chunk_size (`int`, *optional*, defaults to 1 MiB): Bytes that are read at once.
-
-    Yields:
-        `tuple[int, dict]`: The number of the record in the file, from 1, and the record.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: Neither form, or broken off in the middle; the message has the record's number and the byte.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"path: there is no file {str(path)!r}, expected a JSON list or JSON lines of records."
-        )
-    return _json_records(path, chunk_size)
-
-
-def _json_records(path: Path, chunk_size: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as file:
-        file.seek(len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0)
-        while (first := file.read(1)).isspace():
-            pass
-        if first == b"[":
-            yield from _list_records(file, str(path), chunk_size)
-        elif first == b"{":
-            file.seek(-1, os.SEEK_CUR)
-            yield from _line_records(file, str(path))
-        else:
-            what = f"begins with {first!r}" if first else "is empty"
-            raise ValueError(f"{path}: the file {what}, expected a JSON list of records or a record on each line.")
-
-
-def _list_records(file: BinaryIO, name: str, chunk_size: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    decode = json.JSONDecoder().raw_decode
-    to_text = codecs.getincrementaldecoder("utf-8")()
-    text, at, base, number = "", 0, file.tell(), 0  # base: bytes before the text
-    expected = "a record or ]"
-
-    def more() -> bool:
-        nonlocal text, at, base
-        chunk = file.read(chunk_size)
-        base += len(text[:at].encode())
-        try:
-            text, at = text[at:] + to_text.decode(chunk, final=not chunk), 0
-        except UnicodeDecodeError as error:
-            byte = file.tell() - len(error.object) + error.start
-            raise ValueError(
-                f"{name}: byte {byte}, after {number} records, is not UTF-8 ({error.reason}); the file may be cut off."
-            ) from None
-        return bool(chunk)
-
-    def fail(what: str) -> ValueError:
-        byte = base + len(text[:at].encode())
-        return ValueError(f"{name}: {what}, at byte {byte}, after {number} records; download or write the file again.")
-
-    while True:
-        at = _SPACE.match(text, at).end()
-        if at == len(text):
-            if not more():
-                raise fail(f"the list ends without ] (expected {expected}): the file is truncated")
-        elif text[at] == "]" and expected != "a record":
-            break
-        elif text[at] == "," and expected == "a comma or ]":
-            at, expected = at + 1, "a record"
-        elif text[at] == "{" and expected != "a comma or ]":
-            try:
-                record, at = decode(text, at)
-            except json.JSONDecodeError as error:
-                # What a cut can cause: an open string, or an error at the end (16: longer than any escape or word).
-                cut = error.msg.startswith("Unterminated string") or error.pos > len(text) - 16
-                if not cut or len(text) - at > _LONGEST_RECORD:
-                    raise fail(f"record {number + 1} is malformed ({error.msg})") from None
-                if not more():
-                    raise fail(f"the file ends within record {number + 1} ({error.msg}): it is truncated") from None
-                continue
-            number, expected = number + 1, "a comma or ]"
-            yield number, record
-        else:
-            raise fail(f"got {text[at]!r}, expected {expected}")
-    at += 1
-    while True:
-        at = _SPACE.match(text, at).end()
-        if at < len(text):
-            raise fail(f"got {text[at]!r} behind the end of the list")
-        if not more():
-            return
-
-
-def _line_records(file: BinaryIO, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    number = 0
-    for line_number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        number += 1
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise ValueError(
-                f"{name}: record {number} (line {line_number}) is malformed or cut off ({error}), expected a JSON "
-                "object on each line, or one list of them."
-            ) from None
-        if not isinstance(record, dict):
-            raise ValueError(f"{name}: record {number} (line {line_number}) is no object, expected one on each line.")
-        yield number, record
 
 
 def _check_fields(
     record: dict[str, Any], required: Sequence[str], texts: Sequence[str], where: str, form: str
 ) -> None:
-    """Raises unless the required keys are there and texts are text that is not empty."""
+    """Raises unless the required keys exist and texts are text that is not empty."""
     missing = [key for key in required if key not in record]
     if missing:
         raise ValueError(
@@ -195,7 +79,7 @@ def _check_fields(
 
 
 def _check_texts(record: dict[str, Any], keys: Sequence[str], where: str) -> None:
-    """Raises unless those of the keys that are there are text that can be written, or null."""
+    """Raises unless the values of the keys that exist are text that can be written, or null."""
     for key in keys:
         value = record.get(key)
         if value is not None and not isinstance(value, str):
@@ -203,17 +87,8 @@ def _check_texts(record: dict[str, Any], keys: Sequence[str], where: str) -> Non
         if value is not None and not is_encodable(value):
             raise ValueError(
                 f"{where} has half of a surrogate pair in its {key}, {value!r}, expected whole characters; correct the "
-                "file or leave the record out."
+                "file or remove the record."
             )
-
-
-def is_encodable(text: str) -> bool:
-    """Whether a text can be written: JSON's escapes can spell half of a surrogate pair, which cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _share(seed: int, number: int) -> float:
@@ -240,29 +115,29 @@ def read_openaqa(
     """Reads OpenAQA's files (LTU; `openaqa_5.6M.json`, `combine_cla.json`, ...) as they are published.
 
     A record there has the keys `instruction`, `input`, `audio_id`, `dataset`, `task`, `output`; without `dataset` the
-    file's name is the source. An `input`, empty for questions on sound, is put behind the instruction as
-    `"{instruction}\\n\\n### Input:\\n{input}"`: within our template that gives LTU's own text. The kind is `"open"`
-    where the task says open-ended; else `"caption"` where the task or the instruction speaks of a caption; else
-    `"closed"`. Without a task only the prefix can tell that a question is closed, the rest is `"other"`. Records with
-    an empty answer are left out; a warning at the end of the file counts them.
+    file's name is the source. An `input`, empty for questions on sound, is appended to the instruction as
+    `"{instruction}\\n\\n### Input:\\n{input}"`: within our template that is LTU's text. The kind is `"open"`
+    where the task is open-ended; else `"caption"` where the task or the instruction mentions a caption; else
+    `"closed"`. Without a task only the prefix marks a closed question, the rest is `"other"`. Records with
+    an empty answer are skipped; a warning at the end of the file counts them.
 
     Args:
         path (`str`): A JSON list of any size, or JSON lines.
         closed_prefix (`float`, *optional*, defaults to 0.5): How often a closed question (a caption too) begins with
             `"Closed-ended question: "`, as in LTU's mix of all questions; LTU's stages on closed questions alone have
-            none: 0. A prefix that the file already has is taken off first, so that the share is this one for either
-            kind of file; `None` leaves the questions as they are.
-        seed (`int`, *optional*, defaults to 0): Decides with a record's number in the file which get the prefix.
-        skip_unanswerable (`bool`, *optional*, defaults to `False`): Leave out records whose answer says that there is
-            none (LTU's `openaqa_5.0M_noqa`; its published models have them).
-        counts (`dict`, *optional*): Counts, on top of what it has, how many `"records"` were read, how many of them
-            are `"closed"` (captions too) and `"open"`, and how many were left out: `"unanswered"`, `"unanswerable"`.
+            none: 0. A prefix that the file already has is removed first, so that the share holds for either kind of
+            file; `None` does not change the questions.
+        seed (`int`, *optional*, defaults to 0): With a record's number in the file, decides which get the prefix.
+        skip_unanswerable (`bool`, *optional*, defaults to `False`): Skip records whose answer states that the question has
+            none (LTU's `openaqa_5.0M_noqa`; its published models include them).
+        counts (`dict`, *optional*): Is added to: how many `"records"` were read, how many of them are `"closed"` (captions
+            too) and `"open"`, and how many were skipped: `"unanswered"`, `"unanswerable"`.
 
     Yields:
         `dict`: The records.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         ValueError: `closed_prefix` outside 0 to 1; a record that lacks a key or has no text in it, named by number.
     """
     if closed_prefix is not None and not 0 <= closed_prefix <= 1:
@@ -309,11 +184,11 @@ def _openaqa_records(numbered, path, closed_prefix, seed, skip_unanswerable, cou
 
 def _warn_unanswered(path: Path, count: int) -> None:
     if count:
-        logger.warning(f"{path}: {count:,} records have an empty answer and are left out.")
+        logger.warning(f"{path}: {count:,} records have an empty answer and are skipped.")
 
 
 def openaqa_kind(task: str, instruction: str) -> str:
-    """The kind of an OpenAQA record: `"open"`, `"caption"`, `"closed"` or `"other"`, as [`read_openaqa`] says."""
+    """The kind of an OpenAQA record: `"open"`, `"caption"`, `"closed"` or `"other"`; see [`read_openaqa`]."""
     task = re.sub(r"[-_\s]+", " ", task.lower()).strip()
     if "open ended" in task:
         return "open"
@@ -333,17 +208,17 @@ def read_reasonaqa(
     """Reads ReasonAQA's files (Mellow; `train.json`, `val.json`, `test.json`) as they are published.
 
     A record there has the keys `taskname`, `filepath1`, `filepath2`, `caption1`, `caption2`, `input`, `answer`,
-    `subtype`. Left out and counted are records on two clips: those with a second path or caption, of the subtypes CLD
-    and ACD (differences), or with a placeholder that speaks of the second clip. The placeholder `caption first audio`
-    becomes one of CAPTION_PROMPTS, and the first caption is its answer (Mellow, which hears two clips, answers `the
-    audio 1 is ...`). Records with an empty answer are left out too; a warning at the end of the file counts them. The
+    `subtype`. Records on two clips are skipped and counted: those with a second path or caption, of the subtypes CLD
+    and ACD (differences), or with a placeholder that mentions the second clip. The placeholder `caption first audio`
+    becomes one of CAPTION_PROMPTS, and the first caption is its answer (Mellow, a model of two clips, answers `the
+    audio 1 is ...`). Records with an empty answer are skipped too; a warning at the end of the file counts them. The
     kind is [`reasonaqa_kind`]'s.
 
     Args:
         path (`str`): A JSON list of any size, or JSON lines.
-        seed (`int`, *optional*, defaults to 0): Decides with a record's number in the file how a placeholder is worded.
-        counts (`dict`, *optional*): Counts, on top of what it has, how many `"records"` were read, and how many of
-            them were left out: `"two_audio"` and `"unanswered"`.
+        seed (`int`, *optional*, defaults to 0): With a record's number in the file, decides how a placeholder is worded.
+        counts (`dict`, *optional*): Is added to: how many `"records"` were read, and how many of them were skipped:
+            `"two_audio"` and `"unanswered"`.
         lowercase (`bool`, *optional*, defaults to `True`): Lower-case questions and answers, as Mellow does when it
             loads them.
 
@@ -351,7 +226,7 @@ def read_reasonaqa(
         `dict`: The records; the source is `taskname`, `"audiocaps"` or `"clothov21"`.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         ValueError: A record that lacks a key or has no text where some is needed, named by its number.
     """
     counts = {} if counts is None else counts
@@ -396,7 +271,7 @@ def _reasonaqa_records(numbered, path, seed, counts, lowercase):
 
 
 def reasonaqa_kind(subtype: str, prompt: str, answer: str) -> str:
-    """The kind of a ReasonAQA record on one clip: by its subtype, and where that says nothing by its text.
+    """The kind of a ReasonAQA record on one clip: by its subtype, and where that is not decisive by its text.
 
     By subtype: `...MCQ`, `CLE` and `ACE` (entailment) are `"multiple_choice"`, `ClothoAQA` is `"binary"`, `...Detail`
     is `"detail"`, the bare `AudioCaps` and `Clotho` are `"caption"`. By text: the placeholder for a caption is

@@ -2,7 +2,7 @@
 
 A *record* is a dict `{"audio": path or None, "prompt": text, "answer": text, "source": name of the dataset, "kind": one
 of KINDS}`. [`read_openaqa`] and [`read_reasonaqa`] read the files as they are published, one record at a time;
-[`write_records`] maps their authors' paths to yours, leaves out what has no audio and writes a folder of Parquet
+[`write_records`] maps their authors' paths to local ones, skips records without audio and writes a folder of Parquet
 shards with a summary; [`records_dataset`] reads such a folder. Plain tables are read by `plain_tables.py`.
 """
 
@@ -21,12 +21,12 @@ from tqdm.auto import tqdm
 
 from sam_lab.common.files import locked, publish, unfinished, write_json
 from sam_lab.common.iteration import batched
-from sam_lab.data.coverage import KINDS, AudioCoverage, check_coverage, check_max_missing
-from sam_lab.data.published import is_encodable
+from sam_lab.common.json_files import is_encodable
+from sam_lab.data.coverage import KINDS, AudioCoverage, check_max_missing, check_missing
 
 SCHEMA = pyarrow.schema([(name, pyarrow.string()) for name in ("audio", "prompt", "answer", "source", "kind")])
 SUMMARY_FILE = "summary.json"
-MARKER_FILE = ".records"  # there while the shards of a folder are being replaced
+MARKER_FILE = ".records"  # exists while the shards of a folder are being replaced
 CHUNK = 10_000  # records whose audio is looked up at once; also the rows of a Parquet row group
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -35,11 +35,11 @@ CHUNK = 10_000  # records whose audio is looked up at once; also the rows of a P
 
 
 def records_fingerprint(files: Iterable[str | Path], **settings: Any) -> str:
-    """A name for what is read from files with some settings: it changes when a file or a setting does.
+    """An identifier of files and settings: it changes when a file or a setting does.
 
     Args:
-        files (list of `str`): The files; their names, sizes and times of change are taken.
-        settings: Anything that JSON can hold, such as `seed=0`.
+        files (list of `str`): The files; their names, sizes and times of change are used.
+        settings: Any JSON values, such as `seed=0`.
     """
     stats = [(str(Path(file).resolve()), os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files]
     return hashlib.sha256(json.dumps([stats, settings], sort_keys=True).encode()).hexdigest()[:16]
@@ -56,35 +56,34 @@ def write_records(
     counts: Mapping[str, Mapping[str, int]] | None = None,
     missing_sources: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Writes records whose audio is there as Parquet shards, and a summary when all is written.
+    """Writes records whose audio exists as Parquet shards, and a summary when all is written.
 
-    A folder with a summary is whole. Shards and summary of an earlier writing are replaced when all records are read
-    and enough of them have audio: the records may come from the same folder, and a writing that was broken off leaves
-    the folder as it was.
+    A folder with a summary is whole. Existing shards and their summary are replaced when all records are read and
+    enough of them have audio: the records may come from the same folder, and an interrupted call does not change it.
 
     Args:
-        records (iterable of `dict`): They are read once, and not at all where the folder is reused.
+        records (iterable of `dict`): Read once, and not at all where the folder is reused.
         folder (`str`): Gets `part-00000.parquet`, ... and `summary.json`; shards that an older summary names are
-            replaced, others are refused.
-        audio_roots (list of `(FROM, TO)`, *optional*): From [`parse_audio_roots`]; the folder has the new paths.
+            replaced, others are an error.
+        audio_roots (list of `(FROM, TO)`, *optional*): From [`parse_audio_roots`]; local paths are written.
         rows_per_shard (`int`, *optional*, defaults to 100,000): Rows of a file.
         max_missing (`float`, *optional*, defaults to 0.05): Largest share of records, from 0 to 1 and itself allowed,
-            that may be left out because their audio file does not exist: of all, and of each source of at least 100.
-        check_audio (`bool`, *optional*, defaults to `True`): Look for the files; without it all records are written.
-        fingerprint (`str`, *optional*): Such as [`records_fingerprint`] gives. A whole folder of the same fingerprint,
-            audio roots and check is left as it is. Audio that came later is not seen: delete the summary then.
+            that may be skipped because their audio file does not exist: of all, and of each source of at least 100.
+        check_audio (`bool`, *optional*, defaults to `True`): Look the files up; without it all records are written.
+        fingerprint (`str`, *optional*): From [`records_fingerprint`]. A whole folder of the same fingerprint, audio roots
+            and check is reused. Audio that was added later is not noticed: delete the summary then.
         counts (`dict`, *optional*): By collection (`"OpenAQA"`, `"ReasonAQA"`), the `counts` that its reader fills
-            while the records are read; the summary has them as `collections`.
+            while the records are read; `collections` in the summary.
         missing_sources (list of `str`, *optional*): Sources whose audio may be missing, even all of it.
 
     Returns:
-        `dict`: The summary: `rows` (written), `missing` (left out), `by_source` and `by_kind` as in
-        [`AudioCoverage.summary`], `examples`, `unused_roots`, `collections`, `fingerprint`, `audio_roots`, `check_audio`, `shards` (`file` and
-        `rows` of each).
+        `dict`: The summary: `rows` (written), `missing` (skipped), `by_source`, `by_kind`, `examples` and
+        `unused_roots` as in [`AudioCoverage.summary`], `collections`, `fingerprint`, `audio_roots`, `check_audio`,
+        `shards` (`file` and `rows` of each).
 
     Raises:
-        ValueError: The folder is a file, or has shards or a summary of something else; `max_missing` is no share; too
-            many records without audio, with a table by source; no record; one that is none.
+        ValueError: The folder is a file, or has other shards or another summary; `max_missing` is not a share; too many
+            records without audio, with a table by source; no record; an invalid one.
     """
     folder = Path(folder)
     check_max_missing(max_missing)
@@ -97,7 +96,7 @@ def write_records(
     }
     old = reusable_summary(folder, settings) if fingerprint is not None else None
     if old is not None:
-        check_coverage(old, max_missing, missing_sources)
+        check_missing(old, max_missing, missing_sources)
         return old
     own_shards(folder)
     coverage = AudioCoverage(audio_roots, check_audio)
@@ -121,7 +120,7 @@ def write_records(
                 lock.enter_context(locked(folder))
                 old = reusable_summary(folder, settings) if fingerprint is not None else None
                 if old is not None:  # another process has written it meanwhile
-                    check_coverage(old, max_missing, missing_sources)
+                    check_missing(old, max_missing, missing_sources)
                     return old
                 _discard_unfinished(folder)  # of a process that was killed
                 lock.callback(_discard_unfinished, folder)
@@ -135,7 +134,7 @@ def write_records(
             write_shard()
         collections = {name: dict(read) for name, read in (counts or {}).items()}
         summary = {**coverage.summary(), "collections": collections, **settings, "shards": shards}
-        check_coverage(summary, max_missing, missing_sources)
+        check_missing(summary, max_missing, missing_sources)
         _replace(folder, summary)
     finally:
         progress.close()
@@ -149,33 +148,33 @@ def _discard_unfinished(folder: Path) -> None:
 
 
 def own_shards(folder: Path) -> list[Path]:
-    """The shards in a folder that [`write_records`] may replace: those that its summary names; where there is none, or
-    it was broken off while it replaced them, all that have the columns of records.
+    """The shards in a folder that [`write_records`] may replace: those that its summary names. Without a summary all
+    that have the columns of records, and all where an interrupted call has started to replace them.
 
     Raises:
-        ValueError: The folder is a file, or has shards or a summary of something else.
+        ValueError: The folder is a file, or has other shards or another summary.
     """
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"folder: {str(folder)!r} is a file, expected a folder or nothing; name another.")
-    there = sorted(folder.glob("part-*.parquet"))
+        raise ValueError(f"folder: {str(folder)!r} is a file, expected a folder or nothing; choose another.")
+    shards = sorted(folder.glob("part-*.parquet"))
     if (folder / MARKER_FILE).exists():
-        return there
-    named = {path.name for path in there if _has_records(path)}
+        return shards
+    named = {path.name for path in shards if _has_records(path)}
     if (folder / SUMMARY_FILE).exists():
         try:
             summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
             named &= {shard["file"] for shard in summary["shards"]}
         except (ValueError, KeyError, TypeError):
             raise ValueError(
-                f"folder: {str(folder)!r} has a {SUMMARY_FILE} that is none of a folder of records; name another folder."
+                f"folder: {str(folder)!r} has a {SUMMARY_FILE} that does not describe records; choose another folder."
             ) from None
-    strange = [path.name for path in there if path.name not in named]
+    strange = [path.name for path in shards if path.name not in named]
     if strange:
         raise ValueError(
-            f"folder: {str(folder)!r} has {strange[0]}, which is no shard of records, or one that its {SUMMARY_FILE} does "
-            "not name; name another folder, or delete the file if it is not needed."
+            f"folder: {str(folder)!r} has {strange[0]}, which is not a shard of records, or not named by its "
+            f"{SUMMARY_FILE}; choose another folder, or delete the file if it is not needed."
         )
-    return there
+    return shards
 
 
 def _has_records(path: Path) -> bool:
@@ -186,7 +185,7 @@ def _has_records(path: Path) -> bool:
 
 
 def _replace(folder: Path, summary: dict[str, Any]) -> None:
-    """Puts the unfinished shards and the summary in the place of what an earlier writing left."""
+    """Replaces existing shards and their summary by the unfinished shards and the new summary."""
     old = own_shards(folder)
     (folder / MARKER_FILE).touch()
     (folder / SUMMARY_FILE).unlink(missing_ok=True)
@@ -210,7 +209,7 @@ def _check_record(record: dict[str, Any], number: int) -> None:
         if isinstance(value, str) and not is_encodable(value):
             raise ValueError(
                 f"records: number {number} has half of a surrogate pair in its {key}, {value!r}, expected whole "
-                "characters; correct it or leave the record out."
+                "characters; correct or remove the record."
             )
     if record["audio"] is not None and not isinstance(record["audio"], str):
         raise ValueError(
@@ -226,8 +225,8 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
     """The summary of a folder that [`write_records`] has written.
 
     Raises:
-        FileNotFoundError: There is none, or a shard that it names is missing: the folder is not whole.
-        ValueError: It is another file of that name.
+        FileNotFoundError: The summary or a shard that it names is missing: the folder is not whole.
+        ValueError: The file is not a summary of records.
     """
     path = Path(folder) / SUMMARY_FILE
     if not path.is_file():

@@ -1,7 +1,7 @@
 """Records as streams that are larger than memory: read from shards, mixed, reshuffled for every walk, and counted.
 
-Shards of Parquet or JSON lines, or whatever `datasets` reads. A record is `{"audio": path or None, "prompt", "answer",
-"source"}`, and nothing here decodes audio.
+A source of records is shards of Parquet or JSON lines, or what `datasets` reads; a record's own `source` names the
+dataset it is from. A record is `{"audio": path or None, "prompt", "answer", "source"}`. Audio is not decoded here.
 """
 
 import json
@@ -24,10 +24,10 @@ from sam_lab.data.records import MARKER_FILE, SUMMARY_FILE
 COLUMNS = ("audio", "prompt", "answer")
 NEEDED = frozenset(COLUMNS)
 FORMATS = (".parquet", ".jsonl")
-SPLIT = re.compile(rf"({'|'.join(SPLITS)})[-._]")  # how a shard's name begins
+SPLIT = re.compile(rf"({'|'.join(SPLITS)})[-._]")  # prefix of a shard's name
 READ_ROWS = 1000  # records read at a time
 MAX_STREAMS = 16  # shards of a folder that are read side by side
-# Records of files of JSON lines, by time of change and size, and which special tokens were looked for in them.
+# Numbers of records of files of JSON lines, by time of change and size, and the special tokens they were checked for.
 _COUNTED: dict[Any, tuple[int, set[str]]] = {}
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -36,23 +36,23 @@ _COUNTED: dict[Any, tuple[int, set[str]]] = {}
 
 
 class RecordSource:
-    """Records that can be walked again and again, each time in another order.
+    """Records that can be walked repeatedly, each time in another order.
 
     Args:
         source: A folder of `*.parquet` or `*.jsonl` shards, one such file, a `datasets.Dataset` or a
-            `datasets.IterableDataset`, with the columns `audio`, `prompt`, `answer` and perhaps `source`; others are
-            ignored.
+            `datasets.IterableDataset`, with the columns `audio`, `prompt`, `answer` and optionally `source`; others
+            are ignored.
         shuffle_buffer (`int`): Records that are held to be shuffled. A `Dataset` is shuffled as a whole; up to 16
             shards of a folder are read side by side, and share the buffer.
-        special_tokens (list of `str`, *optional*): What no answer may hold besides `<|audio|>`.
-        source_name (`str`, *optional*): The `source` of records that have none of their own.
+        special_tokens (list of `str`, *optional*): Tokens that no answer may contain, besides `<|audio|>`.
+        dataset (`str`, *optional*): The `source` of records without one.
 
     Raises:
-        FileNotFoundError: No such file or folder, or no shards in it.
-        ValueError: No records, missing columns, a folder that was not written to its end or holds several formats or
-            splits, a shard that cannot be read, or not as many records as its summary says. Also in a walk: a record
-            that cannot be learned, or not as many as there were.
-        TypeError: Something else.
+        FileNotFoundError: A file or folder that does not exist, or a folder without shards.
+        ValueError: No records, missing columns, an incomplete folder or one of several formats or splits, a shard that
+            cannot be read, or a number of records other than in the summary. Also in a walk: a record that cannot be
+            learned, or a number of records other than counted.
+        TypeError: `source` is something else.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class RecordSource:
         source: Any,
         shuffle_buffer: int,
         special_tokens: Sequence[str] = (),
-        source_name: str | None = None,
+        dataset: str | None = None,
     ):
-        self.shuffle_buffer, self.source_name = shuffle_buffer, source_name
+        self.shuffle_buffer, self.dataset = shuffle_buffer, dataset
         self.special_tokens = (AUDIO_TOKEN, *special_tokens)
         self.name = repr(str(source)) if isinstance(source, (str, Path)) else f"the {type(source).__name__}"
         if isinstance(source, (str, Path)):
@@ -70,7 +70,7 @@ class RecordSource:
             self.streams, counts = find_shards(Path(source))
         elif isinstance(source, (datasets.Dataset, datasets.IterableDataset)):
             for name, feature in (source.features or {}).items():
-                if isinstance(feature, datasets.Audio):  # decoded only after sharding, and by load_audio
+                if isinstance(feature, datasets.Audio):  # load_audio decodes it after sharding
                     source = source.cast_column(name, datasets.Audio(decode=False))
             if not isinstance(source, datasets.Dataset) or source.format["type"] != "custom":
                 source = source.with_format(None)  # plain rows, not tables; a transform stays
@@ -101,8 +101,8 @@ class RecordSource:
         return list(islice(self.records(), number))
 
     def pick(self, places: Sequence[int]) -> list[dict[str, Any]]:
-        """The records at these places of [`~RecordSource.records`], in that order. Of Parquet only the row groups that
-        hold some are read, which matters where they hold audio."""
+        """The records at these places of [`~RecordSource.records`], in that order. Of Parquet only their row
+        groups are read, which matters where they contain audio."""
         wanted, begin, picked = sorted(set(places)), 0, []
         for stream, count in zip(self.streams, self.counts):
             own = [place - begin for place in wanted if begin <= place < begin + count]
@@ -147,7 +147,7 @@ class RecordSource:
         yield from mix([group(members) for members in groups], counts, rng, self.name)
 
     def take(self, start: int, count: int, seed: list[int]) -> Iterator[dict[str, Any]]:
-        """`count` records from the place `start` on of an endless row of walks, the n-th one seeded by n."""
+        """`count` records from the place `start` on of an endless sequence of walks, the n-th one seeded by n."""
         walk, skipped = divmod(start, self.num_rows)
         while count > 0:
             part = min(count, self.num_rows - skipped)
@@ -160,26 +160,26 @@ class RecordSource:
     def _checked(self, rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
         for where, record in rows:
             self._check(record, where)
-            if self.source_name is not None and not record.get("source"):
-                record["source"] = self.source_name
+            if self.dataset is not None and not record.get("source"):
+                record["source"] = self.dataset
             yield record
 
     def _rows(self, stream) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(stream, Path):
-            # By `iter`: plain iteration would give each worker of a DataLoader some shards only.
+            # By `iter`: plain iteration would split the shards among the workers of a DataLoader.
             for batch in stream.iter(batch_size=self.read_rows):
                 names = list(batch)
                 yield from ((self.name, dict(zip(names, row))) for row in zip(*batch.values()))
         elif stream.suffix == ".jsonl":
-            # Not by datasets, which takes each column's type from a file's first rows.
+            # Not by datasets, which infers each column's type from a file's first rows.
             with open(stream, "rb") as file:
                 for number, line in enumerate(file, 1):
                     if line.strip():
                         where = f"{str(stream)!r}, line {number}"
                         yield where, _parse(line, where)
         else:
-            # Not by datasets: its reader of Parquet has threads, which a DataLoader's workers may not survive when they
-            # are forked, and for which it sleeps five seconds wherever a stream is left before its end.
+            # Not by datasets: its reader of Parquet has threads, which may crash forked workers of a DataLoader, and for
+            # which it sleeps five seconds wherever a stream is closed before its end.
             where = repr(str(stream))
             with parquet.ParquetFile(stream, pre_buffer=False) as table:
                 for rows in table.iter_batches(READ_ROWS, use_threads=False):
@@ -194,7 +194,7 @@ class RecordSource:
         if not isinstance(prompt, str) or not isinstance(answer, str):
             raise ValueError(
                 f"source: {where} has the prompt {prompt!r:.80} and the answer {answer!r:.80}, expected text; complete "
-                "the record or leave it out."
+                "or remove the record."
             )
         if audio is not None and not isinstance(audio, (str, os.PathLike, bytes, dict)):
             problem = f"{type(audio).__name__} as audio, expected a path, an undecoded row of an Audio column or None."
@@ -203,10 +203,10 @@ class RecordSource:
         elif prompt.count(AUDIO_TOKEN) > (audio is not None):
             problem = (
                 f"{prompt.count(AUDIO_TOKEN)} {AUDIO_TOKEN} in the prompt and {int(audio is not None)} clip(s), expected "
-                "at most one for each; take them out, and the clip comes first."
+                "at most one for each; remove them, and the clip comes first."
             )
         elif found := [token for token in self.special_tokens if token in answer]:
-            problem = f"the special token {found[0]} in the answer, expected text only; take it out."
+            problem = f"the special token {found[0]} in the answer, expected text only; remove it."
         else:
             return
         raise ValueError(
@@ -214,7 +214,7 @@ class RecordSource:
         )
 
     def _counted(self, index: int) -> Iterator[dict[str, Any]]:
-        """The records of a stream that can change. What it gains would otherwise be left out without a word."""
+        """The records of a stream that can change. What it gains would otherwise be skipped silently."""
         number, expected = 0, self.counts[index]
         for number, record in enumerate(self._records(self.streams[index]), 1):
             if number > expected:
@@ -247,18 +247,18 @@ class RecordSource:
 
 
 def mix(streams: list[Iterator], counts: list[int], rng: np.random.Generator, name: str = "") -> Iterator:
-    """One stream of several: at every place, each of the items that are left is as likely as any other.
+    """Mixes several streams into one: at every place, each of the remaining items is equally likely.
 
-    `datasets.interleave_datasets` gives 12,000 records a second, and `datasets` 4.0's cannot give each exactly once.
+    `datasets.interleave_datasets` reads 12,000 records a second, and in `datasets` 4.0 not each exactly once.
 
     Args:
         streams (`list[Iterator]`): The streams.
-        counts (`list[int]`): How many items to take of each.
-        rng (`np.random.Generator`): Decides.
-        name (`str`, *optional*): What the error calls them.
+        counts (`list[int]`): How many items to take from each.
+        rng (`np.random.Generator`): The random generator.
+        name (`str`, *optional*): Their name in the error.
 
     Raises:
-        ValueError: A stream has fewer items than said.
+        ValueError: A stream has fewer items than its count.
     """
     left = np.array(counts, dtype=np.int64)
     while total := int(left.sum()):
@@ -284,7 +284,7 @@ def shares(weights: list[float], total: int) -> list[int]:
 
 
 def _shuffled(items: Iterator, size: int, rng: np.random.Generator) -> Iterator:
-    """The items by way of a buffer of which a random one leaves for each that comes."""
+    """The items through a buffer, from which each new item replaces a random one."""
     buffer = list(islice(items, size))
     while block := list(islice(items, READ_ROWS)):
         for item, place in zip(block, rng.integers(len(buffer), size=len(block)).tolist()):
@@ -294,13 +294,13 @@ def _shuffled(items: Iterator, size: int, rng: np.random.Generator) -> Iterator:
 
 
 def find_shards(path: Path) -> tuple[list[Path], list[int]]:
-    """The files of a folder of records, and how many each holds: nothing for JSON lines, which have to be counted."""
+    """The files of a folder of records, and how many records each has: none for JSON lines, which must be counted."""
     if not path.exists():
         raise FileNotFoundError(f"source: there is no file or folder {str(path)!r}.")
     if path.is_file() and path.suffix not in FORMATS:
         raise ValueError(
-            f"source: got the file {str(path)!r}, expected one that ends in {' or '.join(FORMATS)}; other tables are "
-            "read by read_table."
+            f"source: got the file {str(path)!r}, expected one that ends in {' or '.join(FORMATS)}; read "
+            "other tables with read_table."
         )
     files = [path] if path.is_file() else _folder_files(path)
     if files[0].suffix != ".parquet":
@@ -320,22 +320,22 @@ def find_shards(path: Path) -> tuple[list[Path], list[int]]:
             expected = json.loads(summary.read_text(encoding="utf-8"))["rows"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"source: {str(summary)!r} does not say how many 'rows' the folder has, as that of a folder of records "
-                "does; write the folder again, or move the file elsewhere if it is about something else."
+                f"source: {str(summary)!r} does not state the number of 'rows', as the summary of a folder of records "
+                "does; write the folder again, or move the file elsewhere if it is another summary."
             ) from error
         if expected != sum(counts):
             raise ValueError(
-                f"source: the shards in {str(path)!r} hold {sum(counts)} records, its summary.json says {expected}; "
+                f"source: the shards in {str(path)!r} have {sum(counts)} records, its summary.json states {expected}; "
                 "write the folder again."
             )
     return files, counts
 
 
 def _folder_files(path: Path) -> list[Path]:
-    begun = (path / MARKER_FILE).exists() or any(path.glob("*.unfinished"))
-    if begun and not (path / SUMMARY_FILE).is_file():  # write_records writes it last
+    started = (path / MARKER_FILE).exists() or any(path.glob("*.unfinished"))
+    if started and not (path / SUMMARY_FILE).is_file():  # write_records writes it last
         raise ValueError(
-            f"source: the folder {str(path)!r} has no summary.json, since its writing was broken off; run that again."
+            f"source: the folder {str(path)!r} has no summary.json, since its writing was interrupted; write it again."
         )
     found = {suffix: files for suffix in FORMATS if (files := sorted(path.glob(f"*{suffix}")))}
     if not found:
@@ -363,7 +363,7 @@ def _check_columns(names: Sequence[str], where: str) -> None:
 
 
 def _check_schema(schema: Schema, where: str) -> None:
-    """Finds out from a Parquet shard's types, before training, what its records would say in the middle of it."""
+    """Raises before training what a Parquet shard's records would raise during it, judging by the columns' types."""
     _check_columns(schema.names, where)
     for name in (*COLUMNS, *(["source"] if "source" in schema.names else [])):
         kind = schema.field(name).type

@@ -16,8 +16,8 @@ from typing import Any
 from transformers.utils import logging
 
 from sam_lab.common.files import write_json
+from sam_lab.common.json_files import read_json
 from sam_lab.data.coverage import map_audio
-from sam_lab.data.published import read_json
 from sam_lab.evaluation.items import Item, existing_path
 
 logger = logging.get_logger(__name__)

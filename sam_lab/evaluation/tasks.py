@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sam_lab.common.json_files import read_json
 from sam_lab.common.prompts import AUDIOCAPS_PROMPT, CLOTHO_PROMPT, DEFAULT_PROMPT
 from sam_lab.data.coverage import map_audio
-from sam_lab.data.published import read_json
 from sam_lab.evaluation import labels
 from sam_lab.evaluation.items import Item, existing_path
 from sam_lab.evaluation.layouts import LAYOUTS, Row, audio_paths

@@ -5,19 +5,20 @@ from typing import Any
 
 import torch
 
-from sam_lab.data.batches import RecordBatches, compute_features
+from sam_lab.data.batches import RecordBatches
+from sam_lab.data.collation import compute_features
 
 
 def measure_loader(
     batches: RecordBatches, seconds: float = 10.0, num_workers: int = 0, device: str | torch.device | None = None
 ) -> dict[str, Any]:
-    """How many clips a second a loader gives, from files to what the model reads.
+    """Measures how many clips a loader reads in a second, from files to the model's inputs.
 
     Args:
-        batches ([`RecordBatches`]): What to load; the audio's format and place, `features` and packing are its.
+        batches ([`RecordBatches`]): What to load. Its next pass starts with the first epoch.
         seconds (`float`, *optional*, defaults to 10.0): How long to measure, after each worker's first batch.
         num_workers (`int`, *optional*, defaults to 0): Processes that load; 0 is this one.
-        device (*optional*): Also bring the batches there, and with `features="device"` compute log-mel there.
+        device (*optional*): Also move the batches there, and with `features="device"` compute log-mel there.
 
     Returns:
         `dict`: `clips_per_second`, `clips`, `seconds`, `num_workers`, `features`, `device`.
@@ -27,11 +28,9 @@ def measure_loader(
     def endless():
         for epoch in range(1 << 30):
             batches.set_epoch(epoch)
-            yield from torch.utils.data.DataLoader(
-                batches, batch_size=None, num_workers=num_workers, pin_memory=device.type == "cuda"
-            )
+            yield from batches.load(num_workers, pin_memory=device.type == "cuda")
 
-    last = int(batches._position[3])
+    end_step = batches.end_step
     batches.stop_at(1 << 62)
     clips = 0
     begin = now = 0.0
@@ -49,7 +48,7 @@ def measure_loader(
             if now - begin >= seconds:
                 break
     finally:
-        batches.stop_at(last)
+        batches.stop_at(end_step)
         batches.set_epoch(0)
     elapsed = now - begin
     return {
@@ -57,6 +56,6 @@ def measure_loader(
         "clips": clips,
         "seconds": elapsed,
         "num_workers": num_workers,
-        "features": batches.features,
+        "features": batches.collator.features,
         "device": str(device),
     }

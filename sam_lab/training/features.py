@@ -1,4 +1,4 @@
-"""Log-mel that is computed once and kept where the training runs."""
+"""Log-mel that is computed once and stays on the training device."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,17 +10,15 @@ import datasets
 import numpy as np
 import torch
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from audio_sam import SAMPLING_RATE, load_audio
 from processing_sam import IGNORE_INDEX
-from sam_lab.data.batches import BROKEN
+from sam_lab.data.collation import BROKEN
 from sam_lab.data.counts import SourceCounts
 from sam_lab.data.plain_tables import clip_key
-from sam_lab.training.model import logger
 
-# ---------------------------------------------------------------------------------------------------------------
-# Features
-# ---------------------------------------------------------------------------------------------------------------
+logger = logging.get_logger(__name__)
 
 
 def extract_features(
@@ -30,17 +28,17 @@ def extract_features(
     num_threads: int = 8,
     read: Callable[[Any], np.ndarray | None] = load_audio,
 ) -> torch.Tensor:
-    """Log-mel of many clips, in half precision, to be kept where the training runs.
+    """Computes the log-mel of many clips, in half precision.
 
     Args:
-        clips (list): Anything that `read` reads; of clips over 10.24 s the beginning is taken.
+        clips (list): Anything that `read` reads; of clips over 10.24 s the beginning is used.
         processor ([`SamAudioLanguageProcessor`]): Its feature extractor is used.
-        device (*optional*, defaults to `"cpu"`): Where the result lives: 256 KiB a clip.
+        device (*optional*, defaults to `"cpu"`): Where the result is stored: 256 KiB a clip.
         num_threads (`int`, *optional*, defaults to 8): Threads that read and decode files.
-        read (callable, *optional*, defaults to [`load_audio`]): Gives a clip's waveform, or `None` to leave it out.
+        read (callable, *optional*, defaults to [`load_audio`]): Returns a clip's waveform, or `None` to skip the clip.
 
     Returns:
-        `torch.Tensor`: `[clips, 1024, 128]`, float16, normalised, of the clips that are not left out.
+        `torch.Tensor`: `[clips, 1024, 128]`, float16, normalised, without the skipped clips.
     """
     extractor = processor.feature_extractor
     shape = (len(clips), extractor.max_frames, extractor.feature_size)
@@ -49,8 +47,8 @@ def extract_features(
     with ThreadPoolExecutor(num_threads) as pool, tqdm(total=len(clips), desc="features", unit="clip") as bar:
         for begin in range(0, len(clips), 64):
             part = clips[begin : begin + 64]
-            heard = (waveform for waveform in pool.map(read, part) if waveform is not None)
-            if waveforms := [waveform[: extractor.max_frames * 160 + 240] for waveform in heard]:
+            readable = (waveform for waveform in pool.map(read, part) if waveform is not None)
+            if waveforms := [waveform[: extractor.max_frames * 160 + 240] for waveform in readable]:
                 batch = extractor(waveforms, SAMPLING_RATE, return_tensors="pt", overflow="truncate", device=device)
                 features[count : count + len(waveforms)] = batch["input_features"]
             count += len(waveforms)
@@ -62,19 +60,19 @@ class CachedRows(torch.utils.data.Dataset):
     """Rows whose log-mel was computed once and stays on the training device; rows without audio are text.
 
     With small data the loader is the bottleneck: this takes reading, decoding and the filter bank out of the loop.
-    Give it to Trainer with `dataloader_num_workers=0` and `dataloader_pin_memory=False`. Rows whose clip cannot be read
-    are left out and counted by source: [`~CachedRows.report`].
+    Pass it to Trainer with `dataloader_num_workers=0` and `dataloader_pin_memory=False`. Rows whose clip cannot be read
+    are skipped and counted by source: [`~CachedRows.report`].
 
     Args:
-        table (`datasets.Dataset`): Rows `audio`, `prompt`, `answer`, as [`read_table`] gives them.
+        table (`datasets.Dataset`): Rows `audio`, `prompt`, `answer`, as [`read_table`] returns them.
         processor ([`SamAudioLanguageProcessor`]): The processor.
-        device (*optional*, defaults to `"cpu"`): Where the features live.
+        device (*optional*, defaults to `"cpu"`): Where the features are stored.
         num_threads (`int`, *optional*, defaults to 8): Threads that read and decode files.
-        text_cutoff (`int`, *optional*): Tokens of template, prompt and answer that are kept, as in [`RecordBatches`];
-            a warning counts the rows that are cut.
+        text_cutoff (`int`, *optional*): Tokens of template, prompt and answer that remain, as in [`RowCollator`]; a
+            warning counts the rows that are cut.
         max_broken (`float`, *optional*, defaults to 0.01): The largest share of rows whose clip cannot be read, and one
             more, unless it is 0: as in [`RecordBatches`], so that what trains from disk also trains from memory.
-        sources (list of `str`, *optional*): What each row is counted as; `"unnamed"` by default.
+        sources (list of `str`, *optional*): The dataset that each row counts as; `"unnamed"` by default.
 
     Raises:
         ValueError: Too many clips cannot be read, no row has a label, or `sources` are not as many as the rows.
@@ -113,9 +111,9 @@ class CachedRows(torch.utils.data.Dataset):
 
         self.features = extract_features(list(first), processor, device, num_threads, read)
         place = {key: row for row, key in enumerate(key for key in first if key not in errors)}
-        kept = [index for index, key in enumerate(keys) if key not in errors]
-        self.clip = [place.get(keys[index]) for index in kept]  # None: a row of text
-        table, self.rows = table.select(kept), []
+        readable = [index for index, key in enumerate(keys) if key not in errors]
+        self.clip = [place.get(keys[index]) for index in readable]  # None: a row of text
+        table, self.rows = table.select(readable), []
         lost = {"seen": range(len(keys)), "broken": [index for index, key in enumerate(keys) if key in errors]}
         lost["truncated"] = [index for index, key in enumerate(keys) if key in long]
         if len(table):
@@ -127,15 +125,17 @@ class CachedRows(torch.utils.data.Dataset):
                 )
             pairs = zip(tokens["input_ids"], tokens["labels"])
             self.rows = [{"input_ids": ids, "labels": labels} for ids, labels in pairs]
-            lost["cut"] = compress(kept, tokens["is_cut"])
-            lost["unanswered"] = [index for index, row in zip(kept, self.rows) if set(row["labels"]) == {IGNORE_INDEX}]
+            lost["cut"] = compress(readable, tokens["is_cut"])
+            lost["unanswered"] = [
+                index for index, row in zip(readable, self.rows) if set(row["labels"]) == {IGNORE_INDEX}
+            ]
         for kind, indices in lost.items():
             for source, number in Counter(sources[index] for index in indices).items():
                 self.counts.add(source, kind, number)
         error = next((errors[key] for key in keys if key in errors), None)
         self.counts.check(error)
         if error is not None:
-            logger.warning(f"{len(lost['broken'])} of {len(keys)} rows with unreadable audio are left out: {error}")
+            logger.warning(f"{len(lost['broken'])} of {len(keys)} rows with unreadable audio are skipped: {error}")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -146,4 +146,4 @@ class CachedRows(torch.utils.data.Dataset):
 
     def report(self) -> dict[str, dict[str, int]]:
         """What became of the table's rows, by source, in the form of [`~RecordBatches.report`]; each counts once."""
-        return self.counts.table()
+        return self.counts.report()

@@ -19,7 +19,7 @@ from audio_sam import load_audio
 from sam_lab.common.files import write_json
 from sam_lab.common.processes import processes
 from sam_lab.common.provenance import checkpoint_hash
-from sam_lab.data.batches import BROKEN
+from sam_lab.data.collation import BROKEN
 from sam_lab.data.counts import SourceCounts
 from sam_lab.data.coverage import check_audio_roots, coverage_table, parse_audio_roots
 from sam_lab.data.openreasonaqa import build_openreasonaqa, report_table

@@ -43,6 +43,8 @@ from sam_lab.common.answers import generate_answers
 from sam_lab.common.files import unfinished, write_json, written
 from sam_lab.common.processes import PATIENCE, processes
 from sam_lab.data.batches import RecordBatches
+from sam_lab.data.collation import RowCollator
+from sam_lab.data.order import BatchOrder
 from sam_lab.training.augmentation import AugmentLogMel
 from sam_lab.training.features import CachedRows
 from sam_lab.training.model import (
@@ -95,7 +97,7 @@ def stage_batches(stage: Stage, recipe: Recipe, sources: dict[str, Any], process
     """The stage's batches as a stream from disk."""
     state = processes()
     weights = stage.weights or [float(count_rows(sources[name])) for name in stage.data]
-    return RecordBatches(
+    order = BatchOrder(
         [(sources[name], weight) for name, weight in zip(stage.data, weights)],
         processor,
         stage.micro_batch_size,
@@ -104,13 +106,16 @@ def stage_batches(stage: Stage, recipe: Recipe, sources: dict[str, Any], process
         accumulation=accumulation(stage, state.num_processes),
         epochs=1_000_000 if stage.epochs is None else stage.epochs,
         seed=recipe.seed + stage.number,
+        names=stage.data,
+    )
+    collator = RowCollator(
+        processor,
         pack_to=recipe.pack_to,
         text_cutoff=stage.text_cutoff,
         features=recipe.features,
-        max_broken=recipe.max_broken,
         train_on_prompt=recipe.train_on_prompt,
-        names=stage.data,
     )
+    return RecordBatches(order, collator, recipe.max_broken)
 
 
 def cached_rows(stage: Stage, recipe: Recipe, sources: dict[str, Any], processor, device) -> CachedRows:
@@ -329,7 +334,7 @@ def stage_steps(
     if stage.max_seconds is not None:
         return batches, None
     rows = [count_rows(sources[name]) for name in stage.data]
-    steps = planned_steps(stage, rows) if batches is None else batches.num_steps
+    steps = planned_steps(stage, rows) if batches is None else batches.order.num_steps
     check_steps(stage, steps)
     return batches, steps
 

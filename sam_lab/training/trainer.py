@@ -1,4 +1,4 @@
-"""`SamTrainer`: transformers' Trainer on [`RecordBatches`], by the clock if asked, with augmentation."""
+"""`SamTrainer`: transformers' Trainer on [`RecordBatches`], for a fixed time if asked, with augmentation."""
 
 import math
 import time
@@ -8,56 +8,57 @@ import torch
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
+from transformers.utils import logging
 
 from modeling_sam import positions_with_loss
-from sam_lab.data.batches import RecordBatches, compute_features, logger
-from sam_lab.data.counts import SourceCounts, merge_reports
+from sam_lab.data.batches import RecordBatches
+from sam_lab.data.collation import MicroBatch, compute_features
+from sam_lab.data.counts import KINDS, merge_reports
 from sam_lab.training.augmentation import AugmentLogMel
 from sam_lab.training.model import follow_autocast
 
-# Where trainer_state.json keeps what was read: beside the callbacks' states, for a Trainer that resumes a checkpoint
-# without it would miss one of these.
-COUNTS = "records_read"
+logger = logging.get_logger(__name__)
 
 
 class BatchesCallback(TrainerCallback):
-    """Tells [`RecordBatches`] where the training stands, counts what was trained on, and says at the end what was lost.
+    """Tells [`RecordBatches`] where the training stands, reports what it has read, and warns at the end of what was lost.
 
     A Trainer that resumes skips as many batches as the epoch has behind it: these are empty, as nothing reads them.
     """
 
+    # Where trainer_state.json keeps what was read. Not as this callback's own state: a Trainer that resumes without
+    # the callback would miss it.
+    COUNTS = "records_read"
+
     def __init__(self, batches: RecordBatches):
         self.batches, self.epoch = batches, None
-        self.kept: dict[str, dict[str, int]] = {}  # of all processes, up to the checkpoint that is resumed
-        self.read: dict[str, dict[str, int]] = {}  # of this process, since then
-
-    def count(self, read: dict[str, dict[str, int]]) -> None:
-        """Adds what was read for a micro-batch."""
-        self.read = merge_reports([self.read, read])
+        self.before: dict[str, dict[str, int]] = {}  # read by all processes, up to the checkpoint that is resumed
 
     def report(self) -> dict[str, dict[str, int]]:
-        """What the training has read, by source, as [`~RecordBatches.report`], but over all processes, with what came
-        before resuming and without what workers have read ahead. All processes call it."""
-        return merge_reports([*gather_object([self.read]), self.kept])
+        """What the training has read, by source, as [`~RecordBatches.report`], but over all processes and with what
+        came before resuming. All processes call it."""
+        return merge_reports([*gather_object([self.batches.report()]), self.before])
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Finds the step to begin with: not the first one, where a checkpoint is resumed, which says what was read."""
-        self.kept, self.read = state.stateful_callbacks.get(COUNTS, {}), {}
-        self.epoch = state.global_step // self.batches.steps_per_epoch
+        """Finds the step to start with. Where a checkpoint is resumed, it is a later one, and the checkpoint has the
+        counts of what was read."""
+        self.before = state.stateful_callbacks.get(self.COUNTS, {})
+        self.batches.counts.table.clear()
+        self.epoch = state.global_step // self.batches.order.steps_per_epoch
         self.batches.seek(state.global_step, placeholders=True)
         if args.ignore_data_skip:
             self.batches.set_epoch(self.epoch)
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        """On to the next epoch, wherever this one was left."""
+        """Moves to the next epoch, wherever this one was left."""
         self.epoch += 1
         self.batches.set_epoch(self.epoch)
 
     def on_train_end(self, args, state, control, **kwargs):
         """Warns of what was lost, over all processes."""
-        lost, kinds = self.report(), SourceCounts.KINDS
-        if state.is_world_process_zero and any(row[kind] for row in lost.values() for kind in kinds if kind != "seen"):
-            lines = [f"{name}: {', '.join(f'{row[kind]} {kind}' for kind in kinds)}" for name, row in lost.items()]
+        read = self.report()
+        if state.is_world_process_zero and any(row[kind] for row in read.values() for kind in KINDS[1:]):
+            lines = [f"{name}: {', '.join(f'{row[kind]} {kind}' for kind in KINDS)}" for name, row in read.items()]
             logger.warning("Records of the training that were not read whole, by source:\n" + "\n".join(lines))
 
 
@@ -71,17 +72,18 @@ class SamTrainer(Trainer):
 
     Args:
         augment ([`AugmentLogMel`], *optional*): What to do with training clips, on the device; nothing by default.
-        max_seconds (`float`, *optional*): Train for so long instead of `max_steps` or epochs: the learning rate rises
+        max_seconds (`float`, *optional*): Train for this time instead of `max_steps` or epochs: the learning rate rises
             for a twentieth of the time and then falls as a cosine. In one process only.
-        train_batches ([`RecordBatches`], *optional*): What to train on, instead of `train_dataset`. Its `num_steps`
-            counts where `args.max_steps` is not positive, never `args.num_train_epochs`. Nothing shards its batches
-            again, `features="device"` is computed on the device, and `train(resume_from_checkpoint=...)` goes on with
-            the step after the checkpoint's without decoding what came before.
+        train_batches ([`RecordBatches`], *optional*): What to train on, instead of `train_dataset`. Its `num_steps` is
+            used where `args.max_steps` is not positive, never `args.num_train_epochs`. Nothing shards its batches
+            again, `features="device"` is computed on the device, and `train(resume_from_checkpoint=...)` continues
+            with the step after the checkpoint's without decoding what came before.
         kwargs: `Trainer`'s.
 
     Raises:
         ValueError: `max_seconds` with several processes, which would not stop at the same step; `train_batches` that
-            do not fit `args`, or come together with `train_dataset`.
+            do not fit `args`, or are passed together with `train_dataset`.
+            In a training: what [`RecordBatches`] raises.
     """
 
     def __init__(
@@ -102,12 +104,12 @@ class SamTrainer(Trainer):
             if self.args.world_size > 1:
                 raise ValueError(f"max_seconds: got it with {self.args.world_size} processes, expected one.")
             self.clock = SecondsCallback(max_seconds)
-            self.args.max_steps = 1_000_000  # the clock ends it
+            self.args.max_steps = 1_000_000  # the clock stops it earlier
             self.add_callback(self.clock)
         if train_batches is not None:
             self._check_batches()
             if self.args.max_steps <= 0:
-                self.args.max_steps = train_batches.num_steps
+                self.args.max_steps = train_batches.order.num_steps
             train_batches.stop_at(self.args.max_steps)
             self.add_callback(self.progress)
 
@@ -117,18 +119,19 @@ class SamTrainer(Trainer):
             raise ValueError("train_batches and train_dataset: got both, expected one of them.")
         if args.n_gpu > 1:
             raise ValueError(
-                f"train_batches: got one process with {args.n_gpu} GPUs, expected one process for each; start it with "
+                f"train_batches: got one process with {args.n_gpu} GPUs, expected one process for each; start with "
                 "accelerate launch or torchrun, or set CUDA_VISIBLE_DEVICES."
             )
-        for name, found, meant in (
-            ("batch_size", batches.batch_size, ("per_device_train_batch_size", args.per_device_train_batch_size)),
-            ("accumulation", batches.accumulation, ("gradient_accumulation_steps", args.gradient_accumulation_steps)),
-            ("num_processes", batches.num_processes, ("world_size", args.world_size)),
-            ("process_index", batches.process_index, ("process_index", args.process_index)),
+        for name, argument in (
+            ("batch_size", "per_device_train_batch_size"),
+            ("accumulation", "gradient_accumulation_steps"),
+            ("num_processes", "world_size"),
+            ("process_index", "process_index"),
         ):
-            if found != meant[1]:
+            found, expected = getattr(batches.order, name), getattr(args, argument)
+            if found != expected:
                 raise ValueError(
-                    f"train_batches: its {name} is {found}, expected {meant[1]} as args.{meant[0]}; make both the same."
+                    f"train_batches: its {name} is {found}, expected {expected} as args.{argument}; make both the same."
                 )
         if batches.start_step:
             raise ValueError(
@@ -137,7 +140,7 @@ class SamTrainer(Trainer):
             )
 
     def get_train_dataloader(self):
-        """As in `Trainer`; over `train_batches`, which are sharded already and so bypass accelerate."""
+        """As in `Trainer`, or over `train_batches`, which are sharded already and so bypass accelerate."""
         if self.train_batches is None:
             return super().get_train_dataloader()
         args, on_gpu = self.args, self.args.device.type == "cuda"
@@ -148,11 +151,11 @@ class SamTrainer(Trainer):
             prefetch_factor=args.dataloader_prefetch_factor if args.dataloader_num_workers else None,
             persistent_workers=args.dataloader_persistent_workers,
             pin_memory=args.dataloader_pin_memory and on_gpu,
-            generator=torch.Generator(),  # of its own, so that dropout does not depend on when a loader starts
+            generator=torch.Generator(),  # a separate one: dropout must not depend on when a loader starts
         )
 
     def _get_num_items_in_batch(self, batch_samples, device):
-        """As in `Trainer`, but counted on the device: `Trainer` copies its count there and waits for the step before."""
+        """As in `Trainer`, but counted on the device: `Trainer` copies its count there, which waits for the last step."""
         on_device = [
             {name: self._without_waiting(batch[name]) for name in ("labels", "shift_labels") if name in batch}
             for batch in batch_samples
@@ -160,7 +163,7 @@ class SamTrainer(Trainer):
         return super()._get_num_items_in_batch(on_device, device)
 
     def _without_waiting(self, value):
-        """Pinned memory moves to the device while that works; anything else stays for `Trainer` to move."""
+        """Moves pinned memory to the device without blocking; anything else stays for `Trainer` to move."""
         if torch.is_tensor(value) and value.is_pinned():
             return value.to(self.args.device, non_blocking=True)
         return value
@@ -175,15 +178,15 @@ class SamTrainer(Trainer):
         return super()._prepare_inputs({name: self._without_waiting(value) for name, value in inputs.items()})
 
     def training_step(self, model, inputs, *args, **kwargs):
-        """As in `Trainer`; what was read for the micro-batch counts."""
-        if self.progress is not None:
-            self.progress.count(getattr(inputs, "read", {}))  # a loader of one's own has none
+        """As in `Trainer`; what was read for the micro-batch is counted and judged."""
+        if self.train_batches is not None and isinstance(inputs, MicroBatch):  # a replaced loader may yield others
+            self.train_batches.count(inputs)
         return super().training_step(model, inputs, *args, **kwargs)
 
     def _save_checkpoint(self, model, trial):
-        """As in `Trainer`; the checkpoint also keeps what all processes have read."""
+        """As in `Trainer`; the checkpoint also has the counts of what all processes have read."""
         if self.progress is not None:
-            self.state.stateful_callbacks[COUNTS] = self.progress.report()
+            self.state.stateful_callbacks[BatchesCallback.COUNTS] = self.progress.report()
         super()._save_checkpoint(model, trial)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -215,10 +218,13 @@ class SamTrainer(Trainer):
 
 
 class SecondsCallback(TrainerCallback, ExportableState):
-    """Stops the training after some seconds; `share` says how much of them is spent.
+    """Stops the training after a fixed time.
 
-    The clock starts behind the first step, in which kernels are compiled and tuned. A checkpoint keeps what is spent,
+    The clock starts after the first step, in which kernels are compiled and tuned. A checkpoint keeps the elapsed time,
     and a training that resumes from it has the rest.
+
+    Args:
+        seconds (`float`): How long to train.
     """
 
     def __init__(self, seconds: float):
@@ -226,31 +232,31 @@ class SecondsCallback(TrainerCallback, ExportableState):
 
     @property
     def elapsed(self) -> float:
-        """Seconds, those before resuming included."""
+        """Seconds, including those before resuming."""
         return self.spent + (0.0 if self.begin is None else time.monotonic() - self.begin)
 
     @property
     def share(self) -> float:
-        """From 0 to 1."""
+        """The share of the time that has elapsed, from 0 to 1."""
         return min(self.elapsed / self.seconds, 1.0)
 
     def state(self) -> dict[str, Any]:
-        """What Trainer keeps in a checkpoint."""
+        """What Trainer saves in a checkpoint."""
         return {"args": {"seconds": self.seconds}, "attributes": {"spent": self.elapsed}}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Takes over what a checkpoint says."""
-        kept = state.stateful_callbacks.get(type(self).__name__)
-        if kept is not None and state.global_step:
-            self.spent = kept["attributes"]["spent"]
+        """Reads the elapsed time from a checkpoint that is resumed."""
+        saved = state.stateful_callbacks.get(type(self).__name__)
+        if saved is not None and state.global_step:
+            self.spent = saved["attributes"]["spent"]
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Starts the clock, then looks at it."""
+        """Starts the clock after the first step, and stops the training when the time is over."""
         if self.begin is None:
             self.begin = time.monotonic()
         control.should_training_stop |= self.share >= 1.0
 
 
 def warmup_cosine(share: float, warmup: float = 0.05) -> float:
-    """Factor of the learning rate after a share of the training: up in a line, then down as a cosine."""
+    """Factor of the learning rate after a share of the training: a linear rise, then a fall as a cosine."""
     return min(1.0, share / warmup + 1e-3) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))

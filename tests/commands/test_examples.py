@@ -250,7 +250,10 @@ def test_finetune_without_validation(run, base, table, tmp_path):
 def test_finetune_looks_for_the_audio_before_training(run, base, table, tmp_path, capsys):
     lacking = table.with_name("lacking.csv")
     lacking.write_text(table.read_text() + "nope.wav,Nothing.\n")
-    out, message = tmp_path / "out", r"the audio of 1 of 7 rows is not there \(.*nope\.wav\), more than max_missing=0"
+    out, message = (
+        tmp_path / "out",
+        r"the audio of 1 of 7 rows does not exist \(.*nope\.wav\), more than max_missing=0",
+    )
     refused(f"--train: {message}", run, base, lacking, out)
     refused(f"--validation: {message}", run, base, table, out, "--validation", lacking)
     capsys.readouterr()

@@ -254,7 +254,7 @@ def test_a_file_that_gives_nothing_is_named(files, which):
     openaqa, (train,) = files
     empty = openaqa if which == "openaqa" else train.with_name("more.json")
     empty.write_text("[]")
-    with pytest.raises(ValueError, match=rf"^{which}: '{empty}' gives no records"):
+    with pytest.raises(ValueError, match=rf"^{which}: '{empty}' has no records"):
         mix((openaqa, [train] if which == "openaqa" else [train, empty]), 20)
 
 
@@ -278,12 +278,12 @@ def test_what_is_left_out_is_counted(files):
     files[0].write_text(json.dumps(items))
     ours = mix(files, 20, skip_unanswerable=True)
     openaqa = (
-        "OpenAQA: 10 records in its files, left out 1 with an empty answer, 2 whose answer says that there is none: 7"
+        "OpenAQA: 10 records in its files, skipped 1 with an empty answer, 2 whose answer states that there is none: 7"
     )
-    reasonaqa = "ReasonAQA: 9 records in its files, left out 2 on two clips, 0 with an empty answer: 7"
+    reasonaqa = "ReasonAQA: 9 records in its files, skipped 2 on two clips, 0 with an empty answer: 7"
     list(ours.records())  # reads again
     for text in (ours.table(), coverage_table(ours.report["coverage"])):
-        assert f"{openaqa} taken" in text.splitlines() and f"{reasonaqa} taken" in text.splitlines()
+        assert f"{openaqa} used" in text.splitlines() and f"{reasonaqa} used" in text.splitlines()
     assert sum(entry["read"] for entry in ours.report["table"]) == 14
 
 
@@ -310,7 +310,7 @@ def test_rows_over_the_cutoff_are_counted_with_their_repeats(files):
     """With a tokenizer whose tokens are the bytes: the template is 33 of them, the end of text one."""
     plain = mix(files, 20)
     assert plain.report["over_cutoff"] is None and "over_cutoff" not in plain.report["table"][0]
-    assert "over 108 tokens were not counted, as no tokenizer was given" in plain.table()
+    assert "over 108 tokens were not counted, as no tokenizer was passed" in plain.table()
 
     tokenizer = tiny_tokenizer().backend_tokenizer
     lengths = [33 + len(record["prompt"]) + len(record["answer"]) + 1 for record in plain.records()]
@@ -493,6 +493,6 @@ def test_an_output_that_cannot_be_written_is_an_error(files, tmp_path, monkeypat
         run_example(monkeypatch, *arguments, files[0])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "part-00007.parquet").write_text("mine")
-    with pytest.raises(SystemExit, match=r"error: folder: .*has part-00007\.parquet, which is no shard of records"):
+    with pytest.raises(SystemExit, match=r"error: folder: .*has part-00007\.parquet, which is not a shard of records"):
         run_example(monkeypatch, *arguments, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["part-00007.parquet"]

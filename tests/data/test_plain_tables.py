@@ -223,13 +223,13 @@ def test_quoted_fields_may_hold_commas_and_lines(folder):
         ("", "t.csv", "is empty, expected columns and rows"),
         ("[]", "t.json", "is empty, expected columns and rows"),
         ("", "t.jsonl", "the file is empty"),
-        ("audio,answer\n", "t.csv", "has columns and no row"),
+        ("audio,answer\n", "t.csv", "has columns but no rows"),
         (
             "audio,answer\none.wav,x\none.wav,caf\xe9\n".encode("latin-1"),
             "t.csv",
-            "line 3: it is not UTF-8 .*save the file",
+            "line 3: not UTF-8 .*save the file",
         ),
-        ("audio,answer,audio\na,b,c\n", "t.csv", "the column 'audio' is there twice"),
+        ("audio,answer,audio\na,b,c\n", "t.csv", "the column 'audio' occurs twice"),
         (
             "audio,answer\n",
             "t.xlsx",
@@ -318,7 +318,7 @@ def test_columns_of_a_dataset_are_checked_alike(monkeypatch):
         read(audio=["a", None], answer=["x", "y"])
     with pytest.raises(ValueError, match=r"1 of 1 rows without an answer .*\(\['x'\]\)"):
         read(audio=["a"], answer=[["x"]])
-    with pytest.raises(ValueError, match="has columns and no row"):
+    with pytest.raises(ValueError, match="has columns but no rows"):
         read(audio=[], answer=[])
 
 
@@ -393,9 +393,9 @@ def test_files_that_are_not_taken_are_counted(tmp_path, warnings):
     (tmp_path / "pig").mkdir()
     assert answers(tmp_path) == {"dog/a.wav": "dog"}
     assert len(warnings) == 1
-    assert f"6 files of '{tmp_path}' are not taken" in warnings[0]
+    assert f"6 files of '{tmp_path}' are skipped" in warnings[0]
     assert (
         "(1 .aac, 1 .md outside of the classes, 2 .mp4, 1 .wav outside of the classes, 1 without suffix)"
         in warnings[0]
     )
-    assert "Classes without a file that is taken: cow, pig." in warnings[0]
+    assert "Classes without audio: cow, pig." in warnings[0]

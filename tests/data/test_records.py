@@ -178,16 +178,16 @@ def test_a_source_without_audio_is_an_error_though_it_is_small(clips, tmp_path):
     ) as error:
         write_records(there + lost, tmp_path / "out", roots)
     told = str(error.value)
-    assert "'/other/clotho/0.wav', for one, was looked for as it is, for no --audio-root fits it." in told
+    assert "'/other/clotho/0.wav', for example, was searched under this path, since no --audio-root fits." in told
     assert f"No record's path lies in the folder of --audio-root /other/cloto={clips}." in told
-    with pytest.raises(ValueError, match=rf"'/other/clotho/0\.wav', for one, was looked for as '{clips}/0\.wav'\."):
+    with pytest.raises(ValueError, match=rf"'/other/clotho/0\.wav', for example, was searched as '{clips}/0\.wav'\."):
         write_records(there + lost, tmp_path / "out", [roots[0], ("/other/clotho", str(clips))])
     summary = write_records(there + lost, tmp_path / "out", roots, missing_sources=["clotho"])
     assert (summary["rows"], summary["missing"]) == (4900, 100)
     with pytest.raises(ValueError, match="100 of 100 records have no audio"):  # not even then
         write_records(lost, tmp_path / "b", roots, missing_sources=["clotho"])
     more = [record(f"/gone/{index}.wav", source=f"n{index % 2}") for index in range(180)]
-    with pytest.raises(ValueError, match=r"^180 of 280 records have no .* '/gone/0\.wav', for one, was looked for"):
+    with pytest.raises(ValueError, match=r"^180 of 280 records have no .* '/gone/0\.wav', for example, was searched"):
         write_records(there[:100] + lost + more, tmp_path / "c", roots, missing_sources=["clotho"])
     few = write_records(
         there + lost[:99], tmp_path / "few", [list(root) for root in roots]
@@ -242,8 +242,8 @@ def test_what_was_read_is_beside_what_was_published(tmp_path):
     assert summary["collections"] == {"OpenAQA": expected} and summary["rows"] == 2
     assert coverage_table(summary).splitlines()[3:] == [
         "",
-        "OpenAQA: 4 records in its files, left out 1 with an empty answer, 1 whose answer says that there is none: "
-        "2 taken",
+        "OpenAQA: 4 records in its files, skipped 1 with an empty answer, 1 whose answer states that there is none: "
+        "2 used",
         "OpenAQA closed: 3 read, 1,917,894 published",
         "OpenAQA open: 1 read, 3,763,814 published",
     ]
@@ -261,7 +261,7 @@ def test_what_was_read_is_beside_what_was_published(tmp_path):
     summary = write_records(records, tmp_path / "r", check_audio=False, counts={"ReasonAQA": counts})
     assert coverage_table(summary).splitlines()[3:] == [
         "",
-        "ReasonAQA: 4 records in its files, left out 1 on two clips, 1 with an empty answer: 2 taken",
+        "ReasonAQA: 4 records in its files, skipped 1 on two clips, 1 with an empty answer: 2 used",
         "ReasonAQA: 4 read, 968,071 published",
     ]
 
@@ -462,7 +462,7 @@ def test_a_record_that_is_none_is_named(tmp_path, wrong, message):
 
 
 def test_nothing_to_write_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="records: there are none"):
+    with pytest.raises(ValueError, match="records: got none"):
         write_records([], tmp_path)
     with pytest.raises(ValueError, match="rows_per_shard: got 0"):
         write_records(many(3), tmp_path, rows_per_shard=0)

@@ -7,12 +7,12 @@ import datasets
 import pytest
 import torch
 from peft import get_peft_model
-from tiny import tiny_config, tiny_model, tiny_processor
+from tiny import tiny_batches, tiny_config, tiny_model, tiny_processor
 from transformers import TrainerCallback, TrainingArguments
 
 from modeling_sam import SamForConditionalGeneration, positions_with_loss
 from processing_sam import SamFeatureExtractor, load_audio
-from sam_lab.data.batches import RecordBatches, collate_rows, compute_features
+from sam_lab.data.collation import RowCollator, collate_rows, compute_features
 from sam_lab.training.model import check_float32, lora_config, upcast_trainable
 from sam_lab.training.trainer import SamTrainer
 
@@ -95,7 +95,7 @@ def test_features_on_the_device_train_as_those_of_workers(pack_to, tmp_path):
         )
         assert args.device.type == "cuda"
         args._n_gpu = 1  # also where there are two: DataParallel is not what is tested
-        batches = RecordBatches(table, processor, 3, accumulation=2, epochs=2, features=features, pack_to=pack_to)
+        batches = tiny_batches(table, processor, 3, accumulation=2, epochs=2, features=features, pack_to=pack_to)
         trainer = SamTrainer(model, args, train_batches=batches)
         trainer.train()
         check_float32(model, trainer.optimizer)
@@ -107,8 +107,7 @@ def test_features_on_the_device_train_as_those_of_workers(pack_to, tmp_path):
 
 
 def rows_of(processor, number):
-    batches = RecordBatches(datasets.Dataset.from_list(records(number)), processor, number)
-    rows = batches._text_rows(records(number))
+    rows = RowCollator(processor).text_rows(records(number))
     for row, record in zip(rows, records(number)):
         row["waveform"] = processor.feature_extractor.center(load_audio(record["audio"]))[0]
         row.pop("is_cut")
@@ -227,7 +226,7 @@ def test_no_step_of_a_training_waits_for_the_gpu(features, tmp_path):
         remove_unused_columns=False,
     )
     args._n_gpu = 1
-    batches = RecordBatches(table, tiny_processor(), 4, accumulation=2, epochs=5, features=features)
+    batches = tiny_batches(table, tiny_processor(), 4, accumulation=2, epochs=5, features=features)
     trainer = SamTrainer(model, args, train_batches=batches, callbacks=[WatchWaits()])
     steps = []
     inner = trainer.training_step

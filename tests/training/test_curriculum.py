@@ -611,7 +611,7 @@ def test_audio_that_is_not_there_is_said_before_anything_is_loaded(world, tmp_pa
     recipe = toy(world, *clips_table(tmp_path, [*real, "gone.wav"]), "stages.1.data=[clips]")
     with (
         monkeypatch.context() as patch,
-        pytest.raises(ValueError, match=r"data\.clips: .* 1 of 9 rows is not there .*gone"),
+        pytest.raises(ValueError, match=r"data\.clips: .* 1 of 9 rows does not exist .*gone"),
     ):
         patch.setattr(stages_module, "load_base", lambda *args: pytest.fail("the model was loaded"))
         run_recipe(recipe, tmp_path / "run", stage=1)

@@ -336,12 +336,12 @@ def test_our_trainer_computes_the_loss_alone(rows, processor, tmp_path):
 
 
 def summed_loss(outputs, labels, num_items_in_batch):
-    """A loss of one's own, as Trainer's documentation has it."""
+    """A custom loss, as Trainer's documentation has it."""
     logits, targets = outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
     return torch.nn.functional.cross_entropy(logits, targets, reduction="sum") / num_items_in_batch
 
 
-@pytest.mark.parametrize("loss", [None, summed_loss], ids=["the model's loss", "one's own"])
+@pytest.mark.parametrize("loss", [None, summed_loss], ids=["the model's loss", "a custom loss"])
 def test_a_step_without_labels_changes_nothing(rows, processor, tmp_path, loss):
     """Its loss is 0, not 0 / 0, which would make every weight NaN."""
 
@@ -545,12 +545,12 @@ def test_rows_whose_audio_is_not_there(rows):
     clips = [rows[0]["audio"], "nope.wav", None, "nope.wav", "a.wav", "b.wav", "c.wav"]
     table = datasets.Dataset.from_dict({"audio": clips, "answer": list("0123456")})
     assert rows_with_audio(table, "--train", 0.75)["answer"][:] == ["0", "2"]
-    message = r"--train: the audio of 5 of 7 rows is not there \(nope\.wav, a\.wav, b\.wav, \.\.\.\), more than max_missing=0.7 "
+    message = r"--train: the audio of 5 of 7 rows does not exist \(nope\.wav, a\.wav, b\.wav, \.\.\.\), more than max_missing=0.7 "
     with pytest.raises(ValueError, match=message):
         rows_with_audio(table, "--train", 0.7)
-    with pytest.raises(ValueError, match=r"--train: the audio of 2 of 2 rows is not there \(nope\.wav\), more"):
+    with pytest.raises(ValueError, match=r"--train: the audio of 2 of 2 rows does not exist \(nope\.wav\), more"):
         rows_with_audio(table.select([1, 3]), "--train", 1.0)
-    with pytest.raises(ValueError, match=r"--train: there are no rows"):
+    with pytest.raises(ValueError, match=r"--train: got no rows"):
         rows_with_audio(table.select([]), "--train")
     embedded = datasets.Dataset.from_dict({"audio": [content, {"bytes": None, "path": "nope.wav"}]})
     assert rows_with_audio(embedded, "--train", 0.5)["audio"][:] == [content]
@@ -587,10 +587,10 @@ def test_a_checkpoint_has_its_configuration_last(processor, tmp_path, monkeypatc
 
 def test_cached_rows_are_cut_as_ltu_cuts_with_and_without_a_clip(rows, processor, monkeypatch):
     """So many text tokens stay, slots not counted, and how many rows were cut is said."""
-    from sam_lab.training import model as model_module
+    from sam_lab.training import features as features_module
 
     said = []
-    monkeypatch.setattr(model_module.logger, "warning", said.append)
+    monkeypatch.setattr(features_module.logger, "warning", said.append)
     table = datasets.Dataset.from_list([rows[0], {**rows[0], "audio": None}, {**rows[0], "answer": "D"}])
     whole, slots = CachedRows(table, processor), len(processor.slot_pattern)
     cutoff = len(whole[1]["input_ids"]) - 4
@@ -602,10 +602,10 @@ def test_cached_rows_are_cut_as_ltu_cuts_with_and_without_a_clip(rows, processor
 
 
 def test_cached_rows_without_the_clips_that_cannot_be_read(rows, processor, tmp_path, monkeypatch):
-    from sam_lab.training import model as model_module
+    from sam_lab.training import features as features_module
 
     said = []
-    monkeypatch.setattr(model_module.logger, "warning", said.append)
+    monkeypatch.setattr(features_module.logger, "warning", said.append)
     (tmp_path / "text.wav").write_text("This is no sound.")
     soundfile.write(tmp_path / "long.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 11 * 16000), 16000)
     broken, long = ({**rows[0], "audio": str(tmp_path / name)} for name in ("text.wav", "long.wav"))
@@ -626,7 +626,7 @@ def test_cached_rows_without_the_clips_that_cannot_be_read(rows, processor, tmp_
     }
     assert expected.report() == {"unnamed": {"seen": 6, "broken": 0, "truncated": 1, **none}}
     (warning,) = said
-    assert warning.startswith("3 of 9 rows with unreadable audio are left out") and "text.wav" in warning
+    assert warning.startswith("3 of 9 rows with unreadable audio are skipped") and "text.wav" in warning
 
 
 def test_cached_rows_with_too_many_clips_that_cannot_be_read(rows, processor):
