@@ -11,8 +11,8 @@ The output folder of a run contains
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -192,26 +192,17 @@ def run_recipe(
             "that one first."
         )
     claim(recipe, output, write=False)
-    with _alone(output):
+    with ExitStack() as stack:
+        if processes().is_main_process:  # a second run would take the unfinished files of this one for its own
+            output.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(locked(output, LOCK_SECONDS))
+            except TimeoutError as error:
+                raise ValueError(
+                    f"output: another run is writing into {output}; wait for it or choose another folder."
+                ) from error
         _run(recipe, output, todo, callbacks)
     return stage_folder(output, todo[-1])
-
-
-@contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    """Keeps a second run out of an output folder: each would take the other's unfinished files for its own."""
-    if not processes().is_main_process:
-        yield
-        return
-    output.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(output, LOCK_SECONDS))
-        except TimeoutError as error:
-            raise ValueError(
-                f"output: another run is writing into {output}; wait for it or choose another folder."
-            ) from error
-        yield
 
 
 def _run(recipe: Recipe, output: Path, todo: Sequence[Stage], callbacks: Sequence[TrainerCallback]) -> None:

@@ -15,10 +15,6 @@ from sam_lab.training.model import choose_trainable, model_config, with_adapters
 from sam_lab.training.recipe import PARTS, Recipe, Stage
 from sam_lab.training.sources import planned_rows
 
-# ---------------------------------------------------------------------------------------------------------------
-# Steps
-# ---------------------------------------------------------------------------------------------------------------
-
 
 def accumulation(stage: Stage, num_processes: int) -> int:
     """Micro-batches that each process accumulates in an optimiser step.
@@ -48,10 +44,6 @@ def check_steps(stage: Stage, steps: int) -> None:
             f"warmup_steps {stage.warmup_steps}, expected both within them; lower them with --set."
         )
 
-
-# ---------------------------------------------------------------------------------------------------------------
-# Speed
-# ---------------------------------------------------------------------------------------------------------------
 
 # Pairs per second of one NVIDIA H100 by micro-batch, for (size, rank of LoRA), with the encoder trained, connector (a)
 # and text cut at 108 tokens: see BENCHMARKS.md.
@@ -91,11 +83,6 @@ def is_measured(recipe: Recipe, stage: Stage, num_audio_slots: int) -> bool:
     is_short = stage.text_cutoff is not None and num_audio_slots + stage.text_cutoff <= MEASURED_POSITIONS
     is_same = is_short and recipe.encoder_attention == "flash_attention_2"
     return is_same and "encoder" in stage.trains and "lora" in stage.trains
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Planning
-# ---------------------------------------------------------------------------------------------------------------
 
 
 def plan(

@@ -177,25 +177,14 @@ class StageTrainer(SamTrainer):
     rate of its own, and saves the weights that are handed on.
 
     Args:
-        trains (list of `str`): The stage's parts.
-        encoder_learning_rate (`float`, *optional*): The encoder's learning rate, if it differs.
-        card (`str`, *optional*): The model card of the adapter.
-        base_id (`str`, *optional*): The Hub id that the adapter names as its base.
+        recipe ([`Recipe`]): The recipe.
+        stage ([`Stage`]): The stage.
         kwargs: `SamTrainer`'s.
     """
 
-    def __init__(
-        self,
-        *args,
-        trains: Sequence[str],
-        encoder_learning_rate: float | None = None,
-        card: str | None = None,
-        base_id: str | None = None,
-        **kwargs,
-    ):
+    def __init__(self, *args, recipe: Recipe, stage: Stage, **kwargs):
         super().__init__(*args, **kwargs)
-        self.trains, self.card, self.base_id = trains, card, base_id
-        self.encoder_learning_rate = encoder_learning_rate
+        self.recipe, self.stage = recipe, stage
         self.begin = time.monotonic()
 
     @property
@@ -216,20 +205,20 @@ class StageTrainer(SamTrainer):
 
     def create_optimizer(self, *args, **kwargs):
         """As in `Trainer`, with separate groups for the encoder's parameters if it has its own learning rate."""
-        is_new = self.optimizer is None
+        is_new, rate = self.optimizer is None, self.stage.encoder_learning_rate
         optimizer = super().create_optimizer(*args, **kwargs)
-        if is_new and self.encoder_learning_rate is not None:
+        if is_new and rate is not None:
             encoder = {id(p) for name, p in self.model.named_parameters() if part_of(name, False) == "encoder"}
             for group in list(optimizer.param_groups):
                 mine = [parameter for parameter in group["params"] if id(parameter) in encoder]
                 group["params"] = [parameter for parameter in group["params"] if id(parameter) not in encoder]
-                optimizer.add_param_group({**group, "params": mine, "lr": self.encoder_learning_rate})
+                optimizer.add_param_group({**group, "params": mine, "lr": rate})
         return optimizer
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if isinstance(self.model, PeftModel):  # loading an adapter makes all of it trainable
-            choose_trainable(self.model, self.trains)
+            choose_trainable(self.model, self.stage.trains)
 
     def save_weights(self, folder: Path) -> None:
         """Saves the model, or its adapter, in a folder that appears when it is complete; called by all processes."""
@@ -243,18 +232,20 @@ class StageTrainer(SamTrainer):
             if not self.is_world_process_zero():
                 return
             (partial / "training_args.bin").unlink(missing_ok=True)  # pickled, and specific to this machine
-            if self.card is not None:
-                (partial / "README.md").write_text(self.card, encoding="utf-8")
-            if self.base_id is not None:  # only here: before each save peft asks the Hub about an id
+            if self.recipe.lora_rank:
+                (partial / "README.md").write_text(adapter_card(self.recipe), encoding="utf-8")
+            if (
+                self.recipe.lora_rank and self.recipe.base_id is not None
+            ):  # only here: before each save peft asks the Hub about an id
                 named = json.loads((partial / "adapter_config.json").read_text(encoding="utf-8"))
-                write_json({**named, "base_model_name_or_path": self.base_id}, partial / "adapter_config.json")
+                write_json({**named, "base_model_name_or_path": self.recipe.base_id}, partial / "adapter_config.json")
 
 
 class StageCallback(TrainerCallback):
     """Saves the weights of `hand_over_step`, saves and evaluates at the end, and marks complete checkpoints."""
 
-    def __init__(self, trainer: StageTrainer, hand_over_step: int | None, handed: Path):
-        self.trainer, self.hand_over_step, self.handed = trainer, hand_over_step, handed
+    def __init__(self, trainer: StageTrainer, handed: Path):
+        self.trainer, self.handed = trainer, handed
         self.checked = False
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -262,7 +253,7 @@ class StageCallback(TrainerCallback):
         if not self.checked and not self.trainer.is_fsdp_enabled:
             check_float32(self.trainer.model, self.trainer.optimizer)
             self.checked = True
-        if state.global_step == self.hand_over_step:
+        if state.global_step == self.trainer.stage.hand_over_step:
             self.trainer.save_weights(self.handed)
         if control.should_training_stop:
             control.should_log = True  # the last steps, however few
@@ -377,7 +368,8 @@ def stage_trainer(run: Run, stage: Stage) -> StageTrainer:
     arguments = stage_arguments(run, stage, steps)
     changes: dict[str, Any] = {"turn": False, "mix": 0.0} if stage.augment == "in_place" else {}
     trainer = StageTrainer(
-        trains=stage.trains,
+        recipe=recipe,
+        stage=stage,
         model=model,
         args=arguments,
         train_batches=batches,
@@ -385,13 +377,10 @@ def stage_trainer(run: Run, stage: Stage) -> StageTrainer:
         eval_dataset=None if run.validation is None else first_rows(run.validation, recipe.evaluation_rows),
         data_collator=SamDataCollator(run.processor, train_on_prompt=recipe.train_on_prompt),
         processing_class=run.processor,
-        encoder_learning_rate=stage.encoder_learning_rate,
-        card=adapter_card(recipe) if recipe.lora_rank else None,
-        base_id=recipe.base_id if recipe.lora_rank else None,
         augment=None if stage.augment == "none" else AugmentLogMel(extractor.mean, extractor.std, **changes),
         max_seconds=stage.max_seconds,
     )
-    trainer.add_callback(StageCallback(trainer, stage.hand_over_step, run.handed_weights(stage)))
+    trainer.add_callback(StageCallback(trainer, run.handed_weights(stage)))
     return trainer
 
 
