@@ -67,7 +67,9 @@ def test_every_floor_has_its_reason():
     assert sorted(set(floors) - set(reasons)) == ["numpy"]  # soxr's reason names it
 
 
-@pytest.mark.parametrize("name", ["LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "PAPER.md", "REPRODUCE.md", "Makefile", ".ci/run"])
+@pytest.mark.parametrize(
+    "name", ["LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "PAPER.md", "REPRODUCE.md", "Makefile", ".ci/run"]
+)
 def test_the_papers_of_a_project_are_there(name):
     assert (ROOT / name).stat().st_size > 0
 

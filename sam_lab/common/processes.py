@@ -18,6 +18,12 @@ def processes() -> PartialState:
     return PartialState(**options)
 
 
+def say(text: str) -> None:
+    """Prints a line, in the first process only."""
+    if processes().is_main_process:  # PartialState.print prints once per machine
+        print(text, flush=True)
+
+
 def end_processes() -> None:
     """Closes the connections that [`processes`] or Trainer has opened; a script calls it at its end.
 

@@ -1,62 +1,58 @@
-"""Augmentation: random changes of log-mel spectrograms that leave what is heard."""
+"""Augmentation: random changes of log-mel spectrograms that keep the labels true."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-LOG_FLOOR = -15.9424  # log of float32's epsilon: Kaldi's log-mel does not go below
+LOG_FLOOR = -15.9424  # log of float32's epsilon: the minimum of Kaldi's log-mel
 
 
+@dataclass
 class AugmentLogMel:
-    """Random changes of log-mel spectrograms that leave what is heard: for training on few clips.
+    """Random changes of log-mel spectrograms that keep the labels true, for training on few clips.
 
-    In this order: the clip is turned round in time and stretched, its frequencies are shifted and scaled, its
-    loudness is changed, another clip of the batch is added at a lower level, and stripes in time and frequency are
-    erased (SpecAugment). The sum of two clips is taken of their powers, which is what a mixture of independent sounds
-    has on average. All of it works on whole batches, on any device, with torch's global random numbers.
+    In this order: the clip is rotated and stretched in time, its frequencies are shifted and scaled, its loudness is
+    changed, another clip of the batch is added at a lower level, and stripes in time and frequency are erased
+    (SpecAugment). Two clips are mixed by adding their powers, which is the expected power of a mixture of independent
+    sounds. Everything works on whole batches, on any device, with torch's global random numbers.
 
     Args:
         mean, std (`float`): The feature extractor's normalisation.
-        stretch (`float`, *optional*, defaults to 0.2): A clip becomes up to so much longer or shorter.
+        stretch (`float`, *optional*, defaults to 0.2): Largest share by which a clip becomes longer or shorter.
         shift (`float`, *optional*, defaults to 4.0): Largest shift in mel bins.
         scale (`float`, *optional*, defaults to 0.05): Largest share by which distances in mel bins grow or shrink.
         gain (`float`, *optional*, defaults to 8.0): Largest change of level, in dB.
-        mix (`float`, *optional*, defaults to 0.5): How often another clip is added.
-        snr (`tuple[float, float]`, *optional*, defaults to `(3, 25)`): By how many dB it is weaker.
-        time_mask (`float`, *optional*, defaults to 0.15): Longest erased stripe, as a share of the clip; two of them.
-        frequency_mask (`int`, *optional*, defaults to 20): Widest erased stripe in mel bins; two of them.
+        mix (`float`, *optional*, defaults to 0.5): Probability that another clip is added.
+        snr (`tuple[float, float]`, *optional*, defaults to `(3, 25)`): Range of its level below the clip's, in dB.
+        time_mask (`float`, *optional*, defaults to 0.15): Longest erased stripe, as a share of the clip; two are
+            erased.
+        frequency_mask (`int`, *optional*, defaults to 20): Widest erased stripe in mel bins; two are erased.
         tile (`bool`, *optional*, defaults to `False`): Repeat short clips until the frames are full.
-        turn (`bool`, *optional*, defaults to `True`): Turn the clip round in time, to begin anywhere in it. With
-            `turn=False` and `mix=0` the order and the number of sounds stay what they were.
+        turn (`bool`, *optional*, defaults to `True`): Rotate the clip in time by a random offset. With `turn=False`
+            and `mix=0` the order and the number of sounds are preserved.
     """
 
-    def __init__(
-        self,
-        mean=-4.268,
-        std=4.569,
-        stretch=0.2,
-        shift=4.0,
-        scale=0.05,
-        gain=8.0,
-        mix=0.5,
-        snr=(3.0, 25.0),
-        time_mask=0.15,
-        frequency_mask=20,
-        tile=False,
-        turn=True,
-    ):
-        self.mean, self.std = mean, std
-        self.stretch, self.shift, self.scale, self.gain = stretch, shift, scale, gain
-        self.mix, self.snr = mix, snr
-        self.time_mask, self.frequency_mask = time_mask, frequency_mask
-        self.tile, self.turn = tile, turn
+    mean: float = -4.268
+    std: float = 4.569
+    stretch: float = 0.2
+    shift: float = 4.0
+    scale: float = 0.05
+    gain: float = 8.0
+    mix: float = 0.5
+    snr: tuple[float, float] = (3.0, 25.0)
+    time_mask: float = 0.15
+    frequency_mask: int = 20
+    tile: bool = False
+    turn: bool = True
 
     @torch.no_grad()
     def __call__(self, features: torch.Tensor, num_frames: int | None = None) -> torch.Tensor:
         """
         Args:
-            features (`torch.Tensor` of shape `[B, frames, bins]`): Normalised log-mel, filled with zeros before the
-                normalisation, as [`SamFeatureExtractor`] gives it.
-            num_frames (`int`, *optional*): Frames of the result, from anywhere in the clip; all of them by default.
+            features (`torch.Tensor` of shape `[B, frames, bins]`): Normalised log-mel, padded with zeros before the
+                normalisation, as [`SamFeatureExtractor`] returns it.
+            num_frames (`int`, *optional*): Frames of the result, from a random place in the clip; all by default.
 
         Returns:
             `torch.Tensor` of shape `[B, num_frames, bins]`, float32.
@@ -81,7 +77,7 @@ class AugmentLogMel:
 
     @staticmethod
     def lengths(log_mel: torch.Tensor) -> torch.Tensor:
-        """Frames of each clip `[B]`: what follows its last frame that is not all zero is filling."""
+        """Frames of each clip `[B]`: those after its last frame that is not all zero are padding."""
         real = (log_mel.abs() > 0.02).any(dim=2)  # half precision leaves zeros within 0.003
         frames = torch.arange(1, log_mel.shape[1] + 1, device=log_mel.device)
         return (real * frames).amax(dim=1).clamp(min=1)
@@ -97,8 +93,8 @@ class AugmentLogMel:
         return total - (inside.sum(dim=(1, 2)) * x.shape[2]).log()
 
     def _move(self, x, lengths, frames):
-        """Rotation and stretching in time, shift and scaling in frequency; the nearest value is taken, since
-        interpolation would blur what evaluation sees sharp."""
+        """Rotates and stretches in time, shifts and scales in frequency; takes the nearest value, since interpolation
+        would blur features that are sharp in evaluation."""
         batch, _, bins = x.shape
         stretch = 1 + self._uniform(x, -self.stretch, self.stretch)[:, 0]  # [B, 1]
         new_lengths = (lengths * stretch[:, 0]).long().clamp(1, frames)

@@ -1,7 +1,4 @@
-"""From rows of (audio, prompt, answer) to training: LoRA, parameter types, features, Trainer.
-
-The readers of rows and `RecordBatches` live in modules of their own and can be had from here.
-"""
+"""The model of a training: adapters, which parts train and in which type, base and adapter weights."""
 
 import os
 import shutil
@@ -10,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
@@ -17,11 +15,11 @@ from transformers.utils import logging
 
 from configuration_sam import SamConfig
 from modeling_sam import SamAudioModel, SamForConditionalGeneration
-from sam_lab.training.recipe import Recipe, last_stage
+from sam_lab.training.recipe import Recipe
 
 logger = logging.get_logger(__name__)
 
-# As a pattern, because the bare names would also match an `out_proj` outside the language model.
+# A pattern, because bare names would also match an `out_proj` outside the language model.
 LORA_TARGETS = r".*language_model\.layers\.\d+\.mixer\.(in_proj|out_proj)"
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -33,13 +31,13 @@ def lora_config(rank: int, modules_to_save: Sequence[str] = (), dropout: float =
     """LoRA on every `in_proj` and `out_proj` of the language model (paper, section 3.1), with alpha = 2 rank.
 
     Args:
-        rank (`int`): Rank of the adapters; the paper takes 8 to 256.
-        modules_to_save (list of `str`, *optional*): Modules that are trained whole and saved with the adapter, such
+        rank (`int`): Rank of the adapters; 8 to 256 in the paper.
+        modules_to_save (list of `str`, *optional*): Modules that are fully trained and saved with the adapter, such
             as `"connector"` and `"audio_tower"`.
-        dropout (`float`, *optional*, defaults to 0): Share of an adapter's inputs that training drops; LTU's is 0.05.
+        dropout (`float`, *optional*, defaults to 0): Share of an adapter's inputs dropped in training; 0.05 in LTU.
 
     Raises:
-        ValueError: `rank` is not a positive integer, `dropout` not from 0 to 1.
+        ValueError: `rank` is not a positive integer, or `dropout` not in [0, 1).
     """
     if not isinstance(rank, int) or rank < 1:
         raise ValueError(f"rank: got {rank!r}, expected a positive integer.")
@@ -55,33 +53,33 @@ def lora_config(rank: int, modules_to_save: Sequence[str] = (), dropout: float =
 
 
 def upcast_trainable(model: torch.nn.Module) -> int:
-    """Makes every trainable parameter float32, in place, and returns how many numbers are trained.
+    """Makes every trainable parameter float32, in place, and returns the number of trained values.
 
-    A checkpoint stored in bf16 loads as bf16, where small updates round away: at a learning rate of 1e-4 most of
-    them. So what is trained, and with it the optimiser's state, is float32; what is frozen stays as it is.
+    A checkpoint stored in bf16 loads as bf16, where small updates round away: most of them at a learning rate of 1e-4.
+    So trained parameters, and with them the optimiser's state, are float32; frozen ones keep their type.
 
     Args:
-        model (`torch.nn.Module`): The model, after adapters were added and parameters frozen.
+        model (`torch.nn.Module`): The model, with its adapters added and its other parameters frozen.
 
     Raises:
         ValueError: Nothing is trainable.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
-        raise ValueError("model: it has no trainable parameter, expected some; unfreeze a part or add LoRA.")
+        raise ValueError("model: got no trainable parameter, expected some; unfreeze a part or add LoRA.")
     for parameter in trainable:
         parameter.data = parameter.data.float()
     return sum(parameter.numel() for parameter in trainable)
 
 
 def follow_autocast(model: torch.nn.Module) -> None:
-    """Makes LoRA layers leave their inputs as they are under autocast.
+    """Stops LoRA layers from casting their inputs under autocast.
 
-    peft casts them to the adapter's float32, before dropout, only for autocast to cast them back: the same numbers.
-    Without autocast peft's cast stays.
+    peft casts them to the adapter's float32 before dropout, and autocast casts them back, to the same numbers. Without
+    autocast, peft still casts.
 
     Args:
-        model (`torch.nn.Module`): A model, with or without adapters; calling it again changes nothing.
+        model (`torch.nn.Module`): A model, with or without adapters. A second call changes nothing.
     """
     for module in model.modules():
         if isinstance(module, LoraLayer) and _leave_inputs not in module._forward_pre_hooks.values():
@@ -93,14 +91,14 @@ def _leave_inputs(module, args):
 
 
 def check_float32(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Asserts that what is trained, and the optimiser's state of it, is float32.
+    """Asserts that trained parameters and their optimiser state are float32.
 
     Args:
         model (`torch.nn.Module`): The model.
         optimizer (`torch.optim.Optimizer`): Its optimiser, after at least one step.
 
     Raises:
-        AssertionError: Naming the first that is not.
+        AssertionError: Names the first tensor that is not.
     """
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -112,19 +110,21 @@ def check_float32(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> N
 
 
 def save_checkpoint(model, processor, folder: str | Path) -> None:
-    """Saves model and processor so that a `config.json`, which comes last, means that all the rest is there.
+    """Saves model and processor so that a `config.json`, written last, means that the checkpoint is complete.
+
+    Not by [`written`], which replaces the whole folder: other files in it, such as a licence, must never be at risk.
 
     Args:
         model ([`SamForConditionalGeneration`]): The model.
         processor ([`SamAudioLanguageProcessor`]): Its processor.
-        folder (`str`): Where they go; what else is there stays.
+        folder (`str`): The folder; its other files, and its owner's model card, stay.
     """
     folder = Path(folder)
     unfinished = folder / "unfinished" / folder.resolve().name  # the model card's title is the folder's name
     shutil.rmtree(unfinished.parent, ignore_errors=True)
     if (folder / "README.md").exists():
         unfinished.mkdir(parents=True)
-        shutil.copy(folder / "README.md", unfinished)  # an owner's model card stays
+        shutil.copy(folder / "README.md", unfinished)  # else a default card would replace it
     model.save_pretrained(unfinished)
     processor.save_pretrained(unfinished)
     (folder / "config.json").unlink(missing_ok=True)
@@ -143,12 +143,12 @@ def model_config(recipe: Recipe, plan: bool = False) -> SamConfig:
 
     Args:
         recipe ([`Recipe`]): The recipe.
-        plan (`bool`, *optional*, defaults to `False`): Take the paper's preset of `size` and `connector` where the
-            model is not there.
+        plan (`bool`, *optional*, defaults to `False`): Use the paper's preset of `size` and `connector` if the model
+            does not exist here.
 
     Raises:
-        FileNotFoundError: The model is not there.
-        ValueError: It has another size or connector than the recipe says.
+        FileNotFoundError: The model does not exist.
+        ValueError: Its size or connector is not the recipe's.
     """
     is_here = (Path(recipe.model).expanduser() / "config.json").is_file()
     if plan and not is_here and recipe.size is not None:
@@ -158,13 +158,13 @@ def model_config(recipe: Recipe, plan: bool = False) -> SamConfig:
     except OSError as error:
         connector = recipe.connector or "concatenation"
         raise FileNotFoundError(
-            f"model: there is no SAM checkpoint {recipe.model!r}, neither here nor on the Hub; make it as the head of "
-            f"{recipe.name}.yaml says, or with `sam-alm convert ... --connector {connector} --output {recipe.model}`, or "
-            "name another with --set model=DIR."
+            f"model: there is no SAM checkpoint {recipe.model!r}, neither here nor on the Hub; make it as described "
+            f"at the top of {recipe.name}.yaml, or with `sam-alm convert ... --connector {connector} --output "
+            f"{recipe.model}`, or name another with --set model=DIR."
         ) from error
     if recipe.connector not in (None, config.connector):
         raise ValueError(
-            f"model: {recipe.model} has the connector {config.connector}, the recipe {recipe.name} says "
+            f"model: {recipe.model} has the connector {config.connector}, the recipe {recipe.name} expects "
             f"{recipe.connector}; convert the checkpoint with --connector {recipe.connector}."
         )
     if recipe.size is not None:
@@ -173,37 +173,47 @@ def model_config(recipe: Recipe, plan: bool = False) -> SamConfig:
             found, wanted = getattr(config.text_config, name), getattr(expected, name)
             if found != wanted:
                 raise ValueError(
-                    f"model: {recipe.model} has {name} {found} in its language model, the recipe {recipe.name} says "
-                    f"size {recipe.size}, which has {wanted}."
+                    f"model: {recipe.model} has {name} {found} in its language model, the recipe {recipe.name} "
+                    f"expects size {recipe.size}, which has {wanted}; convert that size, or change the recipe's."
                 )
     return config
 
 
 def encoder_folder(recipe: Recipe) -> Path:
-    """Where `encoder_from` points to: a folder of an encoder, or the last stage's of another recipe's output."""
+    """The encoder of `encoder_from`: that folder itself, or the encoder of the last stage if it is a run's.
+
+    Raises:
+        FileNotFoundError: It is neither.
+        ValueError: The run has not finished its last stage.
+    """
     folder = Path(recipe.encoder_from).expanduser()
     if (folder / "config.json").is_file():
         return folder
     if not (folder / "recipe.yaml").is_file():
         raise FileNotFoundError(
-            f"encoder_from: {recipe.encoder_from!r} holds neither an encoder's config.json nor the recipe.yaml of a "
-            "run; run that recipe first, or name its output with --set encoder_from=DIR."
+            f"encoder_from: {recipe.encoder_from!r} contains neither an encoder's config.json nor the recipe.yaml of "
+            "a run; run that recipe first, or name its output with --set encoder_from=DIR."
         )
-    last = folder / f"stage-{last_stage(folder)}"
+    keys = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))  # flat: stages.4.name
+    last = folder / f"stage-{max(int(key.split('.')[1]) for key in keys if key.startswith('stages.'))}"
     if not (last / "finished.json").is_file():
         raise ValueError(
-            f"encoder_from: the run in {recipe.encoder_from!r} has not finished its last stage, {last.name}; run it to "
-            f"its end, or name the encoder of another stage with --set encoder_from={folder}/stage-N/encoder."
+            f"encoder_from: the run in {recipe.encoder_from!r} has not finished its last stage, {last.name}; finish "
+            f"it, or name the encoder of another stage with --set encoder_from={folder}/stage-N/encoder."
         )
     return last / "encoder"
 
 
 def load_base(recipe: Recipe, dtype: str | None = None) -> SamForConditionalGeneration:
-    """The model before any training, with the encoder of `encoder_from`, on the CPU, in the recipe's `base_dtype`.
+    """The model before training, with the encoder of `encoder_from`, on the CPU.
+
+    Args:
+        recipe ([`Recipe`]): The recipe.
+        dtype (`str`, *optional*): Parameter type, by default the recipe's `base_dtype`.
 
     Raises:
         FileNotFoundError: A checkpoint has no weights.
-        ValueError: It does not have all of them, or of another shape: nothing is trained on random weights.
+        ValueError: Some are missing or of another shape; nothing is trained on random weights.
     """
     options = {"attn_implementation": {"audio_config": recipe.encoder_attention}}
     model = _loaded("model", SamForConditionalGeneration, recipe.model, dtype=dtype or recipe.base_dtype, **options)
@@ -222,8 +232,8 @@ def _loaded(key: str, kind: Any, source: str | Path, **options: Any) -> Any:
     wrong = sorted({*info["missing_keys"], *other})
     if wrong:
         raise ValueError(
-            f"{key}: in {str(source)!r} {len(wrong)} tensors are missing or of another shape than its config.json "
-            f"says, the first is {wrong[0]}; expected a whole checkpoint: make it again."
+            f"{key}: in {str(source)!r} {len(wrong)} tensors are missing or of another shape than in its "
+            f"config.json, the first is {wrong[0]}; expected a complete checkpoint: make it again."
         )
     return model
 
@@ -231,9 +241,9 @@ def _loaded(key: str, kind: Any, source: str | Path, **options: Any) -> Any:
 def with_adapters(model: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
     """Adds the recipe's adapters, if it has any, and makes everything float32 that any of its stages trains.
 
-    Before weights are loaded into it: those of the stage before are float32, and a bf16 module would round them.
-    The modules trained beside LoRA, connector and encoder, are peft's copies (`modules_to_save`). A frozen encoder of
-    another run is one as well, so that adapter and base together are what was trained.
+    Call it before weights are loaded: those of the stage before are float32, and a bf16 module would round them. The
+    modules trained beside LoRA, connector and encoder, are peft's copies (`modules_to_save`). So is a frozen encoder
+    taken from another run: adapter and base together must be the model that was trained.
     """
     parts = recipe.trained_parts
     if recipe.lora_rank:
@@ -241,7 +251,7 @@ def with_adapters(model: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
         modules = ["connector", "audio_tower"] if has_encoder else ["connector"]
         model = get_peft_model(model, lora_config(recipe.lora_rank, modules, recipe.lora_dropout))
         folder = Path(recipe.model).expanduser()
-        if folder.is_dir():  # by its whole path, which never looks like a Hub id
+        if folder.is_dir():  # an absolute path never looks like a Hub id
             model.peft_config["default"].base_model_name_or_path = str(folder.resolve())
         parts = ["connector", "lora", *(["encoder"] if recipe.joint_encoder else [])]
     choose_trainable(model, parts)
@@ -275,7 +285,7 @@ processor = AutoProcessor.from_pretrained("{base}")
 
 
 def adapter_card(recipe: Recipe) -> str:
-    """A model card for a recipe's adapter, in which only a Hub id counts as a base model."""
+    """The model card of a recipe's adapter; it only names a base model that has a Hub id."""
     encoder = " and the frozen encoder of another run" if recipe.encoder_from is not None else ""
     encoder = " and the encoder" if recipe.joint_encoder else encoder
     is_id = recipe.base_id is not None or not Path(recipe.model).expanduser().exists()
@@ -290,7 +300,7 @@ def adapter_card(recipe: Recipe) -> str:
 
 
 def part_of(name: str, adapted: bool) -> str | None:
-    """Which of [`PARTS`] a parameter belongs to by its name; `None` for what no stage can train."""
+    """Which of `PARTS` a parameter belongs to by its name; `None` for parameters that no stage can train."""
     if ".lora_" in name:
         return "lora"
     if adapted and ".modules_to_save." not in name:
@@ -299,7 +309,7 @@ def part_of(name: str, adapted: bool) -> str | None:
 
 
 def choose_trainable(model: torch.nn.Module, parts: Sequence[str]) -> dict[str, int]:
-    """Makes exactly some parts trainable, and returns how many numbers each of them has."""
+    """Makes exactly these parts trainable, and returns their numbers of parameters."""
     counts = dict.fromkeys(parts, 0)
     for name, parameter in model.named_parameters():
         part = part_of(name, isinstance(model, PeftModel))
@@ -310,10 +320,10 @@ def choose_trainable(model: torch.nn.Module, parts: Sequence[str]) -> dict[str, 
 
 
 def load_weights(model: torch.nn.Module, folder: Path) -> None:
-    """Loads what a stage has saved: an adapter, or a whole model where there is no LoRA.
+    """Loads the weights saved by a stage: an adapter, or a whole model if there is no LoRA.
 
     Raises:
-        ValueError: The folder holds other tensors than the model needs.
+        ValueError: The folder's tensors are not those of the model.
     """
     adapted = isinstance(model, PeftModel)
     files = sorted(folder.glob("adapter_model*.safetensors" if adapted else "model*.safetensors"))
@@ -321,7 +331,7 @@ def load_weights(model: torch.nn.Module, folder: Path) -> None:
     expected = get_peft_model_state_dict(model) if adapted else model.state_dict()
     expected = {name: tensor for name, tensor in expected.items() if adapted or name != "lm_head.weight"}
     learns = any(p.requires_grad for name, p in model.named_parameters() if part_of(name, adapted) == "encoder")
-    if adapted and not learns:  # frozen, it is there already, and adapters once came without it
+    if adapted and not learns:  # adapters were once saved without a frozen encoder
         tensors = {**{name: tensor for name, tensor in expected.items() if ".audio_tower." in name}, **tensors}
     wrong = sorted(
         name
@@ -330,8 +340,8 @@ def load_weights(model: torch.nn.Module, folder: Path) -> None:
     )
     if wrong:
         raise ValueError(
-            f"{folder}: {len(wrong)} tensors are missing, unknown or of another shape, the first is {wrong[0]}; it "
-            "comes from another recipe or model."
+            f"{folder}: {len(wrong)} tensors are missing, unknown or of another shape, the first is {wrong[0]}; "
+            "they belong to another recipe or model."
         )
     if adapted:
         set_peft_model_state_dict(model, tensors)
@@ -340,7 +350,7 @@ def load_weights(model: torch.nn.Module, folder: Path) -> None:
 
 
 def merged_model(recipe: Recipe, weights: Path) -> SamForConditionalGeneration:
-    """The whole model of a stage's weights, adapters merged in float32, in the parameter types of the base."""
+    """The whole model of a stage's weights: adapters merged in float32, then in the parameter types of the base."""
     base = load_base(recipe)
     types = {name: parameter.dtype for name, parameter in base.named_parameters()}
     model = with_adapters(base.float(), recipe)

@@ -1,4 +1,4 @@
-"""What a recipe would train, for how many steps, tokens and hours."""
+"""The plan of a recipe: what its stages would train, for how many steps, tokens and hours, without running them."""
 
 import math
 from collections.abc import Sequence
@@ -9,21 +9,18 @@ import numpy as np
 import torch
 
 from modeling_sam import SamForConditionalGeneration
+from sam_lab.common.text_tables import text_table
 from sam_lab.data.coverage import parse_audio_roots
 from sam_lab.training.model import choose_trainable, model_config, with_adapters
 from sam_lab.training.recipe import PARTS, Recipe, Stage
 from sam_lab.training.sources import planned_rows
 
-# ---------------------------------------------------------------------------------------------------------------
-# Planning
-# ---------------------------------------------------------------------------------------------------------------
-
 
 def accumulation(stage: Stage, num_processes: int) -> int:
-    """Micro-batches that each process sums up to an optimiser step.
+    """Micro-batches that each process accumulates in an optimiser step.
 
     Raises:
-        ValueError: The global batch does not divide.
+        ValueError: The global batch is no multiple of the micro-batches of all processes.
     """
     at_once = stage.micro_batch_size * num_processes
     if stage.global_batch_size % at_once:
@@ -40,16 +37,16 @@ def planned_steps(stage: Stage, rows: Sequence[int]) -> int:
 
 
 def check_steps(stage: Stage, steps: int) -> None:
-    """Raises `ValueError` where a stage has fewer steps than its warm-up or `hand_over_step`."""
+    """Raises `ValueError` if a stage has fewer steps than its warm-up or `hand_over_step`."""
     if max(stage.hand_over_step or 0, stage.warmup_steps) > steps:
         raise ValueError(
             f"stages.{stage.number}: its data make {steps} steps, hand_over_step is {stage.hand_over_step} and "
-            f"warmup_steps {stage.warmup_steps}, expected both within them."
+            f"warmup_steps {stage.warmup_steps}, expected both within them; lower them with --set."
         )
 
 
-# Pairs a second of one NVIDIA H100 by micro-batch, for (size, rank of LoRA), the encoder trained, connector (a) and text cut
-# at 108 tokens: BENCHMARKS.md.
+# Pairs per second of one NVIDIA H100 by micro-batch, for (size, rank of LoRA), with the encoder trained, connector (a)
+# and text cut at 108 tokens: see BENCHMARKS.md.
 MEASURED = {
     ("130m", 8): {8: 39.4, 32: 147.9, 64: 349.4, 128: 472.5},
     ("780m", 8): {8: 28.1, 32: 109.0, 64: 201.0},
@@ -62,12 +59,12 @@ MEASURED_POSITIONS = 64 + 108
 
 
 def measured_speed(recipe: Recipe, stage: Stage, num_audio_slots: int) -> float | None:
-    """Pairs a second that one H100 would train in a stage, at least, by what was measured; `None` where nothing like it
-    was.
+    """Pairs per second that one H100 trains in a stage, at least, derived from `MEASURED`; `None` if nothing similar
+    was measured.
 
-    What a frozen part saves is not counted. A pair of more positions than the measured ones counts as so many pairs as it
-    has times their number, which is too much for the encoder's share. Small micro-batches take as long as larger ones, for
-    Python launches no faster: below the smallest that was measured the speed falls in proportion.
+    Savings from frozen parts are ignored. A pair with more positions than the measured ones counts in proportion,
+    which overestimates the encoder's share. Small micro-batches take as long as larger ones, since Python launches the
+    kernels no faster: below the smallest measured one the speed falls in proportion.
     """
     speeds = MEASURED.get((recipe.size or "", recipe.lora_rank))
     plain = recipe.pack_to is None and not recipe.recompute and recipe.precision == "bf16"
@@ -82,7 +79,7 @@ def measured_speed(recipe: Recipe, stage: Stage, num_audio_slots: int) -> float 
 
 
 def is_measured(recipe: Recipe, stage: Stage, num_audio_slots: int) -> bool:
-    """Whether [`measured_speed`] is of such a stage, and not reckoned from another."""
+    """Whether such a stage was measured, so that [`measured_speed`] is not derived from another."""
     is_short = stage.text_cutoff is not None and num_audio_slots + stage.text_cutoff <= MEASURED_POSITIONS
     is_same = is_short and recipe.encoder_attention == "flash_attention_2"
     return is_same and "encoder" in stage.trains and "lora" in stage.trains
@@ -91,29 +88,30 @@ def is_measured(recipe: Recipe, stage: Stage, num_audio_slots: int) -> bool:
 def plan(
     recipe: Recipe, pairs_per_second: float | None = None, stage: int | None = None, output: Path | None = None
 ) -> list[dict[str, Any]]:
-    """What a recipe would do, a dict for each stage, from shapes and counts alone; loads neither weights nor audio.
+    """What a recipe would do, a dict per stage, from shapes and counts alone; loads neither weights nor audio.
 
     Args:
-        recipe ([`Recipe`]): The recipe; its model and data may be missing, then `size` and published counts count.
+        recipe ([`Recipe`]): The recipe; its model and data may be missing, then `size` and published counts are used.
         pairs_per_second (`float`, *optional*): Speed to estimate hours from; by default [`measured_speed`].
         stage (`int`, *optional*): Plan this stage only.
-        output (`Path`, *optional*): The run's folder, where published files may have been read and counted already.
+        output (`Path`, *optional*): The run's folder, which may contain records made from published files.
 
     Returns:
         For each stage: `stage`, `name`, `trained` (parameters by part), `parameters` (of all), `rows`, `steps`,
-        `tokens` (audio slots and text, with the cutoff as its length where the data is not there) and `hours`; `None`
-        where it cannot be known. `rows_from` says where the count comes from, `pairs_per_second`, `micro_batch_size`,
-        `is_given` and `is_measured` of what the hours are.
+        `tokens` (audio slots and text; an upper bound, which takes the cutoff as the length of every text) and
+        `hours`; `None` if unknown. `rows_from` names the source of the count; `pairs_per_second`, `micro_batch_size`,
+        `is_given` and `is_measured` describe the speed behind the hours.
 
     Raises:
         ValueError: The recipe has no such stage; a stage has fewer steps than its warm-up or `hand_over_step`, or a
-            global batch that does not divide.
+            global batch that is no multiple of its micro-batch.
     """
     wanted = recipe.chosen(stage)
     if pairs_per_second is not None and not 0 < pairs_per_second < math.inf:
         raise ValueError(f"pairs_per_second: got {pairs_per_second!r}, expected a positive number.")
     parse_audio_roots(recipe.audio_roots)
     config = model_config(recipe, plan=True)
+    slots = config.num_audio_slots
     with torch.device("meta"):
         base = SamForConditionalGeneration(config)
         total = sum(parameter.numel() for parameter in base.parameters())
@@ -128,20 +126,19 @@ def plan(
         accumulation(each, 1)
         if steps is not None:
             check_steps(each, steps)
-        slots = config.num_audio_slots
         speed = measured_speed(recipe, each, slots) if pairs_per_second is None else pairs_per_second
         pairs = each.epochs * sum(counts) if known else None
         hours = None if each.max_seconds is None else each.max_seconds / 3600
         if pairs is not None and speed is not None:
             hours = pairs / speed / 3600
-        length = None if each.text_cutoff is None else config.num_audio_slots + each.text_cutoff
+        length = None if each.text_cutoff is None else slots + each.text_cutoff
         stages.append(
             {
                 "stage": each.number,
                 "name": each.name,
                 "trained": choose_trainable(model, [part for part in PARTS if part in each.trains]),
                 "parameters": total,
-                "rows": sum(counts) if None not in counts else None,
+                "rows": None if None in counts else sum(counts),
                 "rows_from": ", ".join(dict.fromkeys(origins)),
                 "steps": steps,
                 "tokens": None if pairs is None or length is None else int(pairs * length),
@@ -156,37 +153,44 @@ def plan(
 
 
 def plan_text(stages: Sequence[dict[str, Any]]) -> str:
-    """[`plan`]'s result as a table."""
-    lines = ["stage  trained parameters (millions)                       rows      steps  tokens<=   hours"]
+    """[`plan`]'s result as a table, with a line below each stage."""
+
+    def cell(value: float | None, form: str) -> str:
+        return "unknown" if value is None else format(value, form)
+
+    rows = [("stage  trained parameters (millions)", "rows", "steps", "tokens<=", "hours")]
     for stage in stages:
         trained = ", ".join(f"{part} {count / 1e6:.2f}" for part, count in stage["trained"].items())
-        count = "unknown" if stage["rows"] is None else f"{stage['rows']:,}"
-        steps = "unknown" if stage["steps"] is None else f"{stage['steps']:,}"
-        tokens = "unknown" if stage["tokens"] is None else f"{stage['tokens']:.3g}"
-        hours = "unknown" if stage["hours"] is None else f"{stage['hours']:.1f}"
-        lines.append(f"{stage['stage']:<6} {trained:<48} {count:>10} {steps:>10} {tokens:>9} {hours:>8}")
+        numbers = [
+            cell(stage[key], form) for key, form in zip(("rows", "steps", "tokens", "hours"), (",", ",", ".3g", ".1f"))
+        ]
+        rows.append((f"{stage['stage']:<6} {trained}", *numbers))
+    header, *table = text_table(rows).splitlines()
+    lines = [header]
+    for line, stage in zip(table, stages):
         speed = "" if stage["pairs_per_second"] is None else f" at {stage['pairs_per_second']:.3g} pairs/s"
         if speed and not stage["is_measured"]:
-            speed += " (reckoned)"
-        lines.append(
-            f"       {stage['name']}; rows {stage['rows_from']}; micro-batches of {stage['micro_batch_size']}{speed}"
-        )
+            speed += " (estimated)"
+        details = f"{stage['name']}; rows {stage['rows_from']}; micro-batches of {stage['micro_batch_size']}{speed}"
+        lines += [line, f"       {details}"]
     lines.append(f"of {stages[0]['parameters'] / 1e6:.2f} million parameters without the adapters")
     known = [stage["hours"] for stage in stages if stage["hours"] is not None]
     if len(known) == len(stages):
         lines.append(f"{sum(known):.1f} hours in all")
     if any(stage["is_given"] for stage in stages):
-        lines.append("hours: of training at the speed that was given; loading, saving and evaluation come on top")
+        lines.append("hours: of training at the given speed, without loading, saving and evaluation")
     elif any(stage["pairs_per_second"] is not None for stage in stages):
         lines.append(
-            "hours: of training on one H100, at most; larger micro-batches are faster, where they fit; loading, saving and "
-            "evaluation come on top"
+            "hours: of training on one H100, at most, without loading, saving and evaluation; larger micro-batches "
+            "are faster if they fit"
         )
     if any(stage["pairs_per_second"] is not None and not stage["is_measured"] for stage in stages):
         lines.append(
-            f"reckoned: from stages that train connector, encoder and LoRA on up to {MEASURED_POSITIONS} positions; what a "
-            "frozen part saves is not counted"
+            f"estimated: from stages that train connector, encoder and LoRA on up to {MEASURED_POSITIONS} positions; "
+            "savings from frozen parts are ignored"
         )
     if any(stage["hours"] is None and stage["steps"] is not None for stage in stages):
-        lines.append("unknown hours: nothing like it was measured; measure it, and give --pairs-per-second")
+        lines.append(
+            "unknown hours: nothing similar was measured; measure the speed and give it as --pairs-per-second"
+        )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""A start of the audio encoder without labels."""
+"""Pretraining of the audio encoder without labels."""
 
 import torch
 from torch import nn
@@ -6,18 +6,14 @@ from torch import nn
 from configuration_sam import SamAudioConfig
 from modeling_sam import SamAudioBlock, sine_cosine_positions
 
-# ---------------------------------------------------------------------------------------------------------------
-# A start without labels
-# ---------------------------------------------------------------------------------------------------------------
-
 
 class MaskedPatches(nn.Module):
-    """Encoder and decoder of a masked autoencoder, by which the encoder begins without labels: EAT's own idea.
+    """Encoder and decoder of a masked autoencoder, which pretrains the encoder without labels: EAT's idea.
 
-    Three quarters of the patches are hidden, the encoder sees the others, and the decoder, thrown away afterwards, says
-    what was hidden: each patch normalised to mean 0 and variance 1, and its mean and spread apart. Without the latter
-    the encoder learned nothing in 2,400 steps: most of a normalised patch is noise, and the level is what the
-    surroundings tell.
+    Three quarters of the patches are hidden and the encoder sees the others. The decoder, which is discarded
+    afterwards, predicts the hidden ones: each patch normalised to mean 0 and variance 1, and separately its mean and
+    spread. Without the latter the encoder learned nothing in 2,400 steps: a normalised patch is mostly noise, but its
+    level can be inferred from its surroundings.
 
     Args:
         encoder ([`SamAudioModel`]): The encoder to train.
@@ -49,8 +45,8 @@ class MaskedPatches(nn.Module):
         """
         Args:
             features (`torch.Tensor` of shape `[B, T, bins]`): Windows of normalised log-mel.
-            order (`torch.Tensor` of shape `[B, n]`): Patches of each window in random order: the first are seen.
-            start (`int`): The window's place in the ten seconds, in patches of time; its positions begin there.
+            order (`torch.Tensor` of shape `[B, n]`): Patches of each window in random order; the first are visible.
+            start (`int`): Offset of the window in the ten seconds, in patches of time, for its positions.
 
         Returns:
             Mean square error of the pixels, over the hidden patches that are not constant, and of mean and spread.
@@ -76,7 +72,7 @@ class MaskedPatches(nn.Module):
         target = target.gather(1, hidden.expand(-1, -1, target.shape[2]))
         variance, mean = torch.var_mean(target, dim=2, keepdim=True)
         spread = (variance + 1e-4).sqrt()
-        weight = (variance > 1e-4).float()  # digital silence says nothing
+        weight = (variance > 1e-4).float()  # digital silence carries no information
         pixels, level = predicted.split([self.patch**2, 2], dim=2)
         error = (pixels - (target - mean) / spread).square() * weight
         error = error.sum() / (weight.sum() * target.shape[2]).clamp(min=1)

@@ -1,6 +1,7 @@
 """Recipes: a training of several stages as data, read from YAML and checked before anything is loaded.
 
-Nothing here needs torch. A recipe may name another of the same folder as its `base`, whose keys it then changes.
+Nothing here needs torch. The package's recipes lie in `recipes/` and are found by name. A recipe may name another one
+as its `base`, whose keys it then changes.
 """
 
 import dataclasses
@@ -17,11 +18,12 @@ import yaml
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from configuration_sam import CONNECTORS, LANGUAGE_MODEL_SIZES
-from sam_lab.common.files import write_text
 from sam_lab.data.published import CAPTION_RULES, READINGS
 
+RECIPES = Path(__file__).parent / "recipes"
+
 PARTS = ("connector", "encoder", "lora", "language_model")
-# What a stage takes from the recipe where it does not say otherwise.
+# What a stage takes from the recipe unless it sets its own.
 INHERITED = ("text_cutoff", "global_batch_size", "micro_batch_size", "warmup_steps", "augment")
 CHOICES = {
     "connector": CONNECTORS,
@@ -39,23 +41,14 @@ CHOICES = {
     "trains": PARTS,
 }
 POSITIVE = (
-    "learning_rate",
-    "encoder_learning_rate",
-    "epochs",
-    "max_seconds",
-    "global_batch_size",
-    "micro_batch_size",
-    "text_cutoff",
-    "pack_to",
-)
-POSITIVE += ("hand_over_step", "logging_steps", "save_steps", "rows", "max_grad_norm")
-NOT_NEGATIVE = ("lora_rank", "warmup_steps", "weight_decay", "num_workers", "evaluation_rows", "generated_rows")
+    "learning_rate encoder_learning_rate epochs max_seconds global_batch_size micro_batch_size text_cutoff pack_to "
+    "hand_over_step logging_steps save_steps rows max_grad_norm"
+).split()
+NOT_NEGATIVE = "lora_rank warmup_steps weight_decay num_workers evaluation_rows generated_rows".split()
 SHARES = ("closed_prefix", "max_missing", "max_broken")
 BELOW_ONE = ("lora_dropout", "adam_beta2")
-PUBLISHED = ("openaqa", "reasonaqa", "openreasonaqa")  # formats that are converted when a run begins
-# What may differ when a run goes on: where things are, whose rows `claim_inputs` compares, and how fast the same steps
-# are computed: to rounding, and with other random numbers for dropout.
-FREE_KEYS = ("micro_batch_size", "num_workers", "recompute", "data_root", "audio_roots", "records", "base_id")
+TYPES = {str: "text", int: "an integer", float: "a number", bool: "true or false"}
+PUBLISHED = ("openaqa", "reasonaqa", "openreasonaqa")  # formats that are converted when a run starts
 
 
 @dataclass(frozen=True)
@@ -63,24 +56,24 @@ class DataSource:
     """Rows to train on.
 
     Args:
-        path (`str`): A file or folder; one that is relative begins at the recipe's `data_root`.
-        format (`str`, *optional*, defaults to `"records"`): `"records"` (a folder that `write_records` has written),
+        path (`str`): A file or folder, relative to the recipe's `data_root`.
+        format (`str`, *optional*, defaults to `"records"`): `"records"` (a folder written by `write_records`),
             `"shards"` (other Parquet or JSON lines, a file or a folder, with the columns `audio`, `prompt` and
-            `answer`; they are streamed, may be larger than memory, and where audio is missing it counts as broken),
+            `answer`; they are streamed, may be larger than memory, and missing audio counts as broken),
             `"openaqa"` or `"reasonaqa"` (the published JSON), `"openreasonaqa"` (OpenAQA's JSON, mixed with the files
-            of `reasonaqa`), or `"table"` (whatever `read_table` reads).
+            of `reasonaqa`), or `"table"` (anything that `read_table` reads).
         split (`str`, *optional*, defaults to `"train"`): Split of a table that has several.
-        audio_roots (list of `str`, *optional*): `FROM=TO`, where audio files of published records are now; before the
-            recipe's own.
+        audio_roots (list of `str`, *optional*): `FROM=TO`, where audio files of published records are now; tried
+            before the recipe's.
         closed_prefix (`float`, *optional*, defaults to 0): Probability with which a closed question of OpenAQA gets
             LTU's prefix "Closed-ended question: ". In the published `openaqa_5.6M.json` half of them have it already.
-        skip_unanswerable (`bool`, *optional*, defaults to `False`): Leave out answers such as "cannot be determined".
-        max_missing (`float`, *optional*, defaults to 0.05): Largest share of rows whose audio may be missing; of published
-            files also of each source of at least 100 rows.
-        missing_sources (list of `str`, *optional*): Sources within published files whose audio may be missing altogether.
-        rows (`int`, *optional*): How many there should be, as published: for planning without the data. Of
-            `"openreasonaqa"`: how many to draw, 3.8 million by default.
-        reasonaqa (list of `str`, *optional*): ReasonAQA's files for `"openreasonaqa"`, which begin at `data_root` too.
+        skip_unanswerable (`bool`, *optional*, defaults to `False`): Skip answers such as "cannot be determined".
+        max_missing (`float`, *optional*, defaults to 0.05): Largest share of rows whose audio may be missing; of
+            published files also of each source of at least 100 rows.
+        missing_sources (list of `str`, *optional*): Sources within published files whose audio may all be missing.
+        rows (`int`, *optional*): Published number of rows, for planning without the data. For `"openreasonaqa"`: how
+            many to draw, 3.8 million by default.
+        reasonaqa (list of `str`, *optional*): ReasonAQA's files for `"openreasonaqa"`, relative to `data_root`.
         reading, caption_rule (`str`, *optional*): How that mix is drawn, see [`OpenReasonAQA`].
     """
 
@@ -103,21 +96,24 @@ class Stage:
     """One stage of a curriculum.
 
     Args:
-        number (`int`): Its place, and its key in the file.
-        name (`str`): What it is called in what is printed.
-        trains (list of `str`): Some of `"connector"`, `"encoder"`, `"lora"` and `"language_model"`; the rest is frozen.
+        number (`int`): Its place in the order, and its key in the file.
+        name (`str`): Its name in printed lines.
+        trains (list of `str`): Some of `"connector"`, `"encoder"`, `"lora"` and `"language_model"`; the rest is
+        frozen.
         learning_rate (`float`): Peak learning rate.
-        encoder_learning_rate (`float`, *optional*): Of the encoder, where it is another one: at rates that suit a
-            fresh language model, a small encoder with norms behind its sums collapses into one vector.
+        encoder_learning_rate (`float`, *optional*): That of the encoder, if it differs: at rates that suit a fresh
+            language model, the tokens of a small post-norm encoder collapse into one vector.
         data (list of `str`): Names of the recipe's data sources.
-        weights (list of `float`, *optional*): A weight for each of them: an epoch has as many rows as they have in
-            all, in these proportions. By default every row comes once an epoch (twice where its source is named twice).
+        weights (list of `float`, *optional*): A weight for each data source: an epoch has as many rows as all of them
+            together, in these proportions. By default every row comes once an epoch (twice if its source is named
+            twice).
         epochs (`float`, *optional*): Passes over the data; or
-        max_seconds (`float`, *optional*): train for so long, in one process; the learning rate then rises for a
-            twentieth of the time and falls as a cosine, whatever the recipe says. Exactly one of the two.
-        init (`str`, *optional*, defaults to `"previous"`): Begin with what the stage before handed on, or with the
+        max_seconds (`float`, *optional*): seconds of training, in one process; the learning rate then rises for a
+            twentieth of the time and falls as a cosine, whatever the recipe's `schedule`. Exactly one of the two.
+        init (`str`, *optional*, defaults to `"previous"`): Start from the weights of the previous stage, or from the
             recipe's `"model"`.
-        hand_over_step (`int`, *optional*): Hand on, and evaluate, the weights after so many steps instead of the last.
+        hand_over_step (`int`, *optional*): The step whose weights the next stage gets and answers are generated with;
+            by default the last.
         text_cutoff, global_batch_size, micro_batch_size, warmup_steps, augment (*optional*): The recipe's by default.
     """
 
@@ -144,50 +140,54 @@ class Recipe:
     """A whole training: the model, its parts, the optimiser, the data and the stages.
 
     Args:
-        name (`str`): Of the file, without its ending.
+        name (`str`): The file's name without its suffix.
         model (`str`): A SAM directory as `sam-alm convert` writes it, or a Hub id.
-        base_id (`str`, *optional*): The Hub id of that checkpoint, where `model` is a directory: what adapters name as
-            their base, so that they can be pushed; the directory's whole path by default.
+        base_id (`str`, *optional*): The Hub id of that checkpoint, if `model` is a directory: adapters name it as
+            their base, so that they can be pushed; by default they name the directory's absolute path.
         stages (list of [`Stage`]): In their order.
         data (dict of [`DataSource`]): By name.
-        size, connector (`str`, *optional*): What the model must be; also enough for planning without it.
-        lora_rank (`int`, *optional*, defaults to 0): Rank of the adapters, alpha is twice that; 0 is none, and then
-            stages may train the language model whole.
+        size, connector (`str`, *optional*): Size and connector that the model must have; they suffice for planning
+            without it.
+        lora_rank (`int`, *optional*, defaults to 0): Rank of the adapters, alpha is twice that; with 0 there are none,
+            and stages may train the whole language model.
         lora_dropout (`float`, *optional*, defaults to 0.05): Dropout before the adapters (LTU).
         joint_encoder (`bool`, *optional*, defaults to `True`): Whether any stage may train the encoder.
-        encoder_from (`str`, *optional*): Begin with this encoder: the output folder of a recipe (its last stage), or
+        encoder_from (`str`, *optional*): Start with this encoder: that of a finished run (the run's output folder), or
             a folder that [`SamAudioModel`] loads.
-        encoder_attention (`str`, *optional*, defaults to `"sdpa"`): Or `"flash_attention_2"` (the paper), or `"eager"`.
-            What is asked for must be installed: there is no silent falling back.
-        base_dtype (`str`, *optional*, defaults to `"auto"`): Parameter type of what is frozen and of the models that
-            are kept: that of the file, or `"float32"` or `"bfloat16"`. What is trained is float32.
+        encoder_attention (`str`, *optional*, defaults to `"sdpa"`): Or `"flash_attention_2"` (the paper), or
+            `"eager"`. It must be installed: there is no silent fallback.
+        base_dtype (`str`, *optional*, defaults to `"auto"`): Parameter type of frozen weights and of saved models:
+            that of the file, or `"float32"` or `"bfloat16"`. Trained weights are float32.
         precision (`str`, *optional*, defaults to `"bf16"`): Autocast; or `"fp32"`, with everything in float32.
-        seed (`int`, *optional*, defaults to 0): Of everything random.
-        text_cutoff (`int`, *optional*, defaults to 108): Text tokens of a row, LTU's `cutoff_len`.
+        seed (`int`, *optional*, defaults to 0): Seed of everything random.
+        text_cutoff (`int`, *optional*, defaults to 108): Text tokens of a row that are kept, LTU's `cutoff_len`.
         global_batch_size (`int`, *optional*, defaults to 256): Rows of an optimiser step, over all processes.
-        micro_batch_size (`int`, *optional*, defaults to 8): Rows that a process takes through the model at once.
+        micro_batch_size (`int`, *optional*, defaults to 8): Rows that a process passes through the model at once.
         warmup_steps (`int`, *optional*, defaults to 100): Steps in which the learning rate rises.
-        schedule (`str`, *optional*, defaults to `"linear"`): How it falls afterwards, to zero; or `"cosine"`.
-        weight_decay, adam_beta2, max_grad_norm (`float`, *optional*): Of AdamW, and where gradients are clipped.
+        schedule (`str`, *optional*, defaults to `"linear"`): How it then falls to zero; or `"cosine"`.
+        weight_decay, adam_beta2, max_grad_norm (`float`, *optional*): Of AdamW, and the norm that gradients are
+            clipped to.
         recompute (`bool`, *optional*, defaults to `False`): Gradient checkpointing: less memory, more time.
-        pack_to (`int`, *optional*): Pack several rows into one of so many positions.
-        features (`str`, *optional*, defaults to `"workers"`): Where log-mel is computed; or on the `"device"`.
+        pack_to (`int`, *optional*): Pack several rows into one of at most so many positions.
+        features (`str`, *optional*, defaults to `"workers"`): Where log-mel is computed: in the data workers,
+            or on the `"device"`.
         num_workers (`int`, *optional*, defaults to 0): Processes that read audio, for each training process.
         cache_features (`bool`, *optional*, defaults to `False`): Compute log-mel once and keep it on the device.
         augment (`str`, *optional*, defaults to `"none"`): Change the training clips at random ([`AugmentLogMel`]):
-            `"everything"`, or `"in_place"`, which leaves the order and the number of sounds what they were.
-        train_on_prompt (`bool`, *optional*, defaults to `False`): Also learn the prompt's text (LTU; not the paper).
-        max_broken (`float`, *optional*, defaults to 0.01): Largest share of rows whose audio cannot be read, of all that a
-            stage reads; clearly more of a single source are too many as well.
-        data_root (`str`, *optional*, defaults to `"."`): Where relative paths of data begin.
-        records (`str`, *optional*): Folder for what is made of published files; OUTPUT/records by default. Recipes
-            on the same data may share it.
+            `"everything"`, or `"in_place"`, which preserves the order and the number of sounds.
+        train_on_prompt (`bool`, *optional*, defaults to `False`): Also train on the prompt's text (LTU does, the paper
+            does not).
+        max_broken (`float`, *optional*, defaults to 0.01): Largest share of a stage's rows whose audio may be
+            unreadable; a single source may exceed it only by chance.
+        data_root (`str`, *optional*, defaults to `"."`): The folder that paths of data are relative to.
+        records (`str`, *optional*): Folder for the records made from published files, by default OUTPUT/records.
+            Recipes on the same data may share it.
         audio_roots (list of `str`, *optional*): `FROM=TO`, where the audio files of published records are now.
         validation (`str`, *optional*): Name of the data source for evaluation, on `evaluation_rows` of it (the loss,
-            which decides on `best/`) and `generated_rows` (answers, at a stage's end); all of them if there are fewer.
-        logging_steps, save_steps (`int`, *optional*): How often to log, and to save and evaluate.
-        keep_checkpoints (`bool`, *optional*, defaults to `False`): Keep the checkpoints for resuming, with the
-            optimiser's state, of finished stages too.
+            which selects `best/`) and `generated_rows` (answers, at a stage's end); all of them if it has fewer.
+        logging_steps, save_steps (`int`, *optional*): Steps between logs, and between checkpoints and evaluations.
+        keep_checkpoints (`bool`, *optional*, defaults to `False`): Do not delete the checkpoints for resuming, with
+            the optimiser's state, of finished stages.
     """
 
     name: str
@@ -233,14 +233,14 @@ class Recipe:
 
     @property
     def trained_parts(self) -> list[str]:
-        """The parts that any stage trains, in the order of [`PARTS`]."""
+        """The parts that any stage trains, in the order of `PARTS`."""
         return [part for part in PARTS if any(part in stage.trains for stage in self.stages)]
 
     def chosen(self, number: int | None) -> list[Stage]:
         """The stage of that number, all of them for `None`.
 
         Raises:
-            ValueError: There is none.
+            ValueError: The recipe has no such stage.
         """
         stages = [stage for stage in self.stages if number in (None, stage.number)]
         if not stages:
@@ -249,12 +249,12 @@ class Recipe:
         return stages
 
     def previous(self, stage: Stage) -> Stage | None:
-        """The stage whose weights a stage begins with; `None` is the recipe's model."""
+        """The stage whose weights a stage starts from; `None` is the recipe's model."""
         place = self.stages.index(stage)
         return self.stages[place - 1] if place and stage.init == "previous" else None
 
     def path(self, source: str) -> Path:
-        """Where a data source is."""
+        """The file or folder of a data source."""
         return Path(self.data_root).expanduser() / Path(self.data[source].path).expanduser()
 
 
@@ -262,8 +262,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe.
 
     Args:
-        path (`str` or `Path`): A YAML file. Its key `base` names another file of the same folder: what both have is
-            taken from this one, mappings (`data`, `stages`, a stage) are merged key by key, lists are replaced.
+        path (`str` or `Path`): The name of one of the package's recipes, such as `"E6"` (see [`recipe_names`]), or a
+            YAML file. Its key `base` names another file, in the same folder or else among the package's recipes: this
+            file's keys replace those of the base, mappings (`data`, `stages`, a stage) are merged key by key, lists
+            are replaced.
         overrides (list of `str`, *optional*): `KEY=VALUE` with dots between the keys of nested mappings, such as
             `stages.2.learning_rate=5e-5`; the values are YAML.
 
@@ -271,15 +273,26 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         [`Recipe`].
 
     Raises:
-        FileNotFoundError: The file, or its base, is not there.
-        ValueError: No YAML, an unknown key, a value of a wrong type or out of range, a missing key, an unknown part or
-            data source, stages that contradict the recipe. The message names the file (or `--set`) and the key.
+        FileNotFoundError: The file, or its base, does not exist.
+        ValueError: An unknown name, no YAML, an unknown key, a value of a wrong type or out of range, a missing key,
+            an unknown part or data source, stages that contradict the recipe. The message names the file (or `--set`)
+            and the key.
     """
-    path = Path(path)
+    path = _find(path)
     values = _merged(path, [])
     for override in overrides:
         values = _merge(values, _checked(Recipe, _parse_override(override), f"--set {override}"))
     return _build(values, path)
+
+
+def recipe_names() -> dict[str, str]:
+    """The package's recipes: the first comment line of each by its name, E2 before E10."""
+
+    def in_order(file: Path) -> list[str | int]:
+        return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.stem)]
+
+    files = sorted(RECIPES.glob("*.yaml"), key=in_order)
+    return {file.stem: file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ") for file in files}
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
@@ -289,70 +302,13 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
     return values
 
 
-def claim(recipe: Recipe, output: Path, write: bool = True) -> None:
-    """Writes the recipe into an output folder, or finds the same one there.
-
-    Args:
-        recipe ([`Recipe`]): The recipe.
-        output (`Path`): The folder.
-        write (`bool`, *optional*, defaults to `True`): Or only look.
-
-    Raises:
-        ValueError: The folder holds another recipe; the message lists what differs.
-    """
-    path, values = output / "recipe.yaml", _flat(recipe_values(recipe))
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"output: {output} is a file, expected a folder, or a path where one can be made.")
-    if path.is_file():
-        there = yaml.safe_load(path.read_text(encoding="utf-8"))
-        differ = [key for key in {**there, **values} if there.get(key, "absent") != values.get(key, "absent")]
-        differ = [key for key in differ if key.rsplit(".", 1)[-1] not in FREE_KEYS]
-        differ = [key for key in differ if key in there or not _is_default(key, values[key])]
-        differ = [key for key in differ if not _is_planning(key, recipe)]
-        if differ:
-            listed = "; ".join(f"{key}: {there.get(key)!r} there, {values.get(key)!r} now" for key in differ)
-            raise ValueError(f"output: {output} was begun with another recipe ({listed}); choose another folder.")
-    if path.is_file() or not write:
-        return
-    output.mkdir(parents=True, exist_ok=True)
-    write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), path)
-
-
-def _is_planning(key: str, recipe: Recipe) -> bool:
-    """Whether a key only says how many rows a data source should have."""
-    return any(key == f"data.{name}.rows" and each.format != "openreasonaqa" for name, each in recipe.data.items())
-
-
-def _is_default(key: str, value: Any) -> bool:
-    """Whether a data source's key is as it was before there was such a key."""
-    for item in dataclasses.fields(DataSource):
-        if key.startswith("data.") and key.endswith(f".{item.name}"):
-            return value == (item.default if item.default_factory is dataclasses.MISSING else item.default_factory())
-    return False
-
-
-def last_stage(output: Path) -> int:
-    """The number of the last stage of the recipe that an output folder was begun with."""
-    there = yaml.safe_load((output / "recipe.yaml").read_text(encoding="utf-8"))
-    return max(int(key.split(".")[1]) for key in there if key.startswith("stages."))
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict) or not values:
-        return {prefix: values}
-    flat = {}
-    for key, value in values.items():
-        flat.update(_flat(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
-
-
 # ---------------------------------------------------------------------------------------------------------------
 # Reading
 # ---------------------------------------------------------------------------------------------------------------
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 with what people expect of it: `1e-3` is a number, and a key that comes twice is an error."""
+    """YAML 1.1, except that `1e-3` is a number and a repeated key is an error."""
 
     def construct_mapping(self, node, deep=False):
         own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
@@ -368,9 +324,27 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _find(path: str | Path) -> Path:
+    """The file of a recipe; a word without a suffix is the name of one of the package's, unless it is a file."""
+    path, packaged = Path(path), {name.lower(): name for name in recipe_names()}
+    if path.suffix or len(path.parts) != 1:
+        return path
+    if path.name.lower() in packaged:
+        return RECIPES / f"{packaged[path.name.lower()]}.yaml"
+    if path.is_file():
+        return path
+    raise ValueError(
+        f"recipe: got {str(path)!r}, expected one of {', '.join(packaged.values())}, or the path of a YAML file; "
+        "correct the name."
+    )
+
+
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"recipe: there is no file {str(path)!r}.")
+        raise FileNotFoundError(
+            f"recipe: there is no file {str(path)!r}; give the path of a YAML file, or the name of a recipe of the "
+            "package without a suffix, such as E6."
+        )
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -389,10 +363,16 @@ def _merged(path: Path, seen: list[Path]) -> dict[str, Any]:
     if base is None:
         return values
     if not isinstance(base, str) or Path(base).name != base:
-        raise ValueError(f"{path}: base: got {base!r}, expected the name of a file of the same folder.")
-    if not (path.parent / base).is_file():
-        raise FileNotFoundError(f"{path}: base: there is no file {str(path.parent / base)!r}.")
-    return _merge(_merged(path.parent / base, [*seen, path]), values)
+        raise ValueError(
+            f"{path}: base: got {base!r}, expected the name of a file of the same folder or of the package's recipes."
+        )
+    found = next((folder / base for folder in (path.parent, RECIPES) if (folder / base).is_file()), None)
+    if found is None:
+        raise FileNotFoundError(
+            f"{path}: base: there is no file {str(path.parent / base)!r}, nor a recipe of that name in the package; "
+            "correct the name."
+        )
+    return _merge(_merged(found, [*seen, path]), values)
 
 
 def _merge(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
@@ -429,10 +409,14 @@ def _hints(kind: type) -> dict[str, Any]:
     return hints
 
 
+def _unexpected(file: str, key: str, value: Any, expected: str) -> ValueError:
+    return ValueError(f"{file}: {key}: got {value!r}, expected {expected}.")
+
+
 def _checked(kind: type, values: Any, file: str, where: str = "") -> dict[str, Any]:
     """The values of one file with their types checked; keys may be missing, another file may have them."""
     if not isinstance(values, dict):
-        raise ValueError(f"{file}: {where.rstrip('.')}: got {values!r}, expected a mapping of keys.")
+        raise _unexpected(file, where.rstrip("."), values, "a mapping of keys")
     hints = _hints(kind)
     for key in values:
         if key not in hints:
@@ -448,44 +432,42 @@ def _typed(value: Any, hint: Any, file: str, key: str) -> Any:
         return _typed(value, next(each for each in inner if each is not types.NoneType), file, key)
     if origin is dict:
         if not isinstance(value, dict) or not value:
-            raise ValueError(f"{file}: {key}: got {value!r}, expected a mapping that is not empty.")
+            raise _unexpected(file, key, value, "a mapping that is not empty")
         for name in value:
             if type(name) is not inner[0]:
-                raise ValueError(f"{file}: {key}: got the key {name!r}, expected {_said(inner[0])}.")
+                raise ValueError(f"{file}: {key}: got the key {name!r}, expected {TYPES[inner[0]]}.")
         return {name: _checked(inner[1], item, file, f"{key}.{name}.") for name, item in value.items()}
     if origin is list:
         if not isinstance(value, list):
-            raise ValueError(f"{file}: {key}: got {value!r}, expected a list.")
+            raise _unexpected(file, key, value, "a list")
         return [_typed(item, inner[0], file, f"{key}[{index}]") for index, item in enumerate(value)]
     if hint is int and type(value) is float and value.is_integer():
         value = int(value)  # 1.3e6
     is_number = type(value) in (int, float)
     if not (is_number if hint is float else type(value) is hint):
-        raise ValueError(f"{file}: {key}: got {value!r}, expected {_said(hint)}.")
-    _check_range(value, file, key)
+        raise _unexpected(file, key, value, TYPES[hint])
+    if expected := _out_of_range(key.rsplit(".", 1)[-1].split("[")[0], value):
+        raise _unexpected(file, key, value, expected)
     return float(value) if hint is float else value
 
 
-def _said(kind: type) -> str:
-    return {str: "text", int: "an integer", float: "a number", bool: "true or false"}[kind]
-
-
-def _check_range(value: Any, file: str, key: str) -> None:
-    name = key.rsplit(".", 1)[-1].split("[")[0]
+def _out_of_range(name: str, value: Any) -> str | None:
+    """What a key accepts, where it does not accept this value."""
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{file}: {key}: got {value!r}, expected a finite number.")
+        return "a finite number"
     if name in CHOICES and value not in CHOICES[name]:
-        raise ValueError(f"{file}: {key}: got {value!r}, expected one of {', '.join(CHOICES[name])}.")
+        return f"one of {', '.join(CHOICES[name])}"
     if name in POSITIVE and not value > 0:
-        raise ValueError(f"{file}: {key}: got {value!r}, expected a positive number.")
+        return "a positive number"
     if name in NOT_NEGATIVE and not value >= 0:
-        raise ValueError(f"{file}: {key}: got {value!r}, expected zero or more.")
+        return "zero or more"
     if name in SHARES and not 0 <= value <= 1:
-        raise ValueError(f"{file}: {key}: got {value!r}, expected a number from 0 to 1.")
+        return "a number from 0 to 1"
     if name in BELOW_ONE and not 0 <= value < 1:
-        raise ValueError(f"{file}: {key}: got {value!r}, expected a number from 0 to less than 1.")
+        return "a number from 0 to less than 1"
     if name == "seed" and not 0 <= value < 2**31:
-        raise ValueError(f"{file}: {key}: got {value!r}, expected an integer from 0 to less than 2^31.")
+        return "an integer from 0 to less than 2^31"
+    return None
 
 
 def _build(values: dict[str, Any], path: Path) -> Recipe:
@@ -494,16 +476,15 @@ def _build(values: dict[str, Any], path: Path) -> Recipe:
     for name, item in values["data"].items():
         _require(DataSource, item, path, f"data.{name}.")
         data[name] = DataSource(**item)
-    inherited = {
-        name: values.get(name, getattr(Recipe, name)) for name in INHERITED
-    }  # defaults of simple fields are attributes of the class
+    # defaults of simple fields are attributes of the class
+    inherited = {name: values.get(name, getattr(Recipe, name)) for name in INHERITED}
     stages = []
     for number, item in sorted(values["stages"].items()):
         _require(Stage, item, path, f"stages.{number}.")
         stages.append(Stage(number=number, **{**inherited, **item}))
     recipe = Recipe(name=path.stem, **{**values, "data": data, "stages": stages})
-    for where, problem in _problems(recipe):
-        raise ValueError(f"{path}: {where}: {problem}")
+    for key, problem in _problems(recipe):
+        raise ValueError(f"{path}: {key}: {problem}")
     return recipe
 
 
@@ -515,58 +496,15 @@ def _require(kind: type, values: dict[str, Any], path: Path, where: str) -> None
 
 
 def _problems(recipe: Recipe) -> Iterable[tuple[str, str]]:
-    """What the keys say together, as (key, problem)."""
-    names = ", ".join(recipe.data)
+    """What contradicts itself between the keys of a recipe, as (key, problem)."""
     if recipe.validation is not None and recipe.validation not in recipe.data:
+        names = ", ".join(recipe.data)
         yield "validation", f"got {recipe.validation!r}, expected one of the data sources {names}."
     if recipe.validation is not None and not recipe.evaluation_rows:
         yield "evaluation_rows", "got 0 with a validation, expected some, or validation: null."
     if recipe.save_steps % recipe.logging_steps:
-        yield (
-            "save_steps",
-            f"got {recipe.save_steps} with logging_steps {recipe.logging_steps}, expected a multiple of it: else the "
-            "losses logged after resuming are means over other steps.",
-        )
-    for name, source in recipe.data.items():
-        if bool(source.reasonaqa) != (source.format == "openreasonaqa"):
-            yield (
-                f"data.{name}.reasonaqa",
-                f"got {source.reasonaqa} with the format {source.format}, expected files with openreasonaqa alone.",
-            )
-        for key in ("audio_roots", "missing_sources"):
-            if (values := getattr(source, key)) and source.format not in PUBLISHED:
-                yield (
-                    f"data.{name}.{key}",
-                    f"got {values} with the format {source.format}, expected them with {', '.join(PUBLISHED)} alone.",
-                )
-    for stage in recipe.stages:
-        where = f"stages.{stage.number}"
-        if not stage.trains:
-            yield f"{where}.trains", "got an empty list, expected what the stage trains."
-        if "lora" in stage.trains and not recipe.lora_rank:
-            yield f"{where}.trains", "got 'lora' with lora_rank 0, expected a rank."
-        if "language_model" in stage.trains and recipe.lora_rank:
-            yield f"{where}.trains", "got 'language_model' with a lora_rank, expected one of the two."
-        if "encoder" in stage.trains and not recipe.joint_encoder:
-            yield f"{where}.trains", "got 'encoder' with joint_encoder false."
-        if stage.encoder_learning_rate is not None and "encoder" not in stage.trains:
-            yield f"{where}.encoder_learning_rate", "got it in a stage that does not train the encoder."
-        if not stage.data:
-            yield f"{where}.data", "got an empty list, expected names of data sources."
-        for name in stage.data:
-            if name not in recipe.data:
-                yield f"{where}.data", f"got {name!r}, expected some of the data sources {names}."
-        if stage.weights is not None and (len(stage.weights) != len(stage.data) or min(stage.weights) <= 0):
-            yield f"{where}.weights", f"got {stage.weights}, expected a positive number for each of {stage.data}."
-        if (stage.epochs is None) == (stage.max_seconds is None):
-            yield f"{where}.epochs", "expected exactly one of epochs and max_seconds."
-        if stage.hand_over_step is not None and stage.max_seconds is not None:
-            yield (
-                f"{where}.hand_over_step",
-                "got it with max_seconds, which may end the stage before; expected epochs.",
-            )
-        if recipe.cache_features and stage.weights is not None:
-            yield f"{where}.weights", "expected none with cache_features; a source named twice comes twice an epoch."
+        wanted = "expected a multiple of it: else the losses logged after resuming are means over other steps."
+        yield "save_steps", f"got {recipe.save_steps} with logging_steps {recipe.logging_steps}, {wanted}"
     if recipe.base_id is not None:
         try:
             validate_repo_id(recipe.base_id)
@@ -574,3 +512,41 @@ def _problems(recipe: Recipe) -> Iterable[tuple[str, str]]:
             yield "base_id", f"got {recipe.base_id!r}, expected a Hub id: {error}"
     if recipe.cache_features and (recipe.pack_to is not None or recipe.train_on_prompt):
         yield "cache_features", "got true with pack_to or train_on_prompt, expected neither."
+    for name, source in recipe.data.items():
+        with_format = f"with the format {source.format}, expected"
+        if bool(source.reasonaqa) != (source.format == "openreasonaqa"):
+            wanted = "files with openreasonaqa alone."
+            yield f"data.{name}.reasonaqa", f"got {source.reasonaqa} {with_format} {wanted}"
+        for key in ("audio_roots", "missing_sources"):
+            if (values := getattr(source, key)) and source.format not in PUBLISHED:
+                wanted = f"them with {', '.join(PUBLISHED)} alone."
+                yield f"data.{name}.{key}", f"got {values} {with_format} {wanted}"
+    for stage in recipe.stages:
+        for key, problem in _stage_problems(recipe, stage):
+            yield f"stages.{stage.number}.{key}", problem
+
+
+def _stage_problems(recipe: Recipe, stage: Stage) -> Iterable[tuple[str, str]]:
+    if not stage.trains:
+        yield "trains", "got an empty list, expected what the stage trains."
+    if "lora" in stage.trains and not recipe.lora_rank:
+        yield "trains", "got 'lora' with lora_rank 0, expected a rank."
+    if "language_model" in stage.trains and recipe.lora_rank:
+        yield "trains", "got 'language_model' with a lora_rank, expected one of the two."
+    if "encoder" in stage.trains and not recipe.joint_encoder:
+        yield "trains", "got 'encoder' with joint_encoder false, expected other parts, or joint_encoder: true."
+    if stage.encoder_learning_rate is not None and "encoder" not in stage.trains:
+        yield "encoder_learning_rate", "got it in a stage that does not train the encoder; delete it."
+    if not stage.data:
+        yield "data", "got an empty list, expected names of data sources."
+    for name in stage.data:
+        if name not in recipe.data:
+            yield "data", f"got {name!r}, expected some of the data sources {', '.join(recipe.data)}."
+    if stage.weights is not None and (len(stage.weights) != len(stage.data) or min(stage.weights) <= 0):
+        yield "weights", f"got {stage.weights}, expected a positive number for each of {stage.data}."
+    if stage.weights is not None and recipe.cache_features:
+        yield "weights", "expected none with cache_features; a source named twice comes twice an epoch."
+    if (stage.epochs is None) == (stage.max_seconds is None):
+        yield "epochs", "expected exactly one of epochs and max_seconds."
+    if stage.hand_over_step is not None and stage.max_seconds is not None:
+        yield "hand_over_step", "got it with max_seconds, which may end the stage before; expected epochs."

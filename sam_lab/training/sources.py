@@ -1,4 +1,4 @@
-"""The data sources of a recipe: found, converted where they are published files, counted."""
+"""The data sources of a recipe: located, converted if they are published files, counted."""
 
 import hashlib
 import json
@@ -6,7 +6,6 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ from pyarrow import parquet, types
 from tqdm.auto import tqdm
 
 from audio_sam import load_audio
-from sam_lab.common.files import write_json
-from sam_lab.common.processes import processes
-from sam_lab.common.provenance import checkpoint_hash
+from sam_lab.common.iteration import batched
+from sam_lab.common.processes import processes, say
 from sam_lab.data.collation import BROKEN
 from sam_lab.data.counts import SourceCounts
 from sam_lab.data.coverage import check_audio_roots, coverage_table, parse_audio_roots
@@ -29,19 +27,30 @@ from sam_lab.data.records import read_summary, records_dataset, records_fingerpr
 from sam_lab.data.streams import COLUMNS, RecordSource, find_shards
 from sam_lab.training.recipe import PUBLISHED, Recipe
 
+Rows = Path | datasets.Dataset  # a folder of records, shards, or a table
 
-def prepare_data(recipe: Recipe, output: Path, names: Sequence[str]) -> dict[str, Path | datasets.Dataset]:
-    """What the data sources become: folders of records, or tables. Published files are converted once, by the first
-    process, and the coverage of their audio is printed.
+# ---------------------------------------------------------------------------------------------------------------
+# Preparing
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def prepare_data(recipe: Recipe, output: Path, names: Sequence[str]) -> dict[str, Rows]:
+    """Turns data sources into folders of records, shards or tables. Published files are converted once, by the first
+    process, which also prints the coverage of their audio.
+
+    Args:
+        recipe ([`Recipe`]): The recipe.
+        output (`Path`): The run's folder.
+        names (list of `str`): The data sources.
 
     Raises:
-        FileNotFoundError: The data of a source is not there; found out before any of them is converted.
-        ValueError: It is empty, or too much of its audio is missing.
+        FileNotFoundError: The data of a source does not exist; raised before any source is converted.
+        ValueError: A source is empty, or too much of its audio is missing.
     """
-    parse_audio_roots(recipe.audio_roots)  # also where no source needs them
+    parse_audio_roots(recipe.audio_roots)  # also if no source needs them
     for name in names:
-        _check_there(recipe, name)
-    prepared: dict[str, Path | datasets.Dataset] = {}
+        _check_exists(recipe, name)
+    prepared: dict[str, Rows] = {}
     for name in names:
         try:
             prepared[name] = _prepare(recipe, output, name)
@@ -53,88 +62,99 @@ def prepare_data(recipe: Recipe, output: Path, names: Sequence[str]) -> dict[str
     return prepared
 
 
-def _check_there(recipe: Recipe, name: str) -> None:
+def _check_exists(recipe: Recipe, name: str) -> None:
     source, path = recipe.data[name], recipe.path(name)
     if source.format == "records":
         missing, what = path if not (path / "summary.json").is_file() else None, "whole folder of records"
     elif source.format in ("table", "shards"):
-        missing, what = path if not path.exists() and not _is_name(recipe, name) else None, "file or folder"
+        missing, what = path if not path.exists() and not _is_on_hub(recipe, name) else None, "file or folder"
     else:
-        check_audio_roots(parse_audio_roots([*source.audio_roots, *recipe.audio_roots]))
-        files = [path, *mixed_files(recipe, name)]
+        check_audio_roots(_audio_roots(recipe, name))
+        files = [path, *_mixed_files(recipe, name)]
         missing, what = next((file for file in files if not file.is_file()), None), "file"
     if missing is not None:
         raise FileNotFoundError(
-            f"data.{name}.path: there is no {what} {str(missing)!r}; say where the data is with --set data_root=DIR."
+            f"data.{name}.path: there is no {what} {str(missing)!r}; set the data's folder with --set data_root=DIR."
         )
 
 
-def _is_name(recipe: Recipe, name: str) -> bool:
+def _is_on_hub(recipe: Recipe, name: str) -> bool:
     """Whether a table is a dataset on the Hub."""
     return recipe.data[name].format == "table" and not recipe.path(name).exists() and not recipe.path(name).suffix
 
 
-def mixed_files(recipe: Recipe, name: str) -> list[Path]:
+def _audio_roots(recipe: Recipe, name: str) -> list[tuple[str, str]]:
+    return parse_audio_roots([*recipe.data[name].audio_roots, *recipe.audio_roots])
+
+
+def _mixed_files(recipe: Recipe, name: str) -> list[Path]:
     """ReasonAQA's files of a data source that mixes them with OpenAQA's."""
     root = Path(recipe.data_root).expanduser()
     return [root / Path(file).expanduser() for file in recipe.data[name].reasonaqa]
 
 
-def _prepare(recipe: Recipe, output: Path, name: str) -> Path | datasets.Dataset:
-    source, path, is_first = recipe.data[name], recipe.path(name), processes().is_main_process
+def _records_folder(recipe: Recipe, output: Path, name: str) -> Path:
+    """The records made from a published data source."""
+    return (Path(recipe.records).expanduser() if recipe.records else output / "records") / name
+
+
+def _prepare(recipe: Recipe, output: Path, name: str) -> Rows:
+    source, path = recipe.data[name], recipe.path(name)
     if source.format == "table":
-        table = read_table(source.path if _is_name(recipe, name) else str(path), source.split)
-        kept = rows_with_audio(table, "table", source.max_missing)
-        if is_first:
-            print(f"{name}: the audio of {len(kept):,} of {len(table):,} rows is there", flush=True)
-        return kept
-    if source.format == "shards":
-        if is_first:
-            _say_coverage(recipe, name)
-        processes().wait_for_everyone()
-        return path
+        table = read_table(source.path if _is_on_hub(recipe, name) else str(path), source.split)
+        return present_rows(table, name, source.max_missing)
     if source.format == "records":
-        if is_first:
-            print(f"{name}: {path}\n{coverage_table(read_summary(path))}", flush=True)
+        say(f"{name}: {path}\n{coverage_table(read_summary(path))}")
         return path
-    folder = records_folder(recipe, output) / name
-    if is_first:
-        _convert(recipe, name, folder)
+    folder = path if source.format == "shards" else _records_folder(recipe, output, name)
+    if processes().is_main_process:
+        if source.format == "shards":
+            _check_shards(recipe, name)
+        else:
+            _convert(recipe, name, folder)
     processes().wait_for_everyone()
     return folder
 
 
-def _say_coverage(recipe: Recipe, name: str) -> None:
-    """Looks for every file that shards name: nothing leaves these records out before the training meets them.
+def present_rows(table: datasets.Dataset, name: str, max_missing: float = 0.0) -> datasets.Dataset:
+    """As [`rows_with_audio`]; the first process also prints how many rows have their audio."""
+    present = rows_with_audio(table, name, max_missing)
+    say(f"{name}: the audio of {len(present):,} of {len(table):,} rows is present")
+    return present
+
+
+def _check_shards(recipe: Recipe, name: str) -> None:
+    """Looks for every audio file that shards name: no conversion has excluded records without audio.
 
     Raises:
-        ValueError: More are missing than the training bears.
+        ValueError: More are missing than `max_broken` allows.
     """
     if _hold_audio(recipe.path(name)):
-        print(f"{name}: its shards hold the audio itself, which is looked at when it is trained on", flush=True)
+        say(f"{name}: its shards contain the audio, which is checked when it is trained on")
         return
     records = RecordSource(recipe.path(name), 1).records()
     counts, error = SourceCounts(recipe.max_broken), None
     with ThreadPoolExecutor(16) as pool, tqdm(desc=f"looking for the audio of {name}", unit=" records") as progress:
         rows = ((audio_file(record["audio"]), record.get("source") or name) for record in records)
-        while batch := list(islice(rows, 10_000)):
-            is_there = pool.map(lambda row: not isinstance(row[0], str) or os.path.isfile(row[0]), batch)
-            lost = [row for row, found in zip(batch, is_there) if not found]
-            for kind, some in (("seen", batch), ("broken", lost)):
+        for batch in batched(rows, 10_000):
+            is_present = pool.map(lambda row: not isinstance(row[0], str) or os.path.isfile(row[0]), batch)
+            missing = [row for row, found in zip(batch, is_present) if not found]
+            for kind, some in (("seen", batch), ("broken", missing)):
                 for source, number in Counter(source for _, source in some).items():
                     counts.add(source, kind, number)
-            if lost and error is None:
-                error = FileNotFoundError(f"there is no file {lost[0][0]!r}")
+            if missing and error is None:
+                error = FileNotFoundError(f"there is no file {missing[0][0]!r}")
             progress.update(len(batch))
     counts.check(error)  # by the rule of the training
-    seen, missing = counts.total("seen"), counts.total("broken")
-    print(f"{name}: the audio of {seen - missing:,} of {seen:,} records is there", flush=True)
+    seen = counts.total("seen")
+    say(f"{name}: the audio of {seen - counts.total('broken'):,} of {seen:,} records is present")
 
 
 def _hold_audio(source: Path) -> bool:
-    """Whether shards have their clips' bytes, as `datasets` writes them: to look at those would be to read it all.
+    """Whether shards contain their clips' bytes, as `datasets` writes them, which are too many to check beforehand.
 
-    By Parquet's footers: rows without bytes may have the path alone, unless no row of theirs has a path.
+    Decided by Parquet's footers. Null bytes are only accepted in a row group in which every path is null, too: other
+    rows without bytes may refer to a file.
     """
     is_embedded = False
     for file in find_shards(source)[0]:
@@ -158,10 +178,56 @@ def _hold_audio(source: Path) -> bool:
     return is_embedded
 
 
-def validation_rows(recipe: Recipe, source: Path | datasets.Dataset) -> datasets.Dataset:
+def _convert(recipe: Recipe, name: str, folder: Path) -> None:
+    source, path, reading = recipe.data[name], recipe.path(name), _reading(recipe, name)
+    audio = {
+        "audio_roots": _audio_roots(recipe, name),
+        "max_missing": source.max_missing,
+        "missing_sources": source.missing_sources,
+    }
+    if source.format == "openreasonaqa":
+        size = {} if source.rows is None else {"size": source.rows}
+        rules = {"reading": source.reading, "caption_rule": source.caption_rule}
+        tokenizer = str(Path(recipe.model).expanduser())
+        files = _mixed_files(recipe, name)
+        report = build_openreasonaqa(path, files, folder, **size, **rules, **reading, **audio, tokenizer=tokenizer)
+        say(f"{name}: {path}\n{coverage_table(report['coverage'])}\n\n{report_table(report)}")
+        return
+    counts: dict[str, int] = {}
+    summary = write_records(
+        _read_published(recipe, name, counts),
+        folder,
+        **audio,
+        counts={"OpenAQA" if source.format == "openaqa" else "ReasonAQA": counts},
+        fingerprint=records_fingerprint([path], format=source.format, **reading),
+    )
+    say(f"{name}: {path}\n{coverage_table(summary)}")
+
+
+def _reading(recipe: Recipe, name: str) -> dict[str, Any]:
+    source = recipe.data[name]
+    return {
+        "closed_prefix": source.closed_prefix,
+        "seed": recipe.seed,
+        "skip_unanswerable": source.skip_unanswerable,
+    }
+
+
+def _read_published(recipe: Recipe, name: str, counts: dict[str, int]) -> Iterator[dict[str, Any]]:
+    if recipe.data[name].format == "openaqa":
+        return read_openaqa(recipe.path(name), **_reading(recipe, name), counts=counts)
+    return read_reasonaqa(recipe.path(name), recipe.seed, counts=counts)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Rows
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def validation_rows(recipe: Recipe, source: Rows) -> datasets.Dataset:
     """The rows that a recipe evaluates on, drawn at random, without those whose clip cannot be read.
 
-    All of them are read once, so that no training gets to its first evaluation to fail there.
+    Reads all of them once, so that no training fails at its first evaluation.
 
     Raises:
         ValueError: More than `max_broken` of the clips cannot be read.
@@ -188,46 +254,22 @@ def validation_rows(recipe: Recipe, source: Path | datasets.Dataset) -> datasets
     if len(broken) > recipe.max_broken * len(rows):
         raise ValueError(
             f"validation: {len(broken)} of the {len(rows)} clips drawn of {recipe.validation!r} cannot be read, "
-            f"expected at most {recipe.max_broken:.2%}; repair them or leave their rows out. The first: {broken[0]}"
+            f"expected at most {recipe.max_broken:.2%}; repair them or delete their rows. The first: {broken[0]}"
         )
-    if broken and processes().is_main_process:
-        print(
-            f"validation: {len(broken)} of {len(rows)} clips cannot be read and are left out: {broken[0]}", flush=True
-        )
+    if broken:
+        say(f"validation: {len(broken)} of {len(rows)} clips cannot be read and are skipped: {broken[0]}")
     return rows.select([index for index, text in enumerate(problems) if text is None])
 
 
-def claim_inputs(recipe: Recipe, output: Path, sources: dict[str, Path | datasets.Dataset]) -> None:
-    """Writes down which weights and rows a run is of (`inputs.json`), or finds the same ones there.
-
-    The texts of all rows, their order and the names of their clips' files count, and not where they lie.
-
-    Raises:
-        ValueError: A run that goes on would go on with others; the message says with which.
-    """
-    found = {f"rows.{name}": _rows_hash(source) for name, source in sources.items()}  # `data.*` was another hash
-    if Path(recipe.model).expanduser().is_dir():  # a Hub's model is named by its id
-        found["model"] = checkpoint_hash(Path(recipe.model).expanduser())
-    path = output / "inputs.json"
-    there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    changed = sorted(key for key, value in found.items() if there.get(key, value) != value)
-    changed = [key.replace("rows.", "data.", 1) for key in changed]  # as the recipe calls them
-    if changed:
-        raise ValueError(
-            f"output: {output} was begun with other contents of {', '.join(changed)}; put back what was there, or "
-            "choose another folder."
-        )
-    write_json({**there, **found}, path)
-
-
-def _rows_hash(source: Path | datasets.Dataset) -> str:
+def rows_hash(source: Rows) -> str:
+    """A hash of all rows' texts, their order and the names of their audio files, wherever these are stored."""
     digest = hashlib.sha256()
     for clip, *texts in _rows_to_hash(source):
         digest.update(json.dumps([os.path.basename(clip) if isinstance(clip, str) else None, *texts]).encode())
     return digest.hexdigest()
 
 
-def _rows_to_hash(source: Path | datasets.Dataset) -> Iterator[tuple[Any, ...]]:
+def _rows_to_hash(source: Rows) -> Iterator[tuple[Any, ...]]:
     """Audio's path, prompt, answer and source of every row, without reading the clips that a column may hold."""
     if not isinstance(source, Path):
         columns = ["prompt", "answer", *(name for name in ("audio", "source") if _is_text(source, name))]
@@ -265,71 +307,23 @@ def _is_binary(kind: Any) -> bool:
     return types.is_binary(kind) or types.is_large_binary(kind)
 
 
-def _convert(recipe: Recipe, name: str, folder: Path) -> None:
-    source, path = recipe.data[name], recipe.path(name)
-    roots = parse_audio_roots([*source.audio_roots, *recipe.audio_roots])
-    if source.format == "openreasonaqa":
-        options = {} if source.rows is None else {"size": source.rows}
-        report = build_openreasonaqa(
-            path,
-            mixed_files(recipe, name),
-            folder,
-            **options,
-            reading=source.reading,
-            caption_rule=source.caption_rule,
-            seed=recipe.seed,
-            closed_prefix=source.closed_prefix,
-            skip_unanswerable=source.skip_unanswerable,
-            audio_roots=roots,
-            max_missing=source.max_missing,
-            missing_sources=source.missing_sources,
-            tokenizer=str(Path(recipe.model).expanduser()),
-        )
-        print(f"{name}: {path}\n{coverage_table(report['coverage'])}\n\n{report_table(report)}", flush=True)
-        return
-    counts: dict[str, int] = {}
-    summary = write_records(
-        _read_published(recipe, name, counts),
-        folder,
-        audio_roots=roots,
-        max_missing=source.max_missing,
-        missing_sources=source.missing_sources,
-        counts={"OpenAQA" if source.format == "openaqa" else "ReasonAQA": counts},
-        fingerprint=records_fingerprint(
-            [path],
-            format=source.format,
-            closed_prefix=source.closed_prefix,
-            seed=recipe.seed,
-            skip_unanswerable=source.skip_unanswerable,
-        ),
-    )
-    print(f"{name}: {path}\n{coverage_table(summary)}", flush=True)
-
-
-def _read_published(recipe: Recipe, name: str, counts: dict[str, int]) -> Iterator[dict[str, Any]]:
-    source, path = recipe.data[name], recipe.path(name)
-    if source.format == "openaqa":
-        return read_openaqa(path, source.closed_prefix, recipe.seed, source.skip_unanswerable, counts=counts)
-    return read_reasonaqa(path, recipe.seed, counts=counts)
-
-
-def count_rows(source: Path | datasets.Dataset) -> int:
+def count_rows(source: Rows) -> int:
     """Rows of a folder of records, of shards or of a table."""
     if _are_shards(source):
         return RecordSource(source, 1).num_rows
     return read_summary(source)["rows"] if isinstance(source, Path) else len(source)
 
 
-def _are_shards(source: Path | datasets.Dataset) -> bool:
-    """Whether they were written by somebody else: [`write_records`] leaves a summary."""
+def _are_shards(source: Rows) -> bool:
+    """Whether they were not written by [`write_records`], which writes a summary."""
     return isinstance(source, Path) and not (source / "summary.json").is_file()
 
 
-def as_table(source: Path | datasets.Dataset) -> datasets.Dataset:
-    """A data source as a table that can be indexed, with the column `source` where it has one.
+def as_table(source: Rows) -> datasets.Dataset:
+    """A data source as a table that can be indexed, with the column `source` if it has one.
 
     Raises:
-        ValueError: Shards have paths and clips side by side as their audio, which no column of a table can hold.
+        ValueError: The audio of shards is paths in some rows and clips in others, which no column of a table can hold.
     """
     if _are_shards(source):
         return _table(RecordSource(source, 1).records())
@@ -348,38 +342,31 @@ def _table(records: Iterable[dict[str, Any]]) -> datasets.Dataset:
 
 
 def first_rows(table: datasets.Dataset, count: int) -> datasets.Dataset:
-    """The first rows of a table; all of them if there are fewer."""
+    """The first rows of a table, or all of them if it has fewer (`datasets` 4.0's `take` fails then)."""
     return table.select(range(min(count, len(table))))
 
 
-def records_folder(recipe: Recipe, output: Path) -> Path:
-    """Where what is made of published files is kept."""
-    return Path(recipe.records).expanduser() if recipe.records else output / "records"
-
-
 def planned_rows(recipe: Recipe, name: str, output: Path | None = None) -> tuple[int | None, str]:
-    """How many rows a data source has, and where that comes from, without needing it.
+    """The number of rows of a data source and where that number comes from, even if the data does not exist.
 
-    What is there is counted; of published files also the records without audio, which the training leaves out.
+    Existing data is counted; for published files that includes records without audio, which training excludes.
     """
     source, path = recipe.data[name], recipe.path(name)
-    made = None if output is None else records_folder(recipe, output) / name
     if source.format in PUBLISHED:
-        if made is not None and (made / "summary.json").is_file():
-            return count_rows(made), "counted"
+        records = None if output is None else _records_folder(recipe, output, name)
+        if records is not None and (records / "summary.json").is_file():
+            return count_rows(records), "counted"
         if source.format != "openreasonaqa" and path.is_file():
-            records = tqdm(_read_published(recipe, name, {}), desc=f"counting {path.name}", unit=" records")
-            return sum(1 for _ in records), "counted, with those whose audio is not there"
+            found = tqdm(_read_published(recipe, name, {}), desc=f"counting {path.name}", unit=" records")
+            return sum(1 for _ in found), "counted, including those without audio"
     elif source.format == "table" and path.exists():
         return len(read_table(str(path), source.split)), "counted"
-    elif source.format == "shards" and path.exists():
-        return count_rows(path), "counted"
-    elif source.format == "records" and (path / "summary.json").is_file():
+    elif (path / "summary.json").is_file() or (source.format == "shards" and path.exists()):
         return count_rows(path), "counted"
     if source.format == "openreasonaqa" and source.reading == "replacement":
-        return None, "unknown before the mix is drawn: what stays comes on top of what replaces"
+        return None, "unknown before the mix is drawn: it contains the replacements and the questions that remain"
     if source.rows is not None:
-        return source.rows, "as the recipe says"
+        return source.rows, "as the recipe states"
     if source.format == "openreasonaqa":
         return 3_800_000, "as many as are drawn"
-    return None, f"unknown: {path} is not there"
+    return None, f"unknown: {path} does not exist"

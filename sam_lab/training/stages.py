@@ -1,21 +1,20 @@
-"""Runs a recipe: its stages in order, each beginning with what the one before handed on, resumable at any point.
+"""One stage of a recipe, trained to its end from the weights that the one before handed on, resumable at any point.
 
-An output folder holds `recipe.yaml`, `inputs.json` (which weights and rows it is of), `records/` (made of published
-files), and for each stage `stage-N/` with
+The folder of a stage, `stage-N/` in the run's folder, contains
 
-    checkpoint-K/     for resuming; gone when the stage is finished, unless the recipe keeps them
-    adapter/          LoRA and the modules trained beside it, float32, or an encoder taken from another run, as the base is:
-                      what the next stage begins with. It can be pushed as it lies, where the recipe's model is a Hub id or
-                      has a `base_id`
-                      (`weights/`, the whole model, where there is no LoRA)
-    last/             the whole model after the last step, adapters merged: loads alone
-    best/             the same of the lowest evaluation loss, where the recipe has validation data
-    handed/           the same of `hand_over_step`, where the stage has one
+    checkpoint-K/     for resuming; deleted when the stage is finished, unless the recipe keeps them
+    adapter/          what the next stage starts from: LoRA and the modules trained beside it, in float32, and an
+                      encoder taken from another run. It can be pushed as it is if the recipe's model is a Hub id or
+                      has a `base_id`. (`weights/`, the whole model, if there is no LoRA)
+    last/             the whole model after the last step, adapters merged: loads by itself
+    best/             the same for the lowest evaluation loss, if the recipe has validation data
+    handed/           the same for `hand_over_step`, if the stage has one
     encoder/          the encoder that was handed on, in bf16: loads with [`SamAudioModel`]
     samples.json      generated answers to validation questions
     trainer_state.json, runs/   losses; TensorBoard's curves
-    finished.json     steps, their mean loss, seconds, and what was read of each source (seen, broken,
-                      ...), whether or not the stage was resumed; written last
+    trained.json      marks the end of training: steps, their mean loss, seconds, and what was read of each source
+                      (seen, broken, ...), whether or not the stage was resumed
+    finished.json     the same, written after everything else
 """
 
 import copy
@@ -26,6 +25,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,14 @@ import torch
 from accelerate.utils import set_seed
 from peft import PeftModel
 from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations import is_tensorboard_available
 
 from hub_sam import write_model_card
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamDataCollator, SamProcessor
 from sam_lab.common.answers import generate_answers
 from sam_lab.common.files import unfinished, write_json, written
-from sam_lab.common.processes import PATIENCE, processes
+from sam_lab.common.processes import PATIENCE, processes, say
 from sam_lab.data.batches import RecordBatches
 from sam_lab.data.collation import RowCollator
 from sam_lab.data.order import BatchOrder
@@ -59,22 +60,39 @@ from sam_lab.training.model import (
 )
 from sam_lab.training.plan import accumulation, check_steps, planned_steps
 from sam_lab.training.recipe import Recipe, Stage
-from sam_lab.training.sources import as_table, count_rows, first_rows
+from sam_lab.training.sources import Rows, as_table, count_rows, first_rows
 from sam_lab.training.trainer import SamTrainer
 
-DRAWN = "rows drawn of the validation source"  # beside the names of the sources
 SECONDS = "seconds"  # in a checkpoint: of training so far
 COMPLETE = "complete"  # marks a checkpoint that all processes have written
 
 
+@dataclass
+class Run:
+    """What the stages of a run share.
+
+    Args:
+        recipe ([`Recipe`]): The recipe.
+        output (`Path`): The run's folder.
+        processor ([`SamAudioLanguageProcessor`]): The model's.
+        sources (dict): The rows of the data sources by name, from [`prepare_data`].
+        validation (`datasets.Dataset`, *optional*): The rows to evaluate on, from [`validation_rows`].
+    """
+
+    recipe: Recipe
+    output: Path
+    processor: SamProcessor
+    sources: dict[str, Rows]
+    validation: datasets.Dataset | None = None
+
+    def handed_weights(self, stage: Stage) -> Path:
+        """The weights that a stage hands on."""
+        return stage_folder(self.output, stage) / ("adapter" if self.recipe.lora_rank else "weights")
+
+
 def stage_folder(output: Path, stage: Stage) -> Path:
-    """Where a stage is kept."""
+    """The folder of a stage in that of its run."""
     return output / f"stage-{stage.number}"
-
-
-def handed_weights(recipe: Recipe, output: Path, stage: Stage) -> Path:
-    """Where a stage keeps the weights that it hands on."""
-    return stage_folder(output, stage) / ("adapter" if recipe.lora_rank else "weights")
 
 
 def is_finished(output: Path, stage: Stage) -> bool:
@@ -83,7 +101,7 @@ def is_finished(output: Path, stage: Stage) -> bool:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; the others were being written when the run was killed."""
+    """The newest complete checkpoint; incomplete ones were being written when the run was killed."""
     done = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
     return max(done, key=lambda path: int(path.name.split("-")[1]), default=None)
 
@@ -93,13 +111,12 @@ def last_checkpoint(folder: Path) -> Path | None:
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def stage_batches(stage: Stage, recipe: Recipe, sources: dict[str, Any], processor) -> RecordBatches:
+def stage_batches(run: Run, stage: Stage) -> RecordBatches:
     """The stage's batches as a stream from disk."""
-    state = processes()
-    weights = stage.weights or [float(count_rows(sources[name])) for name in stage.data]
+    state, recipe, sources = processes(), run.recipe, [run.sources[name] for name in stage.data]
     order = BatchOrder(
-        [(sources[name], weight) for name, weight in zip(stage.data, weights)],
-        processor,
+        list(zip(sources, stage.weights or [float(count_rows(source)) for source in sources])),
+        run.processor,
         stage.micro_batch_size,
         num_processes=state.num_processes,
         process_index=state.process_index,
@@ -109,7 +126,7 @@ def stage_batches(stage: Stage, recipe: Recipe, sources: dict[str, Any], process
         names=stage.data,
     )
     collator = RowCollator(
-        processor,
+        run.processor,
         pack_to=recipe.pack_to,
         text_cutoff=stage.text_cutoff,
         features=recipe.features,
@@ -118,26 +135,41 @@ def stage_batches(stage: Stage, recipe: Recipe, sources: dict[str, Any], process
     return RecordBatches(order, collator, recipe.max_broken)
 
 
-def cached_rows(stage: Stage, recipe: Recipe, sources: dict[str, Any], processor, device) -> CachedRows:
+def cached_rows(run: Run, stage: Stage, device: torch.device) -> CachedRows:
     """The stage's rows with their log-mel on the device.
 
     Raises:
         ValueError: Too many clips cannot be read, or the cutoff leaves no label.
     """
-    tables = [as_table(sources[name]) for name in stage.data]
+    tables = [as_table(run.sources[name]) for name in stage.data]
     origins: list[str] = []
     for name, table in zip(stage.data, tables):
         own = table["source"][:] if "source" in table.column_names else [None] * len(table)
         origins += [source or name for source in own]
     return CachedRows(
         datasets.concatenate_datasets([table.select_columns(["audio", "prompt", "answer"]) for table in tables]),
-        processor,
+        run.processor,
         device,
         os.cpu_count() or 1,
         stage.text_cutoff,
-        recipe.max_broken,
+        run.recipe.max_broken,
         origins,
     )
+
+
+def stage_steps(run: Run, stage: Stage) -> tuple[RecordBatches | None, int | None]:
+    """The stage's batches (`None` if its rows are cached) and its optimiser steps (`None` with `max_seconds`).
+
+    Raises:
+        ValueError: It has fewer steps than its warm-up or `hand_over_step`, or no label.
+    """
+    batches = None if run.recipe.cache_features else stage_batches(run, stage)
+    if stage.max_seconds is not None:
+        return batches, None
+    rows = [count_rows(run.sources[name]) for name in stage.data]
+    steps = planned_steps(stage, rows) if batches is None else batches.order.num_steps
+    check_steps(stage, steps)
+    return batches, steps
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -146,31 +178,28 @@ def cached_rows(stage: Stage, recipe: Recipe, sources: dict[str, Any], processor
 
 
 class StageTrainer(SamTrainer):
-    """[`SamTrainer`] that keeps frozen what its stage does not train when it resumes, and gives the encoder its own
-    learning rate where it has one."""
+    """[`SamTrainer`] of a stage: keeps the other parts frozen when it resumes, may train the encoder at a learning
+    rate of its own, and saves the weights that are handed on.
 
-    def __init__(
-        self,
-        *args,
-        trains: Sequence[str],
-        encoder_learning_rate: float | None = None,
-        card: str | None = None,
-        base_id: str | None = None,
-        **kwargs,
-    ):
+    Args:
+        recipe ([`Recipe`]): The recipe.
+        stage ([`Stage`]): The stage.
+        kwargs: `SamTrainer`'s.
+    """
+
+    def __init__(self, *args, recipe: Recipe, stage: Stage, **kwargs):
         super().__init__(*args, **kwargs)
-        self.trains, self.card, self.base_id = trains, card, base_id
-        self.encoder_learning_rate = encoder_learning_rate
+        self.recipe, self.stage = recipe, stage
         self.begin = time.monotonic()
 
     @property
     def seconds(self) -> float:
-        """Spent on what is kept: before a checkpoint that this training went on from, and since."""
+        """Of training so far, including those before the checkpoint that was resumed."""
         return time.monotonic() - self.begin
 
     @property
     def mean_loss(self) -> float | None:
-        """Of all steps up to the last that was logged, also of those before a resume."""
+        """Of all steps up to the last logged one, including those before the checkpoint that was resumed."""
         logged = [(entry["step"], entry["loss"]) for entry in self.state.log_history if "loss" in entry]
         steps = np.diff([0, *(step for step, _ in logged)])
         return float(np.average([loss for _, loss in logged], weights=steps)) if logged else None
@@ -180,24 +209,24 @@ class StageTrainer(SamTrainer):
         super()._save_checkpoint(model, trial)
 
     def create_optimizer(self, *args, **kwargs):
-        """As in `Trainer`, with the encoder's parameters in groups of their own."""
-        is_new = self.optimizer is None
+        """As in `Trainer`, with separate groups for the encoder's parameters if it has its own learning rate."""
+        is_new, rate = self.optimizer is None, self.stage.encoder_learning_rate
         optimizer = super().create_optimizer(*args, **kwargs)
-        if is_new and self.encoder_learning_rate is not None:
+        if is_new and rate is not None:
             encoder = {id(p) for name, p in self.model.named_parameters() if part_of(name, False) == "encoder"}
             for group in list(optimizer.param_groups):
                 mine = [parameter for parameter in group["params"] if id(parameter) in encoder]
                 group["params"] = [parameter for parameter in group["params"] if id(parameter) not in encoder]
-                optimizer.add_param_group({**group, "params": mine, "lr": self.encoder_learning_rate})
+                optimizer.add_param_group({**group, "params": mine, "lr": rate})
         return optimizer
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if isinstance(self.model, PeftModel):  # loading an adapter makes all of it trainable
-            choose_trainable(self.model, self.trains)
+            choose_trainable(self.model, self.stage.trains)
 
     def save_weights(self, folder: Path) -> None:
-        """Saves the model, or its adapter, in a folder that appears when it is complete. All processes call it."""
+        """Saves the model, or its adapter, in a folder that appears when it is complete; called by all processes."""
         with ExitStack() as stack:
             if self.is_world_process_zero():
                 stack.enter_context(written(folder, folder=True))
@@ -207,58 +236,61 @@ class StageTrainer(SamTrainer):
             self.accelerator.wait_for_everyone()
             if not self.is_world_process_zero():
                 return
-            (partial / "training_args.bin").unlink(missing_ok=True)  # pickled, and of this machine
-            if self.card is not None:
-                (partial / "README.md").write_text(self.card, encoding="utf-8")
-            if self.base_id is not None:  # only here: before each save peft asks the Hub about an id
+            (partial / "training_args.bin").unlink(missing_ok=True)  # pickled, and specific to this machine
+            if self.recipe.lora_rank:
+                (partial / "README.md").write_text(adapter_card(self.recipe), encoding="utf-8")
+            if (
+                self.recipe.lora_rank and self.recipe.base_id is not None
+            ):  # only here: before each save peft asks the Hub about an id
                 named = json.loads((partial / "adapter_config.json").read_text(encoding="utf-8"))
-                write_json({**named, "base_model_name_or_path": self.base_id}, partial / "adapter_config.json")
+                write_json({**named, "base_model_name_or_path": self.recipe.base_id}, partial / "adapter_config.json")
 
 
 class StageCallback(TrainerCallback):
-    """Saves what is handed on at its step, saves and evaluates at the end, and marks complete checkpoints."""
+    """Saves the weights of `hand_over_step`, saves and evaluates at the end, and marks complete checkpoints."""
 
-    def __init__(self, trainer: StageTrainer, stage: Stage, handed: Path):
-        self.trainer, self.stage, self.handed = trainer, stage, handed
+    def __init__(self, trainer: StageTrainer, handed: Path):
+        self.trainer, self.handed = trainer, handed
         self.checked = False
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Runs behind Trainer's own callbacks and the clock."""
+        """Runs after Trainer's callbacks and the clock."""
         if not self.checked and not self.trainer.is_fsdp_enabled:
             check_float32(self.trainer.model, self.trainer.optimizer)
             self.checked = True
-        if state.global_step == self.stage.hand_over_step:
+        if state.global_step == self.trainer.stage.hand_over_step:
             self.trainer.save_weights(self.handed)
         if control.should_training_stop:
-            control.should_log = True  # also of the last steps, however few
+            control.should_log = True  # the last steps, however few
             control.should_save = True
             control.should_evaluate = args.eval_strategy != "no"
 
     def on_save(self, args, state, control, **kwargs):
-        """All processes have written their part."""
+        """Marks the checkpoint once all processes have written their part."""
         self.trainer.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
             write_json({}, Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE)
 
 
-def stage_arguments(recipe: Recipe, stage: Stage, folder: Path, steps: int | None) -> TrainingArguments:
-    """`TrainingArguments` of a stage: AdamW, warm-up, then a line (or cosine) down to zero."""
+def stage_arguments(run: Run, stage: Stage, steps: int | None) -> TrainingArguments:
+    """`TrainingArguments` of a stage: AdamW, warm-up, then a linear (or cosine) decay to zero."""
+    recipe, state, on_gpu = run.recipe, processes(), torch.cuda.is_available()
     options: dict[str, Any] = {}
     if recipe.recompute:  # transformers 5.23 has renamed it
         new = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
         name = "activation_checkpointing" if new else "gradient_checkpointing"
         options = {name: True, f"{name}_kwargs": {"use_reentrant": False}}
-    if not torch.cuda.is_available():
-        options.update(use_cpu=True, ddp_backend="gloo" if processes().num_processes > 1 else None)
+    if not on_gpu:
+        options.update(use_cpu=True, ddp_backend="gloo" if state.num_processes > 1 else None)
     if recipe.validation is not None:
         options.update(eval_strategy="steps", eval_steps=recipe.save_steps, prediction_loss_only=True)
         options.update(metric_for_best_model="loss", greater_is_better=False)
     return TrainingArguments(
-        str(folder),
+        str(stage_folder(run.output, stage)),
         max_steps=-1 if steps is None else steps,
         per_device_train_batch_size=stage.micro_batch_size,
         per_device_eval_batch_size=stage.micro_batch_size,
-        gradient_accumulation_steps=accumulation(stage, processes().num_processes),
+        gradient_accumulation_steps=accumulation(stage, state.num_processes),
         learning_rate=stage.learning_rate,
         lr_scheduler_type=recipe.schedule,
         warmup_steps=stage.warmup_steps,
@@ -271,10 +303,10 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path, steps: int | Non
         logging_nan_inf_filter=False,  # it waits for the GPU after every micro-batch, and hides what went wrong
         save_steps=recipe.save_steps,
         save_total_limit=2,  # the newest may be incomplete
-        report_to=["tensorboard"] if _has_tensorboard() else "none",
+        report_to=["tensorboard"] if is_tensorboard_available() else "none",
         remove_unused_columns=False,
         dataloader_num_workers=0 if recipe.cache_features else recipe.num_workers,
-        dataloader_pin_memory=not recipe.cache_features and torch.cuda.is_available(),
+        dataloader_pin_memory=not recipe.cache_features and on_gpu,
         ddp_find_unused_parameters=False,  # every trainable parameter takes part in every step
         ddp_broadcast_buffers=False,  # constants
         ddp_timeout=int(PATIENCE.total_seconds()),
@@ -282,103 +314,86 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path, steps: int | Non
     )
 
 
-def run_stage(
-    recipe: Recipe, stage: Stage, output: Path, sources: dict[str, Any], callbacks: Sequence[TrainerCallback] = ()
-) -> None:
-    """Trains one stage to its end, beginning or going on, and writes what is kept of it; see [`run_recipe`]."""
-    folder, handed = stage_folder(output, stage), handed_weights(recipe, output, stage)
-    processor = SamProcessor.from_pretrained(recipe.model)
-    trained = folder / "trained.json"
+def run_stage(run: Run, stage: Stage, callbacks: Sequence[TrainerCallback] = ()) -> None:
+    """Trains one stage to its end, from its start or its newest checkpoint, and writes its folder.
+
+    Args:
+        run ([`Run`]): The run.
+        stage ([`Stage`]): The stage; the one before is finished.
+        callbacks (list of `TrainerCallback`, *optional*): Passed to its Trainer.
+    """
+    trained = stage_folder(run.output, stage) / "trained.json"
     if not trained.is_file():
-        begin = time.monotonic()
-        trainer = stage_trainer(recipe, stage, output, sources, processor)
-        for callback in callbacks:
-            trainer.add_callback(callback)
-        checkpoint = last_checkpoint(folder)
-        if trainer.is_world_process_zero():
-            for partial in set(folder.glob("checkpoint-*")) - {checkpoint}:
-                if not (partial / COMPLETE).is_file():
-                    shutil.rmtree(partial)
-        trainer.accelerator.wait_for_everyone()
-        trainer.begin = begin
-        if checkpoint is not None:
-            _say(f"  going on from {checkpoint}")
-            kept = json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]
-            trainer.begin -= kept.get(SECONDS, 0.0)
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        if stage.hand_over_step is None:
-            trainer.save_weights(handed)
-        trainer.save_state()
-        read = trainer.train_dataset.report() if trainer.progress is None else trainer.progress.report()
-        if trainer.is_world_process_zero():
-            summary = {"steps": trainer.state.global_step, "best_step": trainer.state.best_global_step, "read": read}
-            write_json({**summary, "loss": trainer.mean_loss, "seconds": trainer.seconds}, trained)
-        trainer.accelerator.wait_for_everyone()
-        del trainer
-        gc.collect()  # the Trainer and its callbacks know each other
+        _train(run, stage, callbacks, trained)
+        gc.collect()  # the Trainer and its callbacks refer to each other
         torch.cuda.empty_cache()
     if processes().is_main_process:
-        _keep(recipe, stage, folder, handed, sources, processor, json.loads(trained.read_text()))
+        _write_results(run, stage, json.loads(trained.read_text()))
     processes().wait_for_everyone()
 
 
-def stage_steps(
-    recipe: Recipe, stage: Stage, sources: dict[str, Any], processor
-) -> tuple[RecordBatches | None, int | None]:
-    """The stage's batches, `None` where its rows are cached, and its optimiser steps, `None` where the clock ends it.
+def _train(run: Run, stage: Stage, callbacks: Sequence[TrainerCallback], trained: Path) -> None:
+    begin = time.monotonic()
+    trainer = stage_trainer(run, stage)
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    checkpoint = last_checkpoint(trained.parent)
+    if trainer.is_world_process_zero():
+        for partial in set(trained.parent.glob("checkpoint-*")) - {checkpoint}:
+            if not (partial / COMPLETE).is_file():
+                shutil.rmtree(partial)
+    trainer.accelerator.wait_for_everyone()
+    trainer.begin = begin
+    if checkpoint is not None:
+        say(f"  resuming from {checkpoint}")
+        saved = json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]
+        trainer.begin -= saved.get(SECONDS, 0.0)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if stage.hand_over_step is None:
+        trainer.save_weights(run.handed_weights(stage))
+    trainer.save_state()
+    read = trainer.train_dataset.report() if trainer.progress is None else trainer.progress.report()
+    if trainer.is_world_process_zero():
+        summary = {"steps": trainer.state.global_step, "best_step": trainer.state.best_global_step, "read": read}
+        write_json({**summary, "loss": trainer.mean_loss, "seconds": trainer.seconds}, trained)
+    trainer.accelerator.wait_for_everyone()
 
-    Raises:
-        ValueError: It has fewer steps than its warm-up or `hand_over_step`, or no label.
-    """
-    batches = None if recipe.cache_features else stage_batches(stage, recipe, sources, processor)
-    if stage.max_seconds is not None:
-        return batches, None
-    rows = [count_rows(sources[name]) for name in stage.data]
-    steps = planned_steps(stage, rows) if batches is None else batches.order.num_steps
-    check_steps(stage, steps)
-    return batches, steps
 
-
-def stage_trainer(recipe: Recipe, stage: Stage, output: Path, sources: dict[str, Any], processor) -> StageTrainer:
+def stage_trainer(run: Run, stage: Stage) -> StageTrainer:
     """The Trainer of a stage, with the weights that the stage before handed on."""
-    folder = stage_folder(output, stage)
+    recipe, extractor = run.recipe, run.processor.feature_extractor
     set_seed(recipe.seed + stage.number)
-    batches, steps = stage_steps(recipe, stage, sources, processor)
+    batches, steps = stage_steps(run, stage)
     model = with_adapters(load_base(recipe, "float32" if recipe.precision == "fp32" else None), recipe)
     previous = recipe.previous(stage)
     if previous is not None:
-        load_weights(model, handed_weights(recipe, output, previous))
+        load_weights(model, run.handed_weights(previous))
     counts = choose_trainable(model, stage.trains)
-    _say("  trains " + ", ".join(f"{part} ({count / 1e6:.2f} million)" for part, count in counts.items()))
-    arguments = stage_arguments(recipe, stage, folder, steps)
-    extractor = processor.feature_extractor
-    evaluation = None
-    if recipe.validation is not None:
-        evaluation = first_rows(sources[DRAWN], recipe.evaluation_rows)
+    say("  trains " + ", ".join(f"{part} ({count / 1e6:.2f} million)" for part, count in counts.items()))
+    arguments = stage_arguments(run, stage, steps)
     changes: dict[str, Any] = {"turn": False, "mix": 0.0} if stage.augment == "in_place" else {}
     trainer = StageTrainer(
-        trains=stage.trains,
+        recipe=recipe,
+        stage=stage,
         model=model,
         args=arguments,
         train_batches=batches,
-        train_dataset=cached_rows(stage, recipe, sources, processor, arguments.device) if batches is None else None,
-        eval_dataset=evaluation,
-        data_collator=SamDataCollator(processor, train_on_prompt=recipe.train_on_prompt),
-        processing_class=processor,
-        encoder_learning_rate=stage.encoder_learning_rate,
-        card=adapter_card(recipe) if recipe.lora_rank else None,
-        base_id=recipe.base_id if recipe.lora_rank else None,
+        train_dataset=cached_rows(run, stage, arguments.device) if batches is None else None,
+        eval_dataset=None if run.validation is None else first_rows(run.validation, recipe.evaluation_rows),
+        data_collator=SamDataCollator(run.processor, train_on_prompt=recipe.train_on_prompt),
+        processing_class=run.processor,
         augment=None if stage.augment == "none" else AugmentLogMel(extractor.mean, extractor.std, **changes),
         max_seconds=stage.max_seconds,
     )
-    trainer.add_callback(StageCallback(trainer, stage, handed_weights(recipe, output, stage)))
+    trainer.add_callback(StageCallback(trainer, run.handed_weights(stage)))
     return trainer
 
 
-def _keep(recipe, stage, folder, handed, sources, processor, summary) -> None:
-    """Everything that a stage leaves behind; each folder appears when it is complete, so this can be repeated."""
+def _write_results(run: Run, stage: Stage, summary: dict[str, Any]) -> None:
+    """Writes what is made from a trained stage; each folder appears when complete, so this can be repeated."""
+    recipe, folder = run.recipe, stage_folder(run.output, stage)
     final = "handed" if stage.hand_over_step else "last"
-    models = {final: handed}
+    models = {final: run.handed_weights(stage)}
     if stage.hand_over_step:
         models["last"] = folder / f"checkpoint-{summary['steps']}"
     if summary["best_step"]:
@@ -390,40 +405,28 @@ def _keep(recipe, stage, folder, handed, sources, processor, summary) -> None:
                 copy.deepcopy(model.model.audio_tower).to(torch.bfloat16).save_pretrained(partial)
         with written(folder / name, folder=True) as partial:
             model.save_pretrained(partial)
-            processor.save_pretrained(partial)
+            run.processor.save_pretrained(partial)
             write_model_card(model.config, partial, name=recipe.name)  # not the partial folder's
-    if recipe.validation is not None and recipe.generated_rows:
-        rows = first_rows(sources[DRAWN], recipe.generated_rows)
+    if run.validation is not None and recipe.generated_rows:
+        rows = first_rows(run.validation, recipe.generated_rows)
         model = SamForConditionalGeneration.from_pretrained(folder / final, dtype="auto").to(processes().device)
-        answers = generate_answers(model, processor, rows["audio"][:], rows["prompt"][:])
+        answers = generate_answers(model, run.processor, rows["audio"][:], rows["prompt"][:])
         write_json(
-            [{**row, "audio": _name(row["audio"]), "prediction": text} for row, text in zip(rows, answers)],
+            [{**row, "audio": _path(row["audio"]), "prediction": text} for row, text in zip(rows, answers)],
             folder / "samples.json",
         )
     write_json(summary, folder / "finished.json")
-    _tidy(recipe, folder)
+    delete_checkpoints(recipe, folder)
 
 
-def _name(clip: Any) -> str | None:
+def _path(clip: Any) -> str | None:
     path = clip.get("path") if isinstance(clip, dict) else clip
-    return path if isinstance(path, str) else None  # else the clip's content is all there is
+    return path if isinstance(path, str) else None  # then the clip exists only in the table
 
 
-def _tidy(recipe: Recipe, folder: Path) -> None:
-    """Deletes a finished stage's checkpoints, last of all: what the stage keeps was made of them."""
+def delete_checkpoints(recipe: Recipe, folder: Path) -> None:
+    """Deletes a finished stage's checkpoints unless the recipe keeps them; last of all, since its models are made from
+    them."""
     if not recipe.keep_checkpoints:
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
-
-
-def _has_tensorboard() -> bool:
-    try:
-        from torch.utils.tensorboard import SummaryWriter  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-def _say(text: str) -> None:
-    if processes().is_main_process:
-        print(text, flush=True)

@@ -394,7 +394,7 @@ def test_train_killed_within_a_stage_goes_on_to_the_same_losses(tmp_path):
     """All four stages by the command itself, killed with three of the second stage's four steps ahead."""
     straight, output = tmp_path / "straight", tmp_path / "killed"
     printed = trained_to_the_end(straight, tmp_path / "straight.log")
-    assert "finished" not in printed and "going on from" not in printed
+    assert "finished" not in printed and "resuming from" not in printed
     killed_behind("stage-2/checkpoint-1", output, tmp_path / "killed.log")
     assert (output / "stage-1" / "finished.json").exists()
     assert not (output / "stage-2" / "trained.json").exists(), (
@@ -402,7 +402,7 @@ def test_train_killed_within_a_stage_goes_on_to_the_same_losses(tmp_path):
     )
     printed = trained_to_the_end(output, tmp_path / "again.log")
     assert "stage 1, connector on classification: finished\n" in printed
-    assert re.findall(r"going on from .*/(stage-\d/checkpoint)-\d\n", printed) == ["stage-2/checkpoint"]
+    assert re.findall(r"resuming from .*/(stage-\d/checkpoint)-\d\n", printed) == ["stage-2/checkpoint"]
     for stage, steps in {"stage-1": 4, "stage-2": 4, "stage-3": 2, "stage-4": 2}.items():
         assert (output / stage / "finished.json").exists()
         histories = [json.loads((each / stage / "trainer_state.json").read_text()) for each in (straight, output)]

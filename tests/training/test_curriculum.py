@@ -24,11 +24,12 @@ from transformers import TrainerCallback
 
 from modeling_sam import SamAudioModel, SamForConditionalGeneration
 from processing_sam import PROMPT_TEMPLATE, SamDataCollator
+from sam_lab.common.files import locked
 from sam_lab.data.records import records_dataset, write_records
 from sam_lab.training import curriculum as curriculum_module
 from sam_lab.training import sources as sources_module
 from sam_lab.training import stages as stages_module
-from sam_lab.training.curriculum import run_recipe
+from sam_lab.training.curriculum import claim, run_recipe
 from sam_lab.training.model import (
     choose_trainable,
     encoder_folder,
@@ -38,12 +39,11 @@ from sam_lab.training.model import (
     with_adapters,
 )
 from sam_lab.training.plan import plan, plan_text
-from sam_lab.training.recipe import claim, load_recipe
+from sam_lab.training.recipe import RECIPES, load_recipe, recipe_names
 from sam_lab.training.stages import last_checkpoint
 from sam_lab.training.trainer import SecondsCallback
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = ROOT / "sam_lab" / "training" / "recipes"
 PAPER = Path(os.environ.get("SAM_SHARED_REFERENCE", ROOT / ".." / "shared" / "reference")) / "paper-tables.json"
 STAGE = "{name: s, trains: [connector], learning_rate: 1e-3, epochs: 1, data: [d]}"
 SMALL = f"model: m\ndata: {{d: {{path: p}}}}\nstages: {{1: {STAGE}}}\n"
@@ -77,9 +77,7 @@ def world(tmp_path_factory):
 def toy(world, *overrides):
     """`toy.yaml` on the noises, with steps 4, 4, 2, 2."""
     data = [f"data.{name}={{path: records, format: records}}" for name in ("classification", "closed", "mix")]
-    return load_recipe(
-        RECIPES / "toy.yaml", [f"model={world / 'model'}", f"data_root={world}", "validation=null", *data, *overrides]
-    )
+    return load_recipe("toy", [f"model={world / 'model'}", f"data_root={world}", "validation=null", *data, *overrides])
 
 
 def losses(folder) -> list[float]:
@@ -216,8 +214,26 @@ def test_an_error_names_the_file_that_has_it(tmp_path):
         load_recipe(small(tmp_path, "base: gone.yaml\n"))
 
 
+def test_a_recipe_is_found_by_its_name_or_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("e6", ["seed=3"]).name == "E6" and load_recipe("e6", ["seed=3"]).seed == 3
+    with pytest.raises(
+        ValueError, match=r"recipe: got 'E77', expected one of .*E9, .*toy, .*or the path of a YAML file;"
+    ):
+        load_recipe("E77")
+    with pytest.raises(FileNotFoundError, match=r"there is no file 'E6\.yaml'; .*without a suffix, such as E6"):
+        load_recipe("E6.yaml")
+    small(tmp_path, "base: ltu.yaml\nmodel: mine\n", "mine.yaml")
+    mine = load_recipe("mine.yaml")
+    assert (mine.name, mine.model, mine.stages) == ("mine", "mine", load_recipe("ltu").stages)
+    small(tmp_path, SMALL + "lora_rank: 3\n", "ltu.yaml")  # found beside the file first
+    assert load_recipe("mine.yaml").lora_rank == 3 and load_recipe("ltu").lora_rank == 8
+    small(tmp_path, SMALL, "bare")
+    assert load_recipe("bare").name == "bare"
+
+
 def test_ltus_curriculum():
-    recipe = load_recipe(RECIPES / "ltu.yaml")
+    recipe = load_recipe("ltu")
     assert [stage.learning_rate for stage in recipe.stages] == [1e-3, 1e-4, 1e-4, 1e-4]
     assert [stage.epochs for stage in recipe.stages] == [2, 2, 1, 1]
     assert [stage.trains for stage in recipe.stages] == [["connector"]] + [["connector", "encoder", "lora"]] * 3
@@ -234,7 +250,7 @@ def test_the_recipes_are_the_papers_experiments():
     rows = [row for row in tables["table1"]["rows"] if "experiment" in row]
     assert [row["experiment"] for row in rows] == [f"E{number}" for number in range(1, 19)]
     for row in rows:
-        recipe = load_recipe(RECIPES / f"{row['experiment']}.yaml")
+        recipe = load_recipe(f"{row['experiment']}")
         assert f"SAM-{recipe.size.upper()}" == row["model"].upper(), row
         assert (recipe.lora_rank, recipe.connector) == (row["lora_rank"], row["connector"]), row
         frozen = row["audio_encoder"] == "frozen in every stage"
@@ -246,20 +262,23 @@ def test_the_recipes_are_the_papers_experiments():
         assert [stage.data for stage in recipe.stages] == [[name] for name in names]
         assert recipe.stages[3].text_cutoff == (108 if last == "mix" else 256)
     for row in tables["table4"]:
-        recipe = load_recipe(RECIPES / f"table4_encoder_{row['encoder_from'].lower()}.yaml")
+        recipe = load_recipe(f"table4_encoder_{row['encoder_from'].lower()}")
         assert (recipe.size, recipe.connector, recipe.lora_rank) == ("130m", "concatenation", 256)
         assert Path(recipe.encoder_from).name == row["encoder_from"]
-        donor = load_recipe(RECIPES / f"{row['encoder_from']}.yaml")
+        donor = load_recipe(f"{row['encoder_from']}")
         assert donor.size == row["size"].lower()
         assert [s.trains for s in recipe.stages] == [["connector"]] + [["connector", "lora"]] * 3
 
 
 def test_every_recipe_loads_and_can_be_planned_by_name():
-    names = {path.stem for path in RECIPES.glob("*.yaml")}
-    assert {"ltu", "toy", "sam-tiny", *(f"E{n}" for n in range(1, 19))} <= names
-    for name in names:
-        load_recipe(RECIPES / f"{name}.yaml")
-    tiny = load_recipe(RECIPES / "sam-tiny.yaml")
+    names = recipe_names()
+    assert {"ltu", "toy", "sam-tiny", *(f"E{n}" for n in range(1, 19))} <= names.keys()
+    assert names.keys() == {path.stem for path in RECIPES.glob("*.yaml")}
+    for name, description in names.items():
+        assert load_recipe(name).name == name
+        assert description[0].isupper() and description[-1] in ".?" and len(description) < 119, name
+    assert [name for name in names if name.startswith("E")] == [f"E{n}" for n in range(1, 19)]
+    tiny = load_recipe("sam-tiny")
     assert [stage.number for stage in tiny.stages] == [0, 1, 2, 3, 4]
     assert (
         tiny.stages[0].trains == ["language_model"] and tiny.cache_features and tiny.stages[2].augment == "everything"
@@ -384,7 +403,7 @@ def test_adapters_are_merged_saved_and_reloaded(world, tmp_path):
 
 
 def test_a_plan_counts_what_the_papers_sizes_have():
-    recipe = load_recipe(RECIPES / "E6.yaml", ["model=nowhere/at-all", "data.classification.rows=1280001"])
+    recipe = load_recipe("E6", ["model=nowhere/at-all", "data.classification.rows=1280001"])
     stages = plan(recipe, pairs_per_second=80)
     assert [stage["steps"] for stage in stages] == [2 * 5001, 2 * 5001, 7492, 22195]
     assert [list(stage["trained"]) for stage in stages] == [["connector"]] + [["connector", "encoder", "lora"]] * 3
@@ -392,9 +411,7 @@ def test_a_plan_counts_what_the_papers_sizes_have():
     assert stages[0]["trained"]["connector"] == 6144 * 2560 + 2560 + 2560 * 2560 + 2560
     assert stages[3]["tokens"] == 5_681_708 * (64 + 108)
     assert stages[3]["hours"] == pytest.approx(5_681_708 / 80 / 3600)
-    text = plan_text(
-        plan(load_recipe(RECIPES / "E10.yaml", ["model=nowhere/at-all", "data.classification.rows=null"]))
-    )
+    text = plan_text(plan(load_recipe("E10", ["model=nowhere/at-all", "data.classification.rows=null"])))
     assert "unknown" in text and "lora 39.47" in text
     with pytest.raises(ValueError, match="stage: got 77, the recipe E6 has 1, 2, 3, 4"):
         plan(recipe, stage=77)
@@ -529,7 +546,7 @@ def test_a_run_killed_while_it_tidies_goes_on(world, tmp_path, monkeypatch):
 
 def test_two_runs_do_not_write_into_one_folder(world, tmp_path, monkeypatch):
     monkeypatch.setattr(curriculum_module, "LOCK_SECONDS", 0.3)
-    with curriculum_module._alone(tmp_path), pytest.raises(ValueError, match="output: another run is writing into"):
+    with locked(tmp_path), pytest.raises(ValueError, match="output: another run is writing into"):
         run_recipe(toy(world), tmp_path, stage=1)
     run_recipe(toy(world), tmp_path, stage=1)
     assert not (tmp_path / ".lock").exists()
@@ -545,13 +562,13 @@ def test_a_run_does_not_go_on_with_other_weights_or_rows(world, tmp_path):
     (tmp_path / "run" / "stage-1" / "finished.json").unlink()
     there = rows.read_text()
     rows.write_text(there.replace("A noise!!", "Another!!"))
-    with pytest.raises(ValueError, match=r"was begun with other contents of data\.classification;"):
+    with pytest.raises(ValueError, match=r"was started with other contents of data\.classification;"):
         run_recipe(toy(world, *table), tmp_path / "run", stage=1)
     rows.write_text(there)
     other = tiny_model()
     torch.nn.init.normal_(other.lm_head.weight)
     other.save_pretrained(model)
-    with pytest.raises(ValueError, match="was begun with other contents of model;"):
+    with pytest.raises(ValueError, match="was started with other contents of model;"):
         run_recipe(toy(world, *table), tmp_path / "run", stage=1)
 
 
@@ -567,7 +584,7 @@ def test_another_recipe_in_the_same_folder_is_an_error(world, straight, tmp_path
 
 
 def test_a_stage_needs_the_one_before(world, tmp_path):
-    with pytest.raises(ValueError, match="stage: 3 begins with stage 2, which is not finished"):
+    with pytest.raises(ValueError, match="stage: 3 starts from stage 2, which is not finished"):
         run_recipe(toy(world), tmp_path, stage=3)
     with pytest.raises(ValueError, match="stage: got 7, the recipe toy has 1, 2, 3, 4"):
         run_recipe(toy(world), tmp_path, stage=7)
@@ -582,10 +599,10 @@ def test_a_stage_needs_the_one_before(world, tmp_path):
             r"stages\.1: global_batch_size 5 is no multiple of micro_batch_size 2 t",
         ),
         (["model=/nowhere"], FileNotFoundError, r"model: there is no SAM checkpoint '/nowhere'.*sam-alm convert"),
-        (["connector=time_major"], ValueError, r"has the connector concatenation, the recipe toy says time_major"),
+        (["connector=time_major"], ValueError, r"has the connector concatenation, the recipe toy expects time_major"),
         (["size=130m"], ValueError, r"has num_hidden_layers 2 in its language model.*size 130m, which has 24"),
         (["encoder_attention=flash_attention_2"], ValueError, r"flash-attn.*--set encoder_attention=sdpa"),
-        (["encoder_from=/nowhere"], FileNotFoundError, r"encoder_from: '/nowhere' holds neither"),
+        (["encoder_from=/nowhere"], FileNotFoundError, r"encoder_from: '/nowhere' contains neither"),
         (["data.mix.path=gone"], FileNotFoundError, r"data\.mix\.path: there is no whole folder .*gone"),
         (["data.mix.path=gone.csv", "data.mix.format=table"], FileNotFoundError, r"no file .*gone\.csv"),
         (["data.mix.path=gone.json", "data.mix.format=openaqa"], FileNotFoundError, r"data\.mix\.path: there is no f"),
@@ -619,7 +636,7 @@ def test_audio_that_is_not_there_is_said_before_anything_is_loaded(world, tmp_pa
         world, *clips_table(tmp_path, [*real, "gone.wav"]), "stages.1.data=[clips]", "data.clips.max_missing=0.2"
     )
     run_recipe(recipe, tmp_path / "run", stage=1)
-    assert "clips: the audio of 8 of 9 rows is there" in capsys.readouterr().out
+    assert "clips: the audio of 8 of 9 rows is present" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "stage-1" / "finished.json").read_text())["steps"] == 4
 
 
@@ -631,7 +648,7 @@ def test_broken_clips_to_evaluate_on_are_found_before_anything_is_loaded(world, 
         patch.setattr(stages_module, "load_base", lambda *args: pytest.fail("the model was loaded"))
         run_recipe(toy(world, *overrides), tmp_path / "run")
     run_recipe(toy(world, *overrides, "max_broken=0.25", "generated_rows=9"), tmp_path / "run", stage=1)
-    assert "validation: 1 of 4 clips cannot be read and are left out" in capsys.readouterr().out
+    assert "validation: 1 of 4 clips cannot be read and are skipped" in capsys.readouterr().out
     samples = json.loads((tmp_path / "run" / "stage-1" / "samples.json").read_text())
     assert {Path(row["audio"]).name for row in samples} == {"0.wav", "1.wav", "2.wav"}
 
@@ -939,7 +956,7 @@ def test_two_processes_equal_one(world, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("trains connector") == 1
-    run_recipe(load_recipe(RECIPES / "toy.yaml", settings), tmp_path / "one", stage=1)
+    run_recipe(load_recipe("toy", settings), tmp_path / "one", stage=1)
     one, two = (losses(tmp_path / name / "stage-1") for name in ("one", "two"))
     assert len(one) == 4 and two == pytest.approx(one, rel=1e-4)
 

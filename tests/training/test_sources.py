@@ -16,13 +16,12 @@ from sam_lab.data import openreasonaqa as openreasonaqa_module
 from sam_lab.data import streams as streams_module
 from sam_lab.data.records import write_records
 from sam_lab.data.streams import RecordSource
-from sam_lab.training.curriculum import run_recipe
+from sam_lab.training.curriculum import claim, claim_inputs, run_recipe
 from sam_lab.training.plan import plan, plan_text
-from sam_lab.training.recipe import claim, load_recipe
-from sam_lab.training.sources import as_table, claim_inputs, count_rows, prepare_data, validation_rows
+from sam_lab.training.recipe import load_recipe
+from sam_lab.training.sources import as_table, count_rows, prepare_data, validation_rows
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = ROOT / "sam_lab" / "training" / "recipes"
 
 
 @pytest.fixture
@@ -45,16 +44,14 @@ def noises(tmp_path):
 
 def toy(folder, path, *overrides, format="shards"):
     data = [f"data.{name}={{path: {path}, format: {format}}}" for name in ("classification", "closed", "mix")]
-    return load_recipe(
-        RECIPES / "toy.yaml", [f"model={ROOT / 'examples/sam-tiny'}", f"data_root={folder}", *data, *overrides]
-    )
+    return load_recipe("toy", [f"model={ROOT / 'examples/sam-tiny'}", f"data_root={folder}", *data, *overrides])
 
 
 @pytest.mark.parametrize("path", ["lines", "rows.parquet", "inside.parquet"])
 def test_shards_are_counted_looked_through_and_drawn_from(noises, path, capsys):
     recipe = toy(noises, path)
     sources = prepare_data(recipe, noises / "run", ["mix"])
-    said = "its shards hold the audio itself" if path == "inside.parquet" else "the audio of 8 of 8 records is there"
+    said = "its shards contain the audio" if path == "inside.parquet" else "the audio of 8 of 8 records is present"
     assert f"mix: {said}" in capsys.readouterr().out
     assert sources == {"mix": noises / path} and count_rows(sources["mix"]) == 8
     drawn = validation_rows(recipe, sources["mix"])
@@ -73,7 +70,7 @@ def test_a_recipe_trains_on_shards_and_knows_them_again(noises):
     with open(noises / "lines" / "part-1.jsonl", "a") as file:
         file.write("\n" + json.dumps({"audio": str(noises / "0.wav"), "prompt": "What?", "answer": "More"}))
     assert count_rows(noises / "lines") == 9  # no count of before
-    with pytest.raises(ValueError, match=r"begun with other contents of data\.classification"):
+    with pytest.raises(ValueError, match=r"started with other contents of data\.classification"):
         claim_inputs(recipe, noises / "run", sources)
 
 
@@ -83,7 +80,7 @@ def test_shards_of_the_same_size_are_other_rows(noises):
     claim_inputs(recipe, noises / "run", sources)
     shard = noises / "lines" / "part-0.jsonl"
     shard.write_text(shard.read_text().replace("Noise 1", "Noise 9"))
-    with pytest.raises(ValueError, match=r"begun with other contents of data\.mix"):
+    with pytest.raises(ValueError, match=r"started with other contents of data\.mix"):
         claim_inputs(recipe, noises / "run", sources)
 
 
@@ -107,7 +104,7 @@ def test_a_change_within_large_shards_is_found(noises):
         claim_inputs(recipe, run, sources)
         assert (noises / name).stat().st_size > 2 << 20 or name == "big.parquet"
         write([*rows[:30_000], rows[30_001], rows[30_000], *rows[30_002:]])
-        with pytest.raises(ValueError, match=r"begun with other contents of data\.mix"):
+        with pytest.raises(ValueError, match=r"started with other contents of data\.mix"):
             claim_inputs(recipe, run, sources)
 
 
@@ -150,7 +147,7 @@ def test_a_run_goes_on_where_its_rows_have_moved_but_with_no_others(noises, kind
     claim(moved, run)
     claim_inputs(moved, run, prepare_data(moved, run, ["mix"]))
     for others in (rows_in(noises / "c", "A cat {}"), rows_in(noises / "d", "A dog {}", "0.wav")):
-        with pytest.raises(ValueError, match=r"begun with other contents of data\.mix"):
+        with pytest.raises(ValueError, match=r"started with other contents of data\.mix"):
             claim_inputs(others, run, prepare_data(others, run, ["mix"]))
 
 
@@ -204,7 +201,7 @@ def test_shards_with_room_for_audio_may_have_paths_alone(noises, capsys):
         prepare_data(toy(noises, "some.parquet"), noises / "run", ["mix"])
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([*rows[:4], rows[-1]]), noises / "text.parquet")
     prepare_data(toy(noises, "text.parquet"), noises / "run", ["mix"])
-    assert "the audio of 5 of 5 records is there" in capsys.readouterr().out  # looked through: one row has no bytes
+    assert "the audio of 5 of 5 records is present" in capsys.readouterr().out  # looked through: one row has no bytes
     for row in rows[:4]:
         row["audio"]["path"] = None  # as many without a path as without bytes
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[:8]), noises / "some.parquet")
@@ -215,7 +212,7 @@ def test_shards_with_room_for_audio_may_have_paths_alone(noises, capsys):
     table = pyarrow.Table.from_pylist([*rows[:4], rows[-1]], schema)
     pyarrow.parquet.write_table(table, noises / "no_paths.parquet")
     prepare_data(toy(noises, "no_paths.parquet"), noises / "run", ["mix"])
-    assert "its shards hold the audio itself" in capsys.readouterr().out
+    assert "its shards contain the audio" in capsys.readouterr().out
 
 
 def test_a_shard_without_rows_may_lack_columns(noises):
@@ -263,7 +260,7 @@ def test_audio_that_shards_miss_counts_as_broken(noises, capsys):
     with pytest.raises(ValueError, match=r"data\.mix: .*audio of 2 of 8 .*\(mix: 2 of 8\).*there is no file .*3\.wav"):
         prepare_data(toy(noises, "lines"), noises / "run", ["mix"])
     prepare_data(toy(noises, "lines", "max_broken=0.25"), noises / "run", ["mix"])
-    assert "mix: the audio of 6 of 8 records is there" in capsys.readouterr().out
+    assert "mix: the audio of 6 of 8 records is present" in capsys.readouterr().out
 
 
 def test_what_is_looked_for_is_judged_as_the_training_judges(noises, capsys):
@@ -273,7 +270,7 @@ def test_what_is_looked_for_is_judged_as_the_training_judges(noises, capsys):
     ]  # one is missing
     (noises / "few.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     prepare_data(toy(noises, "few.jsonl"), noises / "run", ["mix"])  # the share, and one more
-    assert "4 of 5 records is there" in capsys.readouterr().out
+    assert "4 of 5 records is present" in capsys.readouterr().out
 
 
 def test_rows_to_evaluate_on_are_drawn_from_all_shards(noises):
@@ -424,7 +421,7 @@ def test_a_plan_counts_published_files_that_are_there(published):
     recipe = toy(published, "openaqa.json", "data.mix.rows=5681708", format="openaqa")
     stages = plan(recipe)
     assert [stage["rows"] for stage in stages] == [10] * 4  # what is there, not what was published
-    assert "counted, with those whose audio is not there" in plan_text(stages)
+    assert "counted, including those without audio" in plan_text(stages)
     rows = json.loads((published / "openaqa.json").read_text())
     rows[5]["output"] = "It cannot be determined from the audio."
     (published / "openaqa.json").write_text(json.dumps(rows))
@@ -464,7 +461,7 @@ def test_a_number_of_rows_may_be_written_short(noises):
 def test_hours_are_of_what_was_measured():
     def speeds(name, *overrides):
         values = ["model=nowhere/at-all", "data.classification.rows=1000000", *overrides]
-        recipe = load_recipe(RECIPES / f"{name}.yaml", values)
+        recipe = load_recipe(name, values)
         stages = plan(recipe)
         for stage, settings in zip(stages, recipe.stages):
             if stage["hours"] is not None:
@@ -489,10 +486,10 @@ def test_hours_are_of_what_was_measured():
     assert found == pytest.approx([speed * 172 / 684] * 4) and known == [False] * 4
     for override in ("recompute=true", "precision=fp32"):
         assert speeds("E6", override)[0] == [None] * 4
-    text = plan_text(plan(load_recipe(RECIPES / "E6.yaml", ["model=nowhere/at-all", "recompute=true"])))
-    assert "unknown hours: nothing like it was measured" in text and "in all" not in text
-    text = plan_text(plan(load_recipe(RECIPES / "E6.yaml", ["model=nowhere/at-all"])))
-    assert "micro-batches of 8 at 18.2 pairs/s (reckoned)\n" in text and "205.7 hours in all" in text
+    text = plan_text(plan(load_recipe("E6", ["model=nowhere/at-all", "recompute=true"])))
+    assert "unknown hours: nothing similar was measured" in text and "in all" not in text
+    text = plan_text(plan(load_recipe("E6", ["model=nowhere/at-all"])))
+    assert "micro-batches of 8 at 18.2 pairs/s (estimated)\n" in text and "205.7 hours in all" in text
     assert speeds("E6", "encoder_attention=sdpa") == ([18.2] * 4, [False] * 4)
-    text = plan_text(plan(load_recipe(RECIPES / "E6.yaml", ["model=nowhere/at-all"]), 500.0))
-    assert "at the speed that was given" in text and "H100" not in text and "reckoned" not in text
+    text = plan_text(plan(load_recipe("E6", ["model=nowhere/at-all"]), 500.0))
+    assert "at the given speed" in text and "H100" not in text and "estimated" not in text
