@@ -27,7 +27,7 @@ OVERFLOWS = ("error", "truncate", "window")  # what may become of a clip of more
 FRAME_LENGTH = 400  # samples, 25 ms
 FRAME_SHIFT = 160  # samples, 10 ms
 FFT_LENGTH = 512
-LOG_FLOOR = 1.1920928955078125e-07  # float32's epsilon, as in Kaldi
+ENERGY_FLOOR = 1.1920928955078125e-07  # float32's epsilon, as in Kaldi
 
 MAX_CHANNELS = 32
 SAMPLING_RATES = (1000, 768000)  # Hz, what a file or an array may have
@@ -330,7 +330,7 @@ def _fbank(frames: torch.Tensor, num_mel_bins: int) -> torch.Tensor:
         mel = (power.double() @ banks.double()).float()
     else:
         mel = power @ banks
-    return mel.clamp_(min=LOG_FLOOR).log_()
+    return mel.clamp_(min=ENERGY_FLOOR).log_()
 
 
 class SamFeatureExtractor(SequenceFeatureExtractor):

@@ -464,7 +464,7 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
         output_hidden_states=None,
         return_dict=None,
         cache=None,
-        loss_index=None,
+        loss_positions=None,
         **kwargs,
     ):
         """
@@ -480,14 +480,13 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
             labels (`torch.Tensor` of shape `[B, L]`, *optional*): Tokens to predict, aligned with `input_ids` (the
                 shift happens here); -100 is ignored.
             use_cache (`bool`, *optional*): Return the state; by default the configuration's, and `False` in training.
-            logits_to_keep (`int`, `torch.Tensor` or `str`, *optional*, defaults to 0): Logits of the last so many
-                positions only, or of the given ones; 0 is all. `"labels"`, for training, is the loss alone: the head
-                reads only the positions that have a label, which saves most of its time and memory, and `logits` is
-                `None`. The loss is the same, and 0 instead of not a number where no label is left.
+            logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0): Compute the logits of this number of
+                last positions, or of these positions, only; 0 computes all.
             seq_idx (`torch.Tensor` of shape `[B, L]`, *optional*): Number of the sequence that each position belongs
                 to, where several are packed into a row; neither state nor loss crosses a border.
-            loss_index (`torch.Tensor` of shape `[N]`, *optional*): [`positions_with_loss`] of `labels`, for
-                `logits_to_keep="labels"`; finding it here waits for the GPU.
+            loss_positions (`torch.Tensor` of shape `[N]`, *optional*): [`positions_with_loss`] of `labels`, for
+                training: the head reads only these positions, which saves most of its time and memory. The loss is
+                the same (0 with a gradient of 0 if N is 0), and `logits` is `None`.
 
         Returns:
             [`SamCausalLMOutput`].
@@ -496,16 +495,14 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
             ValueError: Slots and clips that do not match, both or neither of `input_ids` and `inputs_embeds`, a mask
                 or a cache of another batch.
         """
-        keep, loss_alone = logits_to_keep, isinstance(logits_to_keep, str)
-        if loss_alone and (keep != "labels" or labels is None):
-            raise ValueError(
-                f"logits_to_keep: got {keep!r} {'with' if labels is not None else 'without'} labels, expected a number, "
-                'positions, or "labels" together with labels.'
-            )
-        if loss_alone or isinstance(keep, int):
-            keep = slice(-keep, None) if keep != 0 and not loss_alone else None
+        if loss_positions is not None and labels is None:
+            raise ValueError("loss_positions: got positions without labels; pass the labels that they were found in.")
+        keep = logits_to_keep
+        if isinstance(keep, int):
+            keep = slice(-keep, None) if keep else None
         if labels is not None and keep is not None:
-            raise ValueError("labels and logits_to_keep: the loss needs all logits; pass one of the two.")
+            given = "labels" if loss_positions is None else "loss_positions"
+            raise ValueError(f"{given} and logits_to_keep: the loss needs logits of its own; pass one of the two.")
         outputs = self.model(
             input_ids=input_ids,
             input_features=input_features,
@@ -521,24 +518,23 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
         hidden_states = outputs.last_hidden_state
         if labels is not None and seq_idx is not None:
             labels = labels.masked_fill(F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0)), -100)
-        if loss_alone:
-            index = positions_with_loss(labels) if loss_index is None else loss_index
-            hidden_states = hidden_states.flatten(0, 1).index_select(0, index)
-            labels = F.pad(labels[:, 1:], (0, 1), value=-100).flatten()[index]
+        if loss_positions is not None:
+            hidden_states = hidden_states.flatten(0, 1).index_select(0, loss_positions)
+            labels = F.pad(labels[:, 1:], (0, 1), value=-100).flatten()[loss_positions]
         elif keep is not None:
             hidden_states = hidden_states[:, keep]
         logits = self.lm_head(hidden_states.to(self.lm_head.weight.dtype))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
 
         loss = None
-        if loss_alone and not len(labels):
+        if loss_positions is not None and not len(loss_positions):
             loss = logits.sum()  # 0, with a gradient of 0 for everything: other processes wait for it
         elif labels is not None:
-            shifted = {"shift_labels": labels} if loss_alone else {}
+            shifted = {} if loss_positions is None else {"shift_labels": labels}
             loss = self.loss_function(logits, labels, self.config.text_config.vocab_size, **shifted, **kwargs)
         output = SamCausalLMOutput(
             loss=loss,
-            logits=None if loss_alone else logits,
+            logits=logits if loss_positions is None else None,
             cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             audio_hidden_states=outputs.audio_hidden_states,
