@@ -584,5 +584,3 @@ def as_tensors(tensor: torch.Tensor, return_tensors: str | None) -> Any:
 
 
 SamFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
-
-__all__ = ["SamFeatureExtractor", "load_audio", "read_windows"]

@@ -320,5 +320,3 @@ def _check_multiple(name: str, value: int, divisor: int, what: str) -> None:
 
 SamAudioConfig.register_for_auto_class()
 SamConfig.register_for_auto_class()
-
-__all__ = ["CONNECTORS", "LANGUAGE_MODEL_SIZES", "SamAudioConfig", "SamConfig", "audio_slot_pattern", "mamba2_config"]

@@ -11,6 +11,8 @@ from transformers import GenerationConfig, GenerationMixin
 try:
     from .mamba_sam import given_cache
 except ImportError:
+    if __package__:
+        raise
     from mamba_sam import given_cache
 
 
@@ -251,6 +253,3 @@ def _candidates_by_row(candidates: Any, num_rows: int, audio_token: str) -> list
                     f"candidates: got {text!r}, expected text that is not blank and has no {audio_token}."
                 )
     return rows
-
-
-__all__ = ["CandidateScores", "SamGenerationMixin"]

@@ -30,6 +30,8 @@ try:
         scan_step,
     )
 except ImportError:
+    if __package__:
+        raise
     from kernels_sam import (
         causal_convolution,
         convolution_step,
@@ -504,6 +506,3 @@ def init_mamba2_weights(module: nn.Module, config) -> None:
         init.ones_(module.weight)
     elif isinstance(module, nn.Embedding):
         init.normal_(module.weight, mean=0.0, std=config.initializer_range)
-
-
-__all__ = ["SamCache", "SamMamba2Model", "SamMamba2Output", "SamOutput", "given_cache"]

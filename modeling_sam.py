@@ -4,7 +4,6 @@ Importing this module registers the classes with transformers' Auto classes.
 """
 
 import functools
-import sys
 from dataclasses import dataclass
 
 import torch
@@ -19,18 +18,26 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 try:
     from .configuration_sam import SamAudioConfig, SamConfig
 except ImportError:
+    if __package__:
+        raise
     from configuration_sam import SamAudioConfig, SamConfig
 try:
-    from .hub_sam import push_folder_to_hub, write_model_card
+    from .hub_sam import copy_checkpoint_modules, push_folder_to_hub, write_model_card
 except ImportError:
-    from hub_sam import push_folder_to_hub, write_model_card
+    if __package__:
+        raise
+    from hub_sam import copy_checkpoint_modules, push_folder_to_hub, write_model_card
 try:
     from .generation_sam import SamGenerationMixin
 except ImportError:
+    if __package__:
+        raise
     from generation_sam import SamGenerationMixin
 try:
     from .mamba_sam import SamCache, SamMamba2Model, SamOutput, given_cache, init_mamba2_weights, residual_stream
 except ImportError:
+    if __package__:
+        raise
     from mamba_sam import SamCache, SamMamba2Model, SamOutput, given_cache, init_mamba2_weights, residual_stream
 
 
@@ -542,11 +549,11 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
         return output if return_dict is not False else output.to_tuple()
 
     def save_pretrained(self, save_directory, **kwargs):
-        """As in transformers, and a model card where the directory has none."""
+        """As in transformers, with the code of the processor, and a model card unless the directory has one."""
         super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
+            copy_checkpoint_modules(save_directory, self.name_or_path)
             write_model_card(self.config, save_directory)
-        keep_model_card_from_trainer()
 
     def push_to_hub(self, repo_id, **kwargs):
         """Pushes weights, code, generation configuration and model card; see [`push_folder_to_hub`]."""
@@ -565,30 +572,6 @@ def positions_with_loss(labels: torch.Tensor) -> torch.Tensor:
     return F.pad(labels[:, 1:] != -100, (0, 1)).flatten().nonzero().squeeze(1)
 
 
-def keep_model_card_from_trainer() -> None:
-    """Makes `Trainer.push_to_hub` leave our model card alone.
-
-    After saving, Trainer writes a card of its own drafting over the README.md that is there and offers no way to
-    decline. For models of ours its method only gives the card, which `save_pretrained` has just written, the
-    repository's name instead of the folder's.
-    """
-    module = sys.modules.get("transformers.trainer")
-    if module is None or hasattr(module.Trainer.create_model_card, "passes_over_sam"):
-        return
-    draft = module.Trainer.create_model_card
-
-    @functools.wraps(draft)
-    def create_model_card(trainer, *args, **kwargs):
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        if type(model).__name__ != SamForConditionalGeneration.__name__:
-            draft(trainer, *args, **kwargs)
-        elif trainer.is_world_process_zero():
-            write_model_card(model.config, trainer.args.output_dir, name=trainer.hub_model_id)
-
-    create_model_card.passes_over_sam = True
-    module.Trainer.create_model_card = create_model_card
-
-
 for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM):
     auto_class.register(SamConfig, SamForConditionalGeneration, exist_ok=True)
 AutoConfig.register(SamConfig.model_type, SamConfig, exist_ok=True)
@@ -596,5 +579,3 @@ AutoConfig.register(SamAudioConfig.model_type, SamAudioConfig, exist_ok=True)
 AutoModel.register(SamAudioConfig, SamAudioModel, exist_ok=True)
 SamForConditionalGeneration.register_for_auto_class("AutoModel")
 SamAudioModel.register_for_auto_class("AutoModel")
-
-__all__ = ["SamAudioModel", "SamCache", "SamForConditionalGeneration", "SamModel", "SamPreTrainedModel"]

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from itertools import accumulate, compress
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,15 +19,21 @@ from transformers.utils import logging
 try:
     from .audio_sam import OVERFLOWS, SAMPLING_RATE, SamFeatureExtractor, as_tensors, check_choice, load_audio
 except ImportError:
+    if __package__:
+        raise
     from audio_sam import OVERFLOWS, SAMPLING_RATE, SamFeatureExtractor, as_tensors, check_choice, load_audio
 try:
     from .configuration_sam import AUTO_MAP, SamConfig, audio_slot_pattern
 except ImportError:
+    if __package__:
+        raise
     from configuration_sam import AUTO_MAP, SamConfig, audio_slot_pattern
-if TYPE_CHECKING:
-    # Never runs. transformers copies what such a line names, so that a saved processor brings the model's code along:
-    # pushing in the middle of training, Trainer saves the processor again but only copies the model's weights.
-    from .modeling_sam import SamForConditionalGeneration  # noqa: F401
+try:
+    from .hub_sam import copy_checkpoint_modules, push_folder_to_hub
+except ImportError:
+    if __package__:
+        raise
+    from hub_sam import copy_checkpoint_modules, push_folder_to_hub
 
 logger = logging.get_logger(__name__)
 
@@ -212,6 +218,20 @@ class SamAudioLanguageProcessor(ProcessorMixin):
         return super().apply_chat_template(
             conversation, chat_template, tokenize=tokenize, processor_kwargs=options, **kwargs
         )
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As in transformers, with the code of the whole model: Trainer pushes no other during a training."""
+        files = super().save_pretrained(save_directory, **kwargs)
+        copy_checkpoint_modules(save_directory, self.tokenizer.name_or_path)
+        return files
+
+    def _upload_modified_files(self, working_dir, *args, **kwargs):
+        copy_checkpoint_modules(working_dir, self.tokenizer.name_or_path)  # save_pretrained(push_to_hub=True) is here
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
+
+    def push_to_hub(self, repo_id, **kwargs):
+        """Pushes the processor's files and the code; see [`push_folder_to_hub`]."""
+        return push_folder_to_hub(self, repo_id, **kwargs)
 
     def _encode(
         self, texts, clips, answers, sampling_rate, overflow, train_on_prompt, device="cpu"
@@ -528,5 +548,3 @@ class SamDataCollator:
 SamAudioLanguageProcessor.register_for_auto_class("AutoProcessor")
 AutoFeatureExtractor.register(SamConfig, SamFeatureExtractor, exist_ok=True)
 AutoProcessor.register(SamConfig, SamAudioLanguageProcessor, exist_ok=True)
-
-__all__ = ["SamAudioLanguageProcessor", "SamDataCollator", "SamFeatureExtractor", "SamProcessor", "load_audio"]

@@ -9,7 +9,8 @@ from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from modeling_sam import positions_with_loss
+from hub_sam import write_model_card
+from modeling_sam import SamForConditionalGeneration, positions_with_loss
 from sam_lab.data.batches import RecordBatches, compute_features, logger
 from sam_lab.data.counts import SourceCounts, merge_reports
 from sam_lab.training.augmentation import AugmentLogMel
@@ -206,6 +207,14 @@ class SamTrainer(Trainer):
                 positions = positions_with_loss(inputs["labels"])
             inputs = {**inputs, "loss_positions": positions}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def create_model_card(self, *args, **kwargs):
+        """Our card with the repository's name instead of the folder's; as in `Trainer` for an adapter."""
+        model = self.accelerator.unwrap_model(self.model)
+        if type(model).__name__ != SamForConditionalGeneration.__name__:  # by name: a checkpoint has its own copy
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            write_model_card(model.config, self.args.output_dir, name=self.hub_model_id)
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         """As in `Trainer`."""
