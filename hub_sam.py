@@ -1,4 +1,4 @@
-"""What a checkpoint needs beside its weights: the code it brings along, its model card, and the upload to the Hub."""
+"""The code that is saved with a checkpoint, its model card, and the upload to the Hub."""
 
 import os
 import shutil
@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-# The code that a checkpoint brings along, so that it loads with trust_remote_code where the package is not installed.
+# Saved with a checkpoint, so that it loads with trust_remote_code where the package is not installed.
 CHECKPOINT_MODULES = (
     "configuration_sam",
     "hub_sam",

@@ -1,4 +1,4 @@
-"""SAM: EAT hears, the connector turns what it heard into embeddings, Mamba-2 reads them with the prompt and answers.
+"""SAM: EAT encodes the audio, the connector maps it to embeddings, Mamba-2 reads them with the prompt and answers.
 
 Importing this module registers the classes with transformers' Auto classes.
 """
@@ -45,7 +45,7 @@ except ImportError:
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """`softmax(q k^T) v`, as transformers' attention functions: `[B, heads, L, d]` in, `[B, L, heads, d]` out."""
+    """`softmax(q k^T) v` with the signature of transformers: `[B, heads, L, d]` in, `[B, L, heads, d]` out."""
     weights = (query @ key.mT * scaling).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
@@ -107,7 +107,7 @@ class SamAudioMLP(nn.Module):
 
 
 class SamAudioBlock(GradientCheckpointingLayer):
-    """A ViT block with the norms behind the residual sums (post-norm), as EAT was trained."""
+    """A ViT block with the norms after the residual sums (post-norm), as in EAT."""
 
     def __init__(self, config):
         super().__init__()
@@ -122,7 +122,7 @@ class SamAudioBlock(GradientCheckpointingLayer):
 
 
 class SamPreTrainedModel(PreTrainedModel):
-    """What the models of this module share: flags that transformers reads, and fresh weights."""
+    """Flags that transformers reads, and the initialisation of weights."""
 
     config_class = SamConfig
     base_model_prefix = "model"
@@ -155,9 +155,9 @@ class SamPreTrainedModel(PreTrainedModel):
 
 
 class SamAudioModel(SamPreTrainedModel):
-    """EAT (paper, section 2.2): log-mel spectrogram in, one vector for each of 64 x 8 patches out.
+    """EAT (paper, section 2.2): log-mel spectrogram in, one vector for each of the 64 x 8 patches out.
 
-    Parameter names are those of EAT's Hugging Face port without its `model.` prefix.
+    Parameter names are those of EAT's Hugging Face port without the prefix `model.`.
 
     Args:
         config ([`SamAudioConfig`]): Sizes; EAT-base by default.
@@ -186,19 +186,19 @@ class SamAudioModel(SamPreTrainedModel):
         return self.local_encoder.proj
 
     def embed(self, input_features: torch.Tensor) -> torch.Tensor:
-        """Patches with their positions, before the class token and the first norm: `[B, 512, d]`."""
+        """Patch and position embeddings, before the class token and the first norm: `[B, 512, d]`."""
         expected = (self.config.max_frames, self.config.num_mel_bins)
         if input_features.ndim != 3 or tuple(input_features.shape[1:]) != expected:
             raise ValueError(
                 f"input_features: got shape {tuple(input_features.shape)}, expected [clips, {expected[0]} frames, "
-                f"{expected[1]} mel bins], as SamFeatureExtractor makes them."
+                f"{expected[1]} mel bins]; use SamFeatureExtractor."
             )
         patches = self.local_encoder(input_features)
         return patches + self.positions.to(patches.dtype)
 
     def encode(self, patches: torch.Tensor) -> torch.Tensor:
-        """The blocks over any subset of the patches: `[B, n, d]` in, `[B, n, d]` out (class token dropped)."""
-        # Position embeddings are fp32 constants; the class token gets none.
+        """Applies the blocks to any subset of the patches: `[B, n, d]` in, `[B, n, d]` out, without class token."""
+        # The class token has no position embedding.
         x = torch.cat([self.extra_tokens.to(patches.dtype).expand(patches.shape[0], -1, -1), patches], dim=1)
         x = self.pre_norm(x)
         for block in self.blocks:
@@ -223,7 +223,7 @@ class SamConnector(nn.Module):
     """The two-layer MLP between the encoder and the language model, in its three layouts (paper, section 2.3).
 
     Args:
-        config ([`SamConfig`]): `connector` chooses the layout, `connector_hidden_size` the hidden width.
+        config ([`SamConfig`]): Layout (`connector`) and hidden width (`connector_hidden_size`).
     """
 
     def __init__(self, config):
@@ -240,7 +240,7 @@ class SamConnector(nn.Module):
         self.linear_2 = nn.Linear(hidden, out_features)
 
     def arrange(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The encoder's tokens in the order of the slots: `[B, 64, 8*d]` for (a), `[B, 512, d]` for (b) and (c)."""
+        """The encoder's output in the order of the slots: `[B, 64, 8*d]` for (a), `[B, 512, d]` for (b) and (c)."""
         tokens = hidden_states.unflatten(1, (self.num_time_steps, self.num_bands))  # [B, time, band, d]
         if self.layout == "concatenation":
             return tokens.flatten(2)
@@ -249,7 +249,7 @@ class SamConnector(nn.Module):
         return tokens.flatten(1, 2)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`[B, 512, d_audio]` from the encoder to `[B, 64 or 512, d_text]`, without the separators."""
+        """`[B, 512, d_audio]` from the encoder in, `[B, 64 or 512, d_text]` without separators out."""
         return self.linear_2(F.gelu(self.linear_1(self.arrange(hidden_states))))
 
 
@@ -310,7 +310,7 @@ class SamModel(SamPreTrainedModel):
         self.language_model.embeddings = value
 
     def get_audio_features(self, input_features: torch.Tensor) -> torch.Tensor:
-        """What the language model hears.
+        """Embeddings of clips for the language model.
 
         Args:
             input_features (`torch.Tensor` of shape `[clips, 1024, 128]`): Normalised log-mel spectrograms.
@@ -338,15 +338,15 @@ class SamModel(SamPreTrainedModel):
             raise ValueError("input_ids and inputs_embeds: pass exactly one of them.")
         if inputs_embeds is not None and input_features is not None:
             raise ValueError(
-                "inputs_embeds and input_features: slots cannot be found in embeddings; pass input_ids, or put "
-                "get_audio_features(input_features) into inputs_embeds yourself."
+                "inputs_embeds and input_features: got both, but embeddings do not show where the slots are; pass "
+                "input_ids, or insert get_audio_features(input_features) into inputs_embeds."
             )
         text_config = self.config.text_config
         if use_cache is None:
             use_cache = text_config.use_cache and not self.training and seq_idx is None
         if use_cache and self.training and self.language_model.layers[0].gradient_checkpointing:
             use_cache, cache = False, None
-        # by name: code loaded from a checkpoint has its own copy of the class
+        # by name: code loaded from a checkpoint is another copy of the class
         if cache is not None and type(cache).__name__ != "SamCache":
             raise ValueError(f"cache: got {type(cache).__name__}, expected SamCache.")
         if use_cache and cache is None:
@@ -374,14 +374,16 @@ class SamModel(SamPreTrainedModel):
         )
 
     def _fill_slots(self, input_ids, inputs_embeds, audio_features):
-        """Puts the clips' features into their slots, in order; raises where the two do not match.
+        """Writes the features of the clips into their slots, in order; raises if the two do not match.
 
-        Training on a GPU never waits here: the look at the slots comes back as a function, to be called when the GPU
-        has the layers to work on, and `masked_scatter`, whose backward waits, is not used.
+        Training never waits for the GPU here: the check of the slots is returned as a function, to be called when the
+        GPU has work, and `masked_scatter`, whose backward waits, is not used.
         """
         if self.config.audio_token_id is None:
             if audio_features is not None:
-                raise ValueError("input_features: config.audio_token_id is None, so this model reads text only.")
+                raise ValueError(
+                    "input_features: got clips, but config.audio_token_id is None: this model reads text only."
+                )
             return inputs_embeds, None
         slots = input_ids == self.config.audio_token_id
         clips, check_slots = 0 if audio_features is None else len(audio_features), None
@@ -407,12 +409,12 @@ class SamModel(SamPreTrainedModel):
         if int(by_row.sum()) != clips * a_clip or bool((by_row % a_clip).any()):
             raise ValueError(
                 f"input_ids and input_features: the rows of input_ids hold {by_row.tolist()} audio slots, "
-                f"{clips} clip(s) need {a_clip} each; let SamProcessor make both from the same text and audio."
+                f"{clips} clip(s) need {a_clip} each; make both with one call of SamProcessor."
             )
 
     def _untouched_parameters(self):
-        """Zero, with a gradient path to every parameter that a batch without audio does not use: distributed
-        training waits for the gradient of each."""
+        """Zero, with a gradient for every parameter that a batch without audio does not use, since distributed
+        training waits for all gradients."""
         unused = [*self.audio_tower.parameters(), *self.connector.parameters()]
         return sum((parameter.sum() * 0 for parameter in unused if parameter.requires_grad), start=0.0)
 
@@ -477,20 +479,21 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
         """
         Args:
             input_ids (`torch.Tensor` of shape `[B, L]`): Tokens, with `config.audio_token_id` at the audio slots.
-            input_features (`torch.Tensor` of shape `[clips, 1024, 128]`, *optional*): The clips, in the order of
+            input_features (`torch.Tensor` of shape `[clips, 1024, 128]`, *optional*): The clips in the order of
                 their slots: row by row, from left to right.
-            attention_mask (`torch.Tensor` of shape `[B, L]`, *optional*): One at real positions. Padding may stand
-                on either side.
-            cache ([`SamCache`], *optional*): State to go on from; changed in place. `past_key_values` is its other
-                name, the only one that transformers before 5.24 knows.
+            attention_mask (`torch.Tensor` of shape `[B, L]`, *optional*): 1 at real positions. Padding may be on
+                either side.
+            cache ([`SamCache`], *optional*): State to continue from; changed in place. `past_key_values` is its name
+                in transformers before 5.24.
             inputs_embeds (`torch.Tensor` of shape `[B, L, D]`, *optional*): Instead of `input_ids`.
             labels (`torch.Tensor` of shape `[B, L]`, *optional*): Tokens to predict, aligned with `input_ids` (the
                 shift happens here); -100 is ignored.
-            use_cache (`bool`, *optional*): Return the state; by default the configuration's, and `False` in training.
+            use_cache (`bool`, *optional*): Return the state; by default as in the configuration, and `False` in
+                training.
             logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0): Compute the logits of this number of
                 last positions, or of these positions, only; 0 computes all.
-            seq_idx (`torch.Tensor` of shape `[B, L]`, *optional*): Number of the sequence that each position belongs
-                to, where several are packed into a row; neither state nor loss crosses a border.
+            seq_idx (`torch.Tensor` of shape `[B, L]`, *optional*): Index of the sequence of each position, if several
+                are packed into a row; neither state nor loss crosses from one to the next.
             loss_positions (`torch.Tensor` of shape `[N]`, *optional*): [`positions_with_loss`] of `labels`, for
                 training: the head reads only these positions, which saves most of its time and memory. The loss is
                 the same (0 with a gradient of 0 if N is 0), and `logits` is `None`.
@@ -508,8 +511,10 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
         if isinstance(keep, int):
             keep = slice(-keep, None) if keep else None
         if labels is not None and keep is not None:
-            given = "labels" if loss_positions is None else "loss_positions"
-            raise ValueError(f"{given} and logits_to_keep: the loss needs logits of its own; pass one of the two.")
+            name = "labels" if loss_positions is None else "loss_positions"
+            raise ValueError(
+                f"{name} and logits_to_keep: got both, but the loss needs the logits of every label; pass only one."
+            )
         outputs = self.model(
             input_ids=input_ids,
             input_features=input_features,
@@ -535,7 +540,7 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
 
         loss = None
         if loss_positions is not None and not len(loss_positions):
-            loss = logits.sum()  # 0, with a gradient of 0 for everything: other processes wait for it
+            loss = logits.sum()  # 0, with a gradient for every parameter: other processes wait for it
         elif labels is not None:
             shifted = {} if loss_positions is None else {"shift_labels": labels}
             loss = self.loss_function(logits, labels, self.config.text_config.vocab_size, **shifted, **kwargs)
@@ -561,7 +566,7 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
 
 
 def positions_with_loss(labels: torch.Tensor) -> torch.Tensor:
-    """Where the loss is computed: the positions, in the flattened batch, whose next one has a label other than -100.
+    """Positions of the flattened batch whose next one has a label other than -100, where the loss is computed.
 
     Args:
         labels (`torch.Tensor` of shape `[B, L]`): Labels, aligned with the tokens.

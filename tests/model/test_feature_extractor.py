@@ -149,12 +149,12 @@ def test_the_whole_clips_mean_is_removed():
     waveform = np.concatenate([np.zeros(8000), np.ones(8000)]).astype(np.float32)
     waveform += 1e-3 * np.random.default_rng(0).standard_normal(16000).astype(np.float32)
     centred = torch.from_numpy(waveform) - torch.from_numpy(waveform).mean()
-    expected = audio_sam._fbank(centred.unfold(0, 400, 160), 128).numpy()
+    expected = audio_sam.fbank(centred.unfold(0, 400, 160), 128).numpy()
     np.testing.assert_allclose(log_mel(waveform), expected, atol=1e-5)
     # Truncation comes after it: the mean is that of all that was given.
     long = np.concatenate([waveform, np.full(200000, 5.0, np.float32)])
     centred = torch.from_numpy(long) - torch.from_numpy(long).mean()
-    expected = audio_sam._fbank(centred.unfold(0, 400, 160)[:1024], 128).numpy()
+    expected = audio_sam.fbank(centred.unfold(0, 400, 160)[:1024], 128).numpy()
     np.testing.assert_allclose(log_mel(long, overflow="truncate"), expected, atol=1e-5)
 
 
@@ -232,7 +232,7 @@ def test_windows_lose_no_frame():
         np.testing.assert_array_equal(features[k], alone)
     # All frames of the clip, in order: only the mean that was removed differs, which frames remove again.
     centred = torch.from_numpy(clips[0] - clips[0].mean())
-    whole = audio_sam._fbank(centred.unfold(0, 400, 160), 128).numpy()
+    whole = audio_sam.fbank(centred.unfold(0, 400, 160), 128).numpy()
     joined = features[:3].reshape(-1, 128)[: len(whole)] * 2 * STD + MEAN
     assert len(whole) == 2498
     np.testing.assert_allclose(joined, whole, atol=1e-3)

@@ -239,11 +239,11 @@ def test_cache_refuses_what_it_cannot_do():
     model = tiny_model()
     with torch.no_grad():
         cache = model(IDS, use_cache=True).past_key_values
-        with pytest.raises(ValueError, match=r"cache: holds 2 rows, the input has 1"):
+        with pytest.raises(ValueError, match=r"cache: got 2 rows, expected 1 as in the input"):
             model(IDS[:1, :3], past_key_values=cache)
-    with pytest.raises(ValueError, match="cannot go back"):
+    with pytest.raises(ValueError, match="cannot return to an earlier position"):
         cache.crop(3)
-    with pytest.raises(ValueError, match="hold 2 layers, expected 5"):
+    with pytest.raises(ValueError, match="tensors: got 2 layers, expected 5"):
         SamCache.from_state_dict(cache.state_dict(), 5)
     with pytest.raises(ValueError, match="seq_idx"):
         model(IDS, seq_idx=torch.zeros_like(IDS), use_cache=True)
