@@ -53,7 +53,7 @@ def tiny_tokenizer(audio_token: bool = True) -> PreTrainedTokenizerFast:
 
 
 def tiny_config(connector: str = "concatenation", **text) -> SamConfig:
-    """A model of some ten thousand parameters with the real spectrogram's 64 x 8 patches and `tiny_tokenizer`'s ids."""
+    """A model of about ten thousand parameters with the real spectrogram's 64 x 8 patches and ids of `tiny_tokenizer`."""
     sizes = {
         "num_hidden_layers": 2,
         "hidden_size": 32,

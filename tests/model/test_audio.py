@@ -237,7 +237,7 @@ def test_a_failing_or_missing_ffmpeg_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ValueError, match=r"ffmpeg: not on the PATH.*install torchcodec or put ffmpeg on the PATH"):
         load_audio(content)
-    # A playlist, which names other files or addresses, reaches neither.
+    # A playlist names other files or addresses; neither is opened.
     monkeypatch.setenv("PATH", fake_ffmpeg(tmp_path / "bin2", "open('reached', 'w')"))
     monkeypatch.chdir(tmp_path)
     for playlist in (

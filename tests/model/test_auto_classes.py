@@ -40,7 +40,7 @@ def wave():
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory, wave):
-    """A directory with model and processor, one with an adapter, one with an encoder alone, a clip; and what they say."""
+    """A folder with a whole checkpoint, an adapter, an encoder and a clip, and their results in this process."""
     folder = tmp_path_factory.mktemp("saved")
     model, processor = tiny_model("frequency_major"), tiny_processor("frequency_major")
     model.save_pretrained(folder / "sam")
@@ -84,7 +84,7 @@ def process(code, folder, path=()):
 
 
 def fresh(code, folder, path=()):
-    """What code prints as its result, in JSON, in a [`process`]."""
+    """Runs code in a [`process`] and returns the JSON that it prints after `result:`."""
     done = process(code, folder, path)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.split("result: ")[1])
@@ -101,7 +101,7 @@ def test_every_auto_class_resolves_to_ours(saved):
     assert expected.keys() == AUTO_MAP.keys()
     for name, expected_class in expected.items():
         assert type(getattr(transformers, name).from_pretrained(directory)) is expected_class, name
-        # the flag changes nothing where the package is imported: no copy of the code runs
+        # no effect if the package is imported: no copy of the code runs
         trusted = getattr(transformers, name).from_pretrained(directory, trust_remote_code=True)
         assert type(trusted) is expected_class, name
 
@@ -223,7 +223,7 @@ def test_pipeline(saved, wave):
 
 
 def sibling_imports(body):
-    """Pairs of each `from` statement in `body` that names a module of ours, and the statement around it."""
+    """Yields each `from` import of another module of the model, and the statement of `body` around it."""
     for statement in body:
         for node in ast.walk(statement):
             if isinstance(node, ast.Import):
@@ -271,7 +271,7 @@ def test_modules_are_copied_from_beside_the_copying_one_and_else_from_the_checkp
     cached.copy_checkpoint_modules(tmp_path / "saved", tmp_path / "checkpoint")
     found = {path.name: path.read_text() for path in (tmp_path / "saved").iterdir()}
     assert found == {"hub_sam.py": (ROOT / "hub_sam.py").read_text(), "mamba_sam.py": "the checkpoint's"}
-    # where they already lie
+    # source and target are the same file
     copy_checkpoint_modules(ROOT)
     cached.copy_checkpoint_modules(tmp_path / "checkpoint", tmp_path / "checkpoint")
     assert (tmp_path / "checkpoint" / "mamba_sam.py").read_text() == "the checkpoint's"
@@ -350,7 +350,7 @@ def test_two_imports_register_everything(saved, tmp_path):
 
 
 def test_a_saved_directory_is_enough(saved, tmp_path):
-    """Without the package: every Auto class, the same answer, a copy that a further process loads, and an adapter."""
+    """Without the package: every Auto class, the same answer, a copy for another process, and an adapter."""
     folder = saved["folder"]
     load = f"""
     import torch, transformers
@@ -378,7 +378,7 @@ def test_a_saved_directory_is_enough(saved, tmp_path):
     answers = [answer(parts[name], processor) for name in {MODEL_AUTO_CLASSES!r}]
     model = load("AutoModel", directory, dtype=torch.bfloat16)
     kept = {{str(p.dtype) for name, p in model.named_parameters() if name.endswith(("A_log", "D", "dt_bias"))}}
-    # a conversation that goes on: the cache comes from the copy's own module
+    # continued generation: the cache is of the copy's own class
     inputs = processor(text={PROMPT!r}, audio={str(folder / "clip.wav")!r}, return_tensors="pt")
     model = parts["AutoModel"]
     half = model.generate(**inputs, max_new_tokens=4, return_dict_in_generate=True)

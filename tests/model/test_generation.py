@@ -56,7 +56,7 @@ def answer(model, inputs, **arguments):
 
 @torch.no_grad()
 def greedy_by_hand(model, inputs, steps, banned=(AUDIO,)):
-    """The likeliest token, again and again, each time with everything read anew."""
+    """Greedy decoding that reads the whole sequence again at each step."""
     ids, features = inputs["input_ids"], inputs.get("input_features")
     assert ids.shape[0] == 1
     for _ in range(steps):
@@ -182,7 +182,7 @@ def test_tokens_are_streamed():
 
 @torch.no_grad()
 def beams_by_hand(model, inputs, beams, steps):
-    """Beam search over forward calls without a cache, where nothing ends early: the best sequence of `steps` tokens."""
+    """Beam search by forward calls without a cache or an early end: the best sequence of `steps` tokens."""
     hypotheses = [([], 0.0)]
     for _ in range(steps):
         candidates = []
@@ -248,7 +248,7 @@ def test_rows_are_repeated_with_their_own_clips(arguments):
     )
     handle.remove()
     assert found.sequences.shape[0] == 3 * arguments.get("num_return_sequences", 1)
-    assert len(seen) == 1  # the clips are heard once, at the start
+    assert len(seen) == 1  # the clips are encoded once, at the start
     ids, features = seen[0]
     assert torch.equal(ids, inputs["input_ids"].repeat_interleave(3, dim=0))
     expected = [

@@ -1,4 +1,4 @@
-"""Auto classes and the Hub: what goes up is whole, and a process that has never seen the package can use it.
+"""Auto classes and the Hub: uploads are complete, and a process without the package can use them.
 
 The client reads its environment when it is imported, and a process that imported the package would use its classes
 instead of those in the repository: so one new process does all that needs the package, and one without it loads what
@@ -41,7 +41,7 @@ def answer(model, processor):
 
 
 def run(hub, folder, code):
-    """Runs code in a new process with an empty cache and an empty working directory; what it prints last, as JSON."""
+    """Runs code in a new process with empty cache and working directory; returns the JSON that it prints last."""
     (folder / "empty").mkdir()
     done = subprocess.run(
         [sys.executable, "-P", "-c", ANSWER + textwrap.dedent(code)],
@@ -69,8 +69,8 @@ def hub():
 # acme/sam: the tiny model and its processor, which are also saved to a directory. acme/flag: the processor alone, by
 # save_pretrained(push_to_hub=True).
 # acme/order: the tokenizer first, for which transformers drafts a card. acme/own: has a card that its owner wrote.
-# acme/trained: all weights, by Trainer(push_to_hub=True), two steps on one clip, pushed after each; acme/ours: the
-# same by SamTrainer. acme/adapter: LoRA and connector on acme/sam, by Trainer. acme/adapter2: the same, pushed by itself.
+# acme/trained: all weights, by Trainer(push_to_hub=True), two steps on one clip, pushed after each. acme/ours: the same
+# by SamTrainer. acme/adapter: LoRA and connector on acme/sam, by Trainer. acme/adapter2: the same, by its own push.
 PUSH = """
 sys.path[:0] = [{root!r}, {tests!r}]
 import sam_alm
@@ -265,7 +265,7 @@ def complete(answer):
 
 
 def test_every_auto_class_from_the_hub_without_the_package(pushed, loaded):
-    """And what such a process saves, another loads again; a processor alone brings all the code."""
+    """And another process loads what this one saves; a processor from a whole directory saves all the code."""
     assert loaded["acme/sam"] == complete(pushed["sam"])
     assert {path.name for path in (loaded["folder"] / "again").iterdir()} >= CODE | PROCESSOR | MODEL
     assert {path.name for path in (loaded["folder"] / "processor").iterdir()} >= CODE | PROCESSOR

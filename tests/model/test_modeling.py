@@ -1,4 +1,4 @@
-"""The encoder, the connector and the whole model: against their formulas written again, and against themselves."""
+"""The encoder, the connector and the whole model, compared with independent formulas and with each other."""
 
 import importlib.util
 import json
@@ -56,7 +56,7 @@ def batch(rows, side="right", pad=0):
 
 
 def checkpointed(model):
-    """Turns gradient checkpointing on, under the name that this transformers gives it."""
+    """Turns gradient checkpointing on, by the name of the installed transformers."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable()
     return model
@@ -984,7 +984,7 @@ def test_labels_need_all_logits():
 
 
 def answers_only(inputs, *lengths):
-    """Labels on the last so many tokens of each row."""
+    """Labels on the last `lengths` tokens of the rows."""
     labels = torch.full_like(inputs["input_ids"], -100)
     for row, length in enumerate(lengths):
         labels[row, labels.shape[1] - length :] = inputs["input_ids"][row, labels.shape[1] - length :]
@@ -993,11 +993,8 @@ def answers_only(inputs, *lengths):
 
 def test_labels_are_found_by_hand():
     labels = torch.tensor([[5, -100, 7, 8], [-100, -100, -100, -100], [9, -100, -100, 1]])
-    assert positions_with_loss(labels).tolist() == [
-        1,
-        2,
-        10,
-    ]  # row 0 predicts places 2 and 3, row 2 place 3; firsts never
+    # row 0 predicts positions 2 and 3, row 2 position 3; the first position is never predicted
+    assert positions_with_loss(labels).tolist() == [1, 2, 10]
 
 
 @pytest.mark.parametrize("number", [None, 9, "tensor"])
@@ -1032,7 +1029,7 @@ def test_the_loss_alone_equals_the_loss_of_all_logits(case, number):
 def test_the_loss_alone_of_a_batch_without_labels_is_zero_with_gradients(number):
     model, inputs = tiny_model().train(), tiny_inputs(("What do you hear?", "Which?"))
     labels = torch.full_like(inputs["input_ids"], -100)
-    labels[0, 0] = 5  # nothing stands before it
+    labels[0, 0] = 5  # no position predicts the first one
     positions = positions_with_loss(labels)
     loss, found = gradients(model, **inputs, labels=labels, loss_positions=positions, num_items_in_batch=number)
     assert loss.item() == 0.0

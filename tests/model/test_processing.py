@@ -97,7 +97,7 @@ def test_labels(processor):
     answer = processor.tokenizer("dog")["input_ids"] + [END]
     assert output["input_ids"][-4:] == answer and output["labels"][-4:] == answer
     assert set(output["labels"][:-4]) == {-100}
-    # LTU's variant learns the prompt's text too, and no slot of either kind.
+    # LTU's variant also trains on the text of the prompt, and on no slot of either kind.
     wide = SamProcessor(SamFeatureExtractor(), tiny_tokenizer(), connector="time_major")
     output = wide(text="a && b", audio=clip(), answer="dog", train_on_prompt=True)
     assert output["labels"] == [-100] * 576 + output["input_ids"][576:]
@@ -465,7 +465,7 @@ def test_collator_of_processed_rows(processor, form):
         features = dict(processor(**call, **options))
         if form == "squeezed" and len(features.get("input_features", [])) == 1:
             features["input_features"] = features["input_features"][0]
-        if form == "stored":  # what datasets gives back
+        if form == "stored":  # as returned by datasets
             features["input_features"] = [array.tolist() for array in features.get("input_features", [])]
         rows.append(features)
     batch = SamDataCollator(processor)(rows)
