@@ -69,8 +69,8 @@ def hub():
 # acme/sam: the tiny model and its processor, which are also saved to a directory. acme/flag: the processor alone, by
 # save_pretrained(push_to_hub=True).
 # acme/order: the tokenizer first, for which transformers drafts a card. acme/own: has a card that its owner wrote.
-# acme/trained: all weights, by Trainer(push_to_hub=True), two steps on one clip, pushed after each. acme/ours: the same
-# by SamTrainer. acme/adapter: LoRA and connector on acme/sam, by Trainer. acme/adapter2: the same, by its own push.
+# acme/trained: all weights, by Trainer(push_to_hub=True), two steps on one clip, pushed after each. acme/ours: the
+# same by SamTrainer. acme/adapter: LoRA and connector on acme/sam, by Trainer. acme/adapter2: the same, by its push.
 PUSH = """
 sys.path[:0] = [{root!r}, {tests!r}]
 import sam_alm
