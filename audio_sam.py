@@ -1,5 +1,4 @@
-"""What a clip is: audio files and arrays as 16 kHz waveforms ([`load_audio`]), and EAT's log-mel of them
-([`SamFeatureExtractor`])."""
+"""Reads audio files and arrays ([`load_audio`]) and computes EAT's log-mel ([`SamFeatureExtractor`])."""
 
 import importlib
 import io
@@ -23,22 +22,22 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 SAMPLING_RATE = 16000  # Hz
-OVERFLOWS = ("error", "truncate", "window")  # what may become of a clip of more than 10.24 s
+OVERFLOWS = ("error", "truncate", "window")  # treatments of a clip of more than 10.24 s
 FRAME_LENGTH = 400  # samples, 25 ms
 FRAME_SHIFT = 160  # samples, 10 ms
 FFT_LENGTH = 512
-LOG_FLOOR = 1.1920928955078125e-07  # float32's epsilon, as in Kaldi
+ENERGY_FLOOR = 1.1920928955078125e-07  # float32's epsilon, as in Kaldi
 
 MAX_CHANNELS = 32
-SAMPLING_RATES = (1000, 768000)  # Hz, what a file or an array may have
-# What FFmpeg may see: containers of sound and film, none a playlist, which would open other files or the network.
+SAMPLING_RATES = (1000, 768000)  # Hz, smallest and largest of a file or an array
+# FFmpeg reads only containers of sound and film, no playlists, which would open other files or the network.
 CONTAINER_START = re.compile(
     rb"....(ftyp|moov|mdat|wide|free|skip)|\x1aE\xdf\xa3|OggS|RIFF|FORM|fLaC|ID3|\xff[\xe0-\xff]|0&\xb2u|#!AMR|FLV"
     rb"|caff|\x0bw|MAC |wvpk|\.RMF|\.snd|\x00\x00\x01\xba|G",
     re.DOTALL,
 )
 FFMPEG_FORMATS = "aac,ac3,aiff,amr,ape,asf,au,avi,caf,eac3,flac,flv,matroska,mov,mp3,mpeg,mpegts,ogg,rm,w64,wav,wv"
-MAX_AMPLITUDE = 100.0  # 40 dB over full scale: no sound, but integers given as floats
+MAX_AMPLITUDE = 100.0  # 40 dB over full scale: such samples are integers passed as floats
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -49,29 +48,29 @@ MAX_AMPLITUDE = 100.0  # 40 dB over full scale: no sound, but integers given as 
 def load_audio(source: Any, sampling_rate: int | None = None) -> np.ndarray:
     """Reads one clip as a mono waveform at 16 kHz.
 
-    Channels are averaged, other rates resampled (soxr, high quality). A file is decoded by libsndfile; what that
-    cannot decode (m4a, webm) by torchcodec if it is installed, else by an `ffmpeg` on the PATH.
+    Channels are averaged, other rates resampled (soxr, high quality). Files are decoded by libsndfile, or if it
+    cannot (m4a, webm) by torchcodec if that is installed, else by an `ffmpeg` on the PATH.
 
     Args:
         source: One of
 
-            - a path (`str` or `os.PathLike`), the file's content (`bytes`) or an open binary file;
-            - an array or tensor of samples, or a list of numbers: `[T]`, or two axes of which the shorter is the
-              channels, at most 32 (so both soundfile's `[T, C]` and torchcodec's `[C, T]`). Floating point is taken
-              as it is, about [-1, 1]; int16, int32 and uint8 are scaled to that;
+            - a path (`str` or `os.PathLike`), the content of a file (`bytes`) or an open binary file;
+            - an array or tensor of samples, or a list of numbers: `[T]`, or two axes of which the shorter one is the
+              channels, at most 32 (both soundfile's `[T, C]` and torchcodec's `[C, T]`). Floating-point samples, about
+              [-1, 1], are not scaled; int16, int32 and uint8 are scaled to this range;
             - a row of a `datasets` Audio column: `{"array", "sampling_rate"}` or `{"bytes", "path"}`, or its decoder
-              object (anything with `get_all_samples()`).
-        sampling_rate (`int`, *optional*): Rate of an array in Hz, required for one. Files, `datasets` rows and
-            decoders know their own.
+              (any object with `get_all_samples()`).
+        sampling_rate (`int`, *optional*): Rate of an array in Hz, required for arrays. Files, `datasets` rows and
+            decoders have their own.
 
     Returns:
         `np.ndarray`: `[T]`, float32, at least 400 samples.
 
     Raises:
-        FileNotFoundError: No such file.
-        ValueError: A URL (nothing is fetched), audio that cannot be decoded, is empty, under 25 ms, not finite or
+        FileNotFoundError: The file does not exist.
+        ValueError: A URL (nothing is downloaded), audio that cannot be decoded, is empty, under 25 ms, not finite or
             of a wrong shape, an array without a rate.
-        TypeError: Not a kind of source listed here.
+        TypeError: Another kind of source.
     """
     name = _describe(source)
     if isinstance(source, dict):
@@ -103,7 +102,7 @@ def load_audio(source: Any, sampling_rate: int | None = None) -> np.ndarray:
     elif hasattr(source, "read"):
         content = source.read()
         if not isinstance(content, bytes):
-            raise ValueError(f"audio: got {name} that reads text, expected one opened in binary mode ('rb').")
+            raise ValueError(f"audio: got {name} opened in text mode, expected binary mode ('rb').")
         waveform, rate = _decode(content, name)
     else:
         raise TypeError(
@@ -129,7 +128,7 @@ def load_audio(source: Any, sampling_rate: int | None = None) -> np.ndarray:
 
 
 def _describe(source: Any) -> str:
-    """How an error message calls a clip."""
+    """The name of a clip in error messages."""
     if isinstance(source, (str, os.PathLike)):
         return repr(os.fspath(source))
     if isinstance(source, dict):
@@ -144,9 +143,9 @@ def _describe(source: Any) -> str:
 def _checked_path(path: str | os.PathLike) -> str:
     path = os.fsdecode(path)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:(//|:)|data:", path):
-        raise ValueError(f"audio: got the URL {path[:200]!r}; nothing is fetched, download it and pass the file.")
+        raise ValueError(f"audio: got the URL {path[:200]!r}, expected a file; download it first.")
     if not os.path.exists(path):
-        raise FileNotFoundError(f"audio: there is no file {path!r}.")
+        raise FileNotFoundError(f"audio: the file {path!r} does not exist.")
     if not os.path.isfile(path):
         raise ValueError(f"audio: {path!r} is not a file.")
     return path
@@ -161,7 +160,7 @@ def _checked_rate(rate: Any, name: str) -> int:
 
 
 def _decode(file: str | bytes, name: str) -> tuple[np.ndarray, int]:
-    """Decodes a file, given by its path or content, into mono samples and their rate."""
+    """Mono samples and rate of a file, which is a path or the content."""
     if not (os.path.getsize(file) if isinstance(file, str) else len(file)):
         raise ValueError(f"audio: {name} is empty.")
     try:
@@ -174,7 +173,7 @@ def _decode(file: str | bytes, name: str) -> tuple[np.ndarray, int]:
     else:
         start = file[:16]
     if CONTAINER_START.match(start) is None:
-        raise ValueError(f"audio: {name} is no audio file that is known ({reasons[0]}); it begins with {start!r}.")
+        raise ValueError(f"audio: {name} is no known kind of audio file ({reasons[0]}); it begins with {start!r}.")
     try:
         decoder = importlib.import_module("torchcodec.decoders").AudioDecoder
     except Exception as error:  # a missing FFmpeg library raises RuntimeError, OSError or ImportError
@@ -195,14 +194,14 @@ def _decode(file: str | bytes, name: str) -> tuple[np.ndarray, int]:
             stderr = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip()
             reasons.append(f"ffmpeg: {stderr.splitlines()[-1] if stderr else getattr(error, 'error_string', error)}")
     raise ValueError(
-        f"audio: {name} cannot be decoded ({'; '.join(reasons)}). If it is sound, such as m4a or webm, install "
+        f"audio: {name} cannot be decoded ({'; '.join(reasons)}). If it is audio, such as m4a or webm, install "
         "torchcodec or put ffmpeg on the PATH, or convert it to WAV or FLAC."
     )
 
 
 def _mono(channels: np.ndarray) -> np.ndarray:
-    """The mean of `[channels, samples]`, one channel after another: twenty times as fast as NumPy's over so short an
-    axis, and a third of the time of reading a stereo file."""
+    """The mean of `[channels, samples]`, channel by channel: NumPy's takes twenty times as long over so short an axis,
+    and more time than decoding a stereo file."""
     total = channels[0]
     for channel in channels[1:]:
         total = total + channel
@@ -214,7 +213,7 @@ def _decode_soundfile(file: str | bytes, name: str) -> tuple[np.ndarray, int]:
         rate = _checked_rate(sound.samplerate, name)
         if sound.channels > MAX_CHANNELS:
             raise ValueError(f"audio: {name} has {sound.channels} channels, expected at most {MAX_CHANNELS}.")
-        # In blocks, since the number of frames in a header is not to be believed when memory is allocated by it.
+        # In blocks: the number of frames in the header may be wrong, and must not decide how much memory is allocated.
         blocks = []
         while len(block := sound.read(1 << 18, dtype="float32", always_2d=True)):
             blocks.append(_mono(block.T))
@@ -223,17 +222,17 @@ def _decode_soundfile(file: str | bytes, name: str) -> tuple[np.ndarray, int]:
 
 def _decode_ffmpeg(ffmpeg: str, file: str | bytes, name: str) -> tuple[np.ndarray, int]:
     with tempfile.TemporaryDirectory() as folder:
-        if isinstance(file, bytes):  # by a file, for mp4's index may stand at its end
+        if isinstance(file, bytes):  # not by a pipe: the index of mp4 may be at the end
             path = os.path.join(folder, "input")
             with open(path, "wb") as handle:
                 handle.write(file)
         else:
             path = os.path.abspath(file)
         command = [ffmpeg, "-nostdin", "-hide_banner", "-loglevel", "error"]
-        # No network, and no playlist, which would open other files.
+        # No network and no playlists, which would open other files.
         command += ["-protocol_whitelist", "file", "-format_whitelist", FFMPEG_FORMATS]
-        # Sun's AU: six numbers, then the samples. Whoever reads them back has nothing to guess: of W64, ffmpeg 5 writes
-        # float samples under a mark that libsndfile takes for integers.
+        # Sun's AU is six numbers and the samples, which leaves nothing to interpret: in W64, ffmpeg 5 marks float
+        # samples in a way that libsndfile reads as integers.
         output = os.path.join(folder, "output.au")
         command += ["-i", "file:" + path, "-map", "0:a:0", "-c:a", "pcm_f32be", "-f", "au", "file:" + output]
         subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=600)
@@ -241,10 +240,10 @@ def _decode_ffmpeg(ffmpeg: str, file: str | bytes, name: str) -> tuple[np.ndarra
 
 
 def _read_au(path: str, name: str) -> tuple[np.ndarray, int]:
-    """Reads the big-endian float32 samples of an AU file up to its end, whatever length its header gives."""
+    """Mono samples and rate of an AU file of big-endian float32, up to its end, whatever length its header has."""
     header = np.fromfile(path, dtype=">u4", count=6)
     if len(header) < 6 or header[0] != 0x2E736E64 or header[3] != 6:  # ".snd", 6 is float32
-        raise ValueError(f"audio: ffmpeg decoded {name} to something else than float32 samples in an AU file.")
+        raise ValueError(f"audio: the output of ffmpeg for {name} is no AU file of float32 samples.")
     offset, rate, num_channels = (int(header[index]) for index in (1, 4, 5))
     if num_channels > MAX_CHANNELS:
         raise ValueError(f"audio: {name} has {num_channels} channels, expected at most {MAX_CHANNELS}.")
@@ -254,7 +253,7 @@ def _read_au(path: str, name: str) -> tuple[np.ndarray, int]:
 
 
 def _to_mono(samples: Any, name: str) -> np.ndarray:
-    """Samples of any supported kind to float32 `[T]`."""
+    """Samples of any supported type as float32 `[T]`."""
     if isinstance(samples, torch.Tensor):
         samples = samples.detach().cpu()
         samples = (samples.float() if samples.dtype == torch.bfloat16 else samples).numpy()
@@ -282,7 +281,7 @@ def _to_mono(samples: Any, name: str) -> np.ndarray:
             f"audio: {name} has the shape {samples.shape}, expected [samples], or [channels, samples] or "
             f"[samples, channels] with at most {MAX_CHANNELS} channels and more samples than channels."
         )
-    with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite, and is refused as such
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite and are refused later
         return samples.astype(np.float32, copy=False)
 
 
@@ -292,11 +291,11 @@ def _to_mono(samples: Any, name: str) -> np.ndarray:
 
 
 @lru_cache(maxsize=32)
-@torch.inference_mode(False)  # what is kept may be read in any mode
+@torch.inference_mode(False)  # cached tensors must work in any mode
 def _mel_banks(num_mel_bins: int, device: torch.device) -> torch.Tensor:
     """Kaldi's triangular filters from 20 Hz to 8 kHz, `[257, num_mel_bins]`, rounded as torchaudio rounds them.
 
-    Kept on the device, which a copy in every batch would have to wait for.
+    Cached on the device: a copy for every batch would wait for it.
     """
     if device.type != "cpu":
         return _mel_banks(num_mel_bins, torch.device("cpu")).to(device)
@@ -307,43 +306,43 @@ def _mel_banks(num_mel_bins: int, device: torch.device) -> torch.Tensor:
     frequencies = SAMPLING_RATE / FFT_LENGTH * torch.arange(FFT_LENGTH // 2, dtype=torch.float32, device="cpu")
     mel = 1127.0 * (1.0 + frequencies / 700.0).log()
     banks = torch.minimum((mel - left) / (center - left), (right - mel) / (right - center)).clamp(min=0.0)
-    return torch.nn.functional.pad(banks, (0, 1)).T.contiguous()  # Kaldi leaves the bin of 8 kHz out
+    return torch.nn.functional.pad(banks, (0, 1)).T.contiguous()  # Kaldi excludes the bin of 8 kHz
 
 
-def _fbank(frames: torch.Tensor, num_mel_bins: int) -> torch.Tensor:
+def fbank(frames: torch.Tensor, num_mel_bins: int) -> torch.Tensor:
     """Kaldi's log-mel of frames `[N, 400]`, as `[N, num_mel_bins]`.
 
-    The order of operations is torchaudio's, in float32: near the floor its rounding is part of the result.
+    The order of operations is torchaudio's, in float32, since its rounding matters near the floor.
     """
     banks = _mel_banks(num_mel_bins, frames.device)
     window = torch.hann_window(FRAME_LENGTH, periodic=False, dtype=torch.float32, device=frames.device)
     frames = frames - frames.mean(dim=1, keepdim=True)
     padded = frames.new_zeros(frames.shape[0], FFT_LENGTH)
     emphasized = padded[:, :FRAME_LENGTH]
-    torch.mul(frames[:, :1], 0.97, out=emphasized[:, :1])  # the first sample stands for the one before it
+    torch.mul(frames[:, :1], 0.97, out=emphasized[:, :1])  # the first sample is also its own predecessor
     torch.mul(frames[:, :-1], 0.97, out=emphasized[:, 1:])
     torch.sub(frames, emphasized, out=emphasized).mul_(window)
     spectrum = torch.fft.rfft(padded)
     power = spectrum.real.square() + spectrum.imag.square()  # [N, 257]
     if power.device.type == "cuda":
-        # TF32, which training often allows, would spoil the sum over bins: float64 is never replaced by it.
+        # TF32, which training often allows, is too coarse for the sum over bins; float64 never uses it.
         mel = (power.double() @ banks.double()).float()
     else:
         mel = power @ banks
-    return mel.clamp_(min=LOG_FLOOR).log_()
+    return mel.clamp_(min=ENERGY_FLOOR).log_()
 
 
 class SamFeatureExtractor(SequenceFeatureExtractor):
     """EAT's preprocessing: 16 kHz waveforms to normalised log-mel spectrograms of 1,024 frames (paper, section 2.1).
 
-    The clip's mean is removed; Kaldi's filter bank follows (25 ms frames every 10 ms, Hann, 128 mel bins from 20 Hz
-    to 8 kHz, natural logarithm); the end is filled with zeros; all is normalised by `(x - mean) / (2 * std)`, so that
-    a filled frame is 0.46706 with the defaults.
+    Steps: subtract the mean of the clip; Kaldi's filter bank (25 ms frames every 10 ms, Hann, 128 mel bins from 20 Hz
+    to 8 kHz, natural logarithm); fill the end with zeros; normalise by `(x - mean) / (2 * std)`, so that a filled
+    frame is 0.46706 with the defaults.
 
     Args:
         feature_size (`int`, *optional*, defaults to 128): Mel bins.
-        sampling_rate (`int`, *optional*, defaults to 16000): Hz; the frames' length is fixed for this one.
-        padding_value (`float`, *optional*, defaults to 0.0): What fills the end, before normalisation.
+        sampling_rate (`int`, *optional*, defaults to 16000): Hz; the length of a frame is fixed for this rate.
+        padding_value (`float`, *optional*, defaults to 0.0): Value of filled frames before normalisation.
         max_frames (`int`, *optional*, defaults to 1024): Frames of the result, 10.24 s.
         mean (`float`, *optional*, defaults to -4.268): EAT's mean over AudioSet.
         std (`float`, *optional*, defaults to 4.569): EAT's standard deviation over AudioSet.
@@ -365,7 +364,7 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
         **kwargs,
     ):
         if sampling_rate != SAMPLING_RATE:
-            raise ValueError(f"sampling_rate: got {sampling_rate!r}, expected {SAMPLING_RATE}, EAT's.")
+            raise ValueError(f"sampling_rate: got {sampling_rate!r}, expected {SAMPLING_RATE}, as in EAT.")
         kwargs.setdefault("return_attention_mask", False)
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         self.max_frames = max_frames
@@ -384,31 +383,30 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
         Args:
             raw_speech: One mono waveform `[T]` (array, tensor or list of numbers), or a batch: a list of waveforms or
                 an array `[B, T]`. Types as in [`load_audio`].
-            sampling_rate (`int`): The waveforms' rate in Hz, which must be 16000: [`load_audio`] and the processor
-                resample, this does not.
+            sampling_rate (`int`): Rate of the waveforms in Hz, which must be 16000; [`load_audio`] and the processor
+                resample.
             return_tensors (`str`, *optional*): `"pt"`, `"np"`, or `None` for a list of arrays.
-            overflow (`str`, *optional*, defaults to `"error"`): What becomes of a clip of more than `max_frames`
-                frames:
+            overflow (`str`, *optional*, defaults to `"error"`): For a clip of more than `max_frames` frames:
 
-                - `"error"`: a `ValueError`;
-                - `"truncate"`: its first `max_frames` frames, with one warning that counts such clips;
-                - `"window"`: its frames in consecutive windows of `max_frames` (10.24 s), each computed as if it had
-                  been cut out and given alone. Window k starts at sample k * 163,840 and has up to 164,080 samples:
-                  the last frame reaches 240 samples into the next window, so that no frame is lost. A rest under
-                  25 ms, which makes no frame, is dropped.
+                - `"error"`: raise a `ValueError`;
+                - `"truncate"`: use its first `max_frames` frames, with one warning that counts such clips;
+                - `"window"`: split it into consecutive windows of `max_frames` frames (10.24 s), each computed like
+                  a clip of its own. Window k starts at sample k * 163,840 and has up to 164,080 samples: the last
+                  frame extends 240 samples into the next window, so that no frame is lost. A tail under 25 ms, which
+                  is less than a frame, is dropped.
             device (`str`, *optional*, defaults to `"cpu"`): Where to compute; with `"pt"` the result stays there.
 
         Returns:
             [`BatchFeature`] with `input_features` `[B, max_frames, feature_size]`, float32, and with
-            `overflow="window"` also `num_windows`, the windows of each clip (B is then their sum).
+            `overflow="window"` also `num_windows`, the number of windows of each clip (B is then their sum).
 
         Raises:
             ValueError: A missing or different rate; a clip under 25 ms, not finite, not mono, or too long.
         """
         if sampling_rate != self.sampling_rate:
             raise ValueError(
-                f"sampling_rate: got {sampling_rate!r}, expected {self.sampling_rate}; resample first, with "
-                "load_audio(waveform, sampling_rate=...), or call the processor, which does."
+                f"sampling_rate: got {sampling_rate!r}, expected {self.sampling_rate}; resample with "
+                "load_audio(waveform, sampling_rate=...), or call the processor, which resamples."
             )
         check_choice("return_tensors", return_tensors, (None, "pt", "np"))
         if isinstance(raw_speech, (list, tuple)):
@@ -425,18 +423,18 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
         return BatchFeature(data)
 
     def num_frames(self, num_samples: int) -> int:
-        """Frames of a clip of so many samples at 16 kHz: none under 400, 998 for ten seconds."""
+        """Number of frames of `num_samples` samples at 16 kHz: none under 400, 998 for ten seconds."""
         return max(0, 1 + (num_samples - FRAME_LENGTH) // FRAME_SHIFT)
 
     def fetch_audio(self, audio_url_or_urls: Any, sampling_rate: int | None = None) -> Any:
-        """Reads files for transformers' pipelines, without fetching URLs; anything else comes back as it is.
+        """Reads files for transformers' pipelines, never URLs; anything else is returned unchanged.
 
         Args:
-            audio_url_or_urls: A path, or a list of paths; transformers names it so.
-            sampling_rate (`int`, *optional*): Without effect, the result is always at 16 kHz.
+            audio_url_or_urls: A path, or a list of paths; the name is transformers'.
+            sampling_rate (`int`, *optional*): Unused; the result is always at 16 kHz.
 
         Returns:
-            `dict`: `{"array", "sampling_rate"}`, which the processor takes, or a list of them.
+            `dict`: `{"array", "sampling_rate"}` for the processor, or a list of them.
         """
         if isinstance(audio_url_or_urls, (list, tuple)):
             return [self.fetch_audio(item) for item in audio_url_or_urls]
@@ -446,7 +444,7 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
 
     @torch.no_grad()
     def extract(self, waveforms, overflow, device) -> tuple[torch.Tensor, list[int], int]:
-        """Log-mel of every window, windows of every clip, and the number of clips of too many frames."""
+        """Log-mel of every window, number of windows of every clip, and number of clips with too many frames."""
         check_choice("overflow", overflow, OVERFLOWS)
         hop, length = self.max_frames * FRAME_SHIFT, (self.max_frames - 1) * FRAME_SHIFT + FRAME_LENGTH
         windows, num_windows, num_long = [], [], 0
@@ -458,7 +456,7 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
                 raise ValueError(
                     f"overflow: a clip of {waveform.shape[0] / self.sampling_rate:.2f} s has {num_frames} frames, "
                     f"expected at most {self.max_frames} ({hop / self.sampling_rate:.2f} s); pass "
-                    "overflow='truncate' for its beginning or overflow='window' for all of it."
+                    "overflow='truncate' for its beginning or overflow='window' for the whole clip."
                 )
             if overflow == "window":
                 starts = range(0, math.ceil(num_frames / self.max_frames) * hop, hop)
@@ -466,16 +464,16 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
                 windows += [part - part.mean() for part in parts]
                 num_windows.append(len(parts))
             else:
-                windows.append((waveform - waveform.mean())[:length])  # the mean is the whole clip's, as EAT's
+                windows.append((waveform - waveform.mean())[:length])  # the mean of the whole clip, as in EAT
                 num_windows.append(1)
         shape = (len(windows), self.max_frames, self.feature_size)
         features = torch.empty(shape, dtype=torch.float32, device=device)
-        # One clip at a time fits a CPU's cache; a GPU wants more work at once.
+        # One clip at a time fits into the cache of a CPU; a GPU needs more work at once.
         step = 1 if features.device.type == "cpu" else 64
         with torch.autocast(features.device.type, enabled=False):
             for begin in range(0, len(windows), step):
                 frames = [window.unfold(0, FRAME_LENGTH, FRAME_SHIFT) for window in windows[begin : begin + step]]
-                log_mel = _fbank(torch.cat(frames) if len(frames) > 1 else frames[0], self.feature_size)
+                log_mel = fbank(torch.cat(frames) if len(frames) > 1 else frames[0], self.feature_size)
                 for feature, part in zip(features[begin:], log_mel.split([len(frame) for frame in frames])):
                     feature[: len(part)] = part
                     feature[len(part) :] = self.padding_value
@@ -484,22 +482,24 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
 
     @torch.no_grad()
     def log_mel(self, waveforms: torch.Tensor, num_samples: torch.Tensor) -> torch.Tensor:
-        """The features of a padded batch of waveforms, computed where they are, without waiting for the device.
+        """Features of a padded batch of waveforms, computed on their device, without waiting for it.
 
         Args:
-            waveforms (`torch.Tensor` of shape `[B, samples]`): Float32, 16 kHz, at least 400 samples, each clip from
-                its beginning on; [`~SamFeatureExtractor.center`] has taken its mean away and its end if it is long.
-            num_samples (`torch.Tensor` of shape `[B]`): Samples of each clip; what follows them does not count.
+            waveforms (`torch.Tensor` of shape `[B, samples]`): Float32, 16 kHz, at least 400 samples, right-padded;
+                each clip comes from [`~SamFeatureExtractor.center`].
+            num_samples (`torch.Tensor` of shape `[B]`): Samples of each clip, without padding.
 
         Returns:
             `torch.Tensor` of shape `[B, max_frames, feature_size]`, float32: `input_features`.
         """
         frames = waveforms.unfold(1, FRAME_LENGTH, FRAME_SHIFT)[:, : self.max_frames]
         features = waveforms.new_full((len(waveforms), self.max_frames, self.feature_size), self.padding_value)
-        step = 1 if waveforms.device.type == "cpu" else 16  # as in extract: a cache on one, memory on the other
+        step = (
+            1 if waveforms.device.type == "cpu" else 16
+        )  # for the cache of a CPU, as in extract, and for the memory of a GPU
         with torch.autocast(waveforms.device.type, enabled=False):
             for part, result in zip(frames.split(step), features.split(step)):
-                result[:, : part.shape[1]] = _fbank(part.flatten(0, 1), self.feature_size).view(
+                result[:, : part.shape[1]] = fbank(part.flatten(0, 1), self.feature_size).view(
                     *part.shape[:2], self.feature_size
                 )
         num_frames = 1 + (num_samples - FRAME_LENGTH).div(FRAME_SHIFT, rounding_mode="floor")
@@ -508,13 +508,13 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
         return features.sub_(self.mean).div_(2 * self.std)
 
     def center(self, waveform: Any) -> tuple[torch.Tensor, bool]:
-        """One clip without its mean, cut to what `max_frames` frames need, for [`~SamFeatureExtractor.log_mel`].
+        """Subtracts the mean of a clip and cuts it to `max_frames` frames, for [`~SamFeatureExtractor.log_mel`].
 
         Args:
             waveform: Mono, 16 kHz, `[T]`, as in the call.
 
         Returns:
-            `torch.Tensor` `[up to 164,080]`, float32, and whether anything was cut. The mean is the whole clip's.
+            `torch.Tensor` `[up to 164,080]`, float32, and whether it was cut. The mean is that of the whole clip.
         """
         samples = self._checked(waveform)
         length = (self.max_frames - 1) * FRAME_SHIFT + FRAME_LENGTH
@@ -529,12 +529,12 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
 
     def _checked(self, waveform: Any) -> torch.Tensor:
         if isinstance(waveform, torch.Tensor) and waveform.dtype == torch.float32 and waveform.ndim == 1:
-            samples = waveform  # stays on its device
+            samples = waveform  # remains on its device
         else:
             if np.ndim(waveform) != 1:
                 raise ValueError(
                     f"raw_speech: got {_describe(waveform)}, expected mono waveforms [samples]; average the channels "
-                    "first, with load_audio."
+                    "with load_audio."
                 )
             array = np.ascontiguousarray(_to_mono(waveform, _describe(waveform)))
             samples = torch.from_numpy(array if array.flags.writeable else array.copy())
@@ -542,21 +542,21 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(
                 f"raw_speech: got {samples.shape[0]} samples, expected at least {FRAME_LENGTH}, one frame of 25 ms."
             )
-        if not torch.isfinite(samples.mean()):  # one sample that is not finite makes the mean so
+        if not torch.isfinite(samples.mean()):  # one sample that is not finite is enough
             raise ValueError("raw_speech: got samples that are not finite (NaN or infinity).")
         return samples
 
 
 def read_windows(source: Any, feature_extractor: SamFeatureExtractor) -> tuple[list[dict[str, float]], torch.Tensor]:
-    """Reads one clip of any length as the windows in which it is described.
+    """Reads one clip of any length as windows of up to 10.24 s.
 
     Args:
-        source: Whatever [`load_audio`] reads without being told a rate.
-        feature_extractor ([`SamFeatureExtractor`]): Its `overflow="window"` cuts the clip.
+        source: A source of [`load_audio`] that needs no rate.
+        feature_extractor ([`SamFeatureExtractor`]): Splits the clip, by `overflow="window"`.
 
     Returns:
-        `list[dict]`: `start` and `end` of each window and `seconds`, the clip's length, all in seconds;
-        `torch.Tensor` `[windows, 1024, 128]`: their `input_features`. A rest under 25 ms is no window.
+        `list[dict]`: `start` and `end` of each window and `seconds`, the length of the clip, all in seconds;
+        `torch.Tensor` `[windows, 1024, 128]`: their `input_features`. A tail under 25 ms is dropped.
 
     Raises:
         FileNotFoundError, ValueError, TypeError: As in [`load_audio`].
@@ -570,13 +570,13 @@ def read_windows(source: Any, feature_extractor: SamFeatureExtractor) -> tuple[l
 
 
 def check_choice(name: str, value: Any, choices: tuple) -> None:
-    """Raises a `ValueError` unless `value`, of the argument `name`, is one of `choices`."""
+    """Raises a `ValueError` if `value`, the argument `name`, is none of `choices`."""
     if value not in choices:
         raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}.")
 
 
 def as_tensors(tensor: torch.Tensor, return_tensors: str | None) -> Any:
-    """`tensor` in the form that `return_tensors` asks for: `"pt"`, `"np"`, or `None` for lists."""
+    """Converts `tensor` by `return_tensors`: `"pt"`, `"np"`, or `None` for lists."""
     if return_tensors == "pt":
         return tensor
     array = tensor.cpu().numpy()
@@ -584,5 +584,3 @@ def as_tensors(tensor: torch.Tensor, return_tensors: str | None) -> Any:
 
 
 SamFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
-
-__all__ = ["SamFeatureExtractor", "load_audio", "read_windows"]

@@ -1,6 +1,6 @@
 """Configuration of SAM: the audio encoder (EAT), the connector and the Mamba-2 language model.
 
-Nothing here needs torch, so that a configuration can be read, checked and written anywhere.
+Nothing here needs torch: a configuration can be read, checked and written anywhere.
 """
 
 import copy
@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import Mamba2Config, PretrainedConfig
 
-# Layers and width of the paper's three language models (section 2.1); the rest is common to all of them.
+# Layers and width of the paper's three language models (section 2.1); all other sizes are the same.
 LANGUAGE_MODEL_SIZES: dict[str, tuple[int, int]] = {"130m": (24, 768), "780m": (48, 1536), "2.7b": (64, 2560)}
 
 # The paper's three connectors (section 2.3), in its order (a), (b), (c).
@@ -33,10 +33,10 @@ def mamba2_config(size: str = "130m", **overrides: Any) -> Mamba2Config:
 
     Args:
         size (`str`, *optional*, defaults to `"130m"`): `"130m"`, `"780m"` or `"2.7b"`.
-        overrides: Fields to set differently.
+        overrides: Fields with other values.
 
     Raises:
-        ValueError: `size` is none of the three.
+        ValueError: Unknown size.
     """
     if size not in LANGUAGE_MODEL_SIZES:
         raise ValueError(f"size: got {size!r}, expected one of {', '.join(LANGUAGE_MODEL_SIZES)}.")
@@ -59,10 +59,10 @@ def mamba2_config(size: str = "130m", **overrides: Any) -> Mamba2Config:
 
 
 def audio_slot_pattern(connector: str, num_time_steps: int = 64, num_bands: int = 8) -> list[bool]:
-    """The places that one clip takes in the token sequence: `True` holds an audio feature, `False` a separator.
+    """The slots of one clip in the token sequence: `True` for an audio feature, `False` for a separator.
 
-    One separator follows every time step of `time_major` and every band of `frequency_major` (section 2.3),
-    which gives 64, 64 * (8 + 1) = 576 and 8 * (64 + 1) = 520 slots for ten seconds.
+    One separator follows every time step of `time_major` and every band of `frequency_major` (section 2.3). Ten
+    seconds take 64, 64 * (8 + 1) = 576 or 8 * (64 + 1) = 520 slots.
 
     Args:
         connector (`str`): One of [`CONNECTORS`].
@@ -96,7 +96,7 @@ class SamAudioConfig(PretrainedConfig):
         initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of new weights.
 
     Raises:
-        ValueError: A size that does not divide as the architecture needs; the message names the field.
+        ValueError: A size that is not positive or not a multiple of another; the message names the field.
     """
 
     model_type = "sam_alm_audio_encoder"
@@ -123,9 +123,9 @@ class SamAudioConfig(PretrainedConfig):
         self.max_frames = max_frames
         self.layer_norm_eps = layer_norm_eps
         self.initializer_range = initializer_range
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size"):
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
             _check_positive_int(f"audio_config.{name}", getattr(self, name))
-        for name in ("num_mel_bins", "max_frames"):
+        for name in ("patch_size", "num_mel_bins", "max_frames"):
             _check_positive_int(f"audio_config.{name}", getattr(self, name))
         _check_multiple("audio_config.hidden_size", hidden_size, num_attention_heads, "num_attention_heads")
         _check_multiple("audio_config.hidden_size", hidden_size, 4, "four, for the 2-D sine-cosine positions")
@@ -149,21 +149,21 @@ class SamConfig(PretrainedConfig):
 
     Args:
         audio_config ([`SamAudioConfig`] or `dict`, *optional*): The audio encoder; EAT-base by default.
-        text_config (`Mamba2Config` or `dict`, *optional*): The language model; the 130M size by default. What a `dict`
-            leaves out is transformers' own default, which is no published size: see [`mamba2_config`].
+        text_config (`Mamba2Config` or `dict`, *optional*): The language model; the 130M size by default. Fields
+            missing from a `dict` have the defaults of transformers, no published size: see [`mamba2_config`].
         connector (`str`, *optional*, defaults to `"concatenation"`): `"concatenation"` (a), `"time_major"` (b) or
             `"frequency_major"` (c) of the paper's section 2.3.
         connector_hidden_size (`int`, *optional*): Hidden width of the connector's MLP; the language model's by
-            default (the paper does not give it).
-        audio_token_id (`int`, *optional*): The token that holds a place for an audio feature. Without it the model
-            reads text only.
+            default (the paper does not state it).
+        audio_token_id (`int`, *optional*): The token at the position of an audio feature. Without it the model reads
+            text only.
         separator_token_id (`int`, *optional*): The token `&&` between time steps or bands.
-        base_models (`list[str]`, *optional*): Hub ids of the checkpoints this one was made from, for its model card.
-        license (`str`, *optional*): Licence of the weights, as the Hub names it, for the model card.
+        base_models (`list[str]`, *optional*): Hub ids of the checkpoints that this one was made from, for its card.
+        license (`str`, *optional*): The Hub's name for the licence of the weights, for the model card.
 
     Raises:
         ValueError: Unknown connector, sizes that do not fit, a token id outside the vocabulary, a sub-configuration
-            of the wrong kind. The message names the field, what came and what was expected.
+            of the wrong kind. The message names the field, its value and what was expected.
     """
 
     model_type = "sam_alm"
@@ -196,13 +196,13 @@ class SamConfig(PretrainedConfig):
         self.license = license
         shared = ("tie_word_embeddings", "pad_token_id", "bos_token_id", "eos_token_id")
         for name in shared:
-            # transformers reads these at the top, the language model keeps them: what is given here holds for both
+            # transformers reads these at the top, the language model in its own configuration: set both
             value = kwargs.pop(name, None)
             if value is not None:
                 if name != "tie_word_embeddings":
                     _check_token_id(name, value, self.text_config.vocab_size, several=name == "eos_token_id")
                 if getattr(self.text_config, name) != value:
-                    self.text_config = copy.copy(self.text_config)  # the caller's stays as it is
+                    self.text_config = copy.copy(self.text_config)  # do not change the caller's
                     setattr(self.text_config, name, value)
         self._check()
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
@@ -217,7 +217,7 @@ class SamConfig(PretrainedConfig):
         Args:
             size (`str`, *optional*, defaults to `"130m"`): `"130m"`, `"780m"` or `"2.7b"`.
             connector (`str`, *optional*, defaults to `"concatenation"`): One of the three connectors.
-            kwargs: Other fields. The token ids default to GPT-NeoX's `&&` (10494) and, for the audio place, to its
+            kwargs: Other fields. `separator_token_id` defaults to GPT-NeoX's `&&` (10494), `audio_token_id` to its
                 first unused row (50277).
         """
         kwargs.setdefault("audio_token_id", 50277)
@@ -231,12 +231,12 @@ class SamConfig(PretrainedConfig):
 
     @property
     def num_audio_slots(self) -> int:
-        """Places that one clip takes in the sequence: 64, 576 or 520 for the paper's connectors."""
+        """Positions that one clip takes in the sequence: 64, 576 or 520 for the paper's connectors."""
         return len(self.audio_slot_pattern)
 
     @property
     def num_audio_features(self) -> int:
-        """Audio features of one clip, which is the slots less the separators: 64, 512 or 512."""
+        """Audio features of one clip, i.e. its slots without the separators: 64, 512 or 512."""
         return sum(self.audio_slot_pattern)
 
     def to_dict(self):
@@ -244,7 +244,7 @@ class SamConfig(PretrainedConfig):
         text_config = output["text_config"] if isinstance(output.get("text_config"), dict) else {}
         limit = text_config.get("time_step_limit")
         if limit is not None:
-            # Infinity is not JSON, and transformers 4's and 5's ways around that do not read each other.
+            # JSON has no infinity, and transformers 4 and 5 cannot read each other's replacement for it.
             if list(limit) == [0.0, float("inf")]:
                 del text_config["time_step_limit"]
             else:
@@ -258,12 +258,13 @@ class SamConfig(PretrainedConfig):
             _check_positive_int(f"text_config.{name}", getattr(text, name))
         if text.hidden_size * text.expand != text.num_heads * text.head_dim:
             raise ValueError(
-                f"text_config.num_heads: {text.num_heads} heads of head_dim {text.head_dim} make "
-                f"{text.num_heads * text.head_dim}, expected hidden_size * expand = {text.hidden_size * text.expand}."
+                f"text_config.num_heads: got {text.num_heads} heads of head_dim {text.head_dim}, "
+                f"{text.num_heads * text.head_dim} in all, expected hidden_size * expand = "
+                f"{text.hidden_size * text.expand}."
             )
         _check_multiple("text_config.num_heads", text.num_heads, text.n_groups, "n_groups")
         if text.hidden_act != "silu":
-            raise ValueError(f"text_config.hidden_act: got {text.hidden_act!r}, expected 'silu', Mamba-2's own.")
+            raise ValueError(f"text_config.hidden_act: got {text.hidden_act!r}, expected 'silu', as in Mamba-2.")
         if self.connector_hidden_size is not None:
             _check_positive_int("connector_hidden_size", self.connector_hidden_size)
         for name in ("audio_token_id", "separator_token_id"):
@@ -273,7 +274,9 @@ class SamConfig(PretrainedConfig):
                 f"text_config.{name}", getattr(text, name), text.vocab_size, several=name == "eos_token_id"
             )
         if self.audio_token_id is not None and self.audio_token_id == self.separator_token_id:
-            raise ValueError(f"audio_token_id and separator_token_id: both are {self.audio_token_id}, expected two.")
+            raise ValueError(
+                f"audio_token_id and separator_token_id: both are {self.audio_token_id}, expected two ids."
+            )
 
 
 def _sub_config(name, value, config_class, default):
@@ -291,7 +294,7 @@ def _sub_config(name, value, config_class, default):
             raise
         except Exception as error:  # transformers' strict dataclasses raise a class of their own
             raise ValueError(f"{name}: {error}") from error
-    # By name, not by class: code loaded from a checkpoint has its own copy of this module.
+    # By name, not by class: code loaded from a checkpoint is another copy of this module.
     if getattr(value, "model_type", None) != config_class.model_type:
         raise ValueError(f"{name}: got {type(value).__name__}, expected {config_class.__name__}, a dict or None.")
     return value
@@ -320,5 +323,3 @@ def _check_multiple(name: str, value: int, divisor: int, what: str) -> None:
 
 SamAudioConfig.register_for_auto_class()
 SamConfig.register_for_auto_class()
-
-__all__ = ["CONNECTORS", "LANGUAGE_MODEL_SIZES", "SamAudioConfig", "SamConfig", "audio_slot_pattern", "mamba2_config"]

@@ -1,4 +1,4 @@
-"""How SAM takes part in transformers' `generate`, and how likely it finds answers that are given to it."""
+"""`generate` of transformers for SAM, and the likelihood of given answers."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -11,20 +11,22 @@ from transformers import GenerationConfig, GenerationMixin
 try:
     from .mamba_sam import given_cache
 except ImportError:
+    if __package__:
+        raise
     from mamba_sam import given_cache
 
 
 @dataclass
 class CandidateScores:
-    """What [`~SamGenerationMixin.score_candidates`] returns, for `B` prompts with up to `C` candidates each.
+    """Result of [`~SamGenerationMixin.score_candidates`] for `B` prompts with up to `C` candidates each.
 
-    A prompt with fewer than `C` candidates has length 0 and sum and mean minus infinity in the places left over, so
-    that `sums.argmax(dim=1)` is the likeliest candidate of each prompt.
+    Where a prompt has fewer than `C` candidates, the length is 0 and sum and mean are minus infinity, so that
+    `sums.argmax(dim=1)` is the likeliest candidate of each prompt.
 
     Args:
         token_log_likelihoods (`torch.Tensor` of shape `[B, C, T]`): Natural logarithm of the probability of each
-            token of a candidate behind the prompt and the candidate's tokens before it; 0 past the candidate's end.
-        lengths (`torch.Tensor` of shape `[B, C]`, int64): Tokens of each candidate, end of text included where it
+            token of a candidate, given the prompt and the tokens before it; 0 past the candidate's end.
+        lengths (`torch.Tensor` of shape `[B, C]`, int64): Tokens of each candidate, including the end of text if it
             was scored.
     """
 
@@ -38,7 +40,7 @@ class CandidateScores:
 
     @property
     def means(self) -> torch.Tensor:
-        """Log-likelihood by token, `[B, C]`: a sum favours short candidates, the mean does not."""
+        """Log-likelihood per token, `[B, C]`: sums favour short candidates, means do not."""
         return self.sums / self.lengths.clamp(min=1)
 
 
@@ -47,11 +49,11 @@ class SamGenerationMixin(GenerationMixin):
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # the first forward makes its own cache
+        return False  # the first forward creates the cache
 
     @staticmethod
     def default_generation_config(config) -> GenerationConfig:
-        """Greedy decoding up to LTU's 400 new tokens, with the slot token ruled out."""
+        """Greedy decoding of up to 400 new tokens, as in LTU, without the audio token."""
         return GenerationConfig(
             do_sample=False,
             max_new_tokens=400,
@@ -80,19 +82,18 @@ class SamGenerationMixin(GenerationMixin):
                 inputs[name] = kwargs[name]
         if seen > 0:
             if not use_cache:
-                raise ValueError("use_cache: got False with a cache, which every step would change; leave one out.")
-            # The state holds the audio and the prompt. What is new stands behind what was read before: the mask covers
-            # both, and so do the ids, unless the prompt came embedded.
+                raise ValueError("use_cache: got False with a cache, which every step would change; pass only one.")
+            # The state holds the audio and the prompt. New positions follow those that were read: the mask covers
+            # both, and so do the ids, unless the prompt was embedded.
             if attention_mask is not None:
                 new = attention_mask.shape[1] - seen
-            else:  # transformers drops a mask of ones and says how many positions are new, unless only those came
+            else:  # transformers drops a mask of ones and passes the number of new positions, if ids hold others too
                 new = kwargs.get("next_sequence_length")
                 new = input_ids.shape[1] if new is None else new
             if new < 1:
                 raise ValueError(
-                    f"attention_mask: covers {new + seen} positions, but the cache has read {seen} "
-                    "already; pass a mask over what was read and what is new, or input_ids that begin with what was "
-                    "read."
+                    f"attention_mask: got {new + seen} positions, expected more than the {seen} that the cache has "
+                    "read; pass a mask over old and new positions, or input_ids that begin with the old ones."
                 )
             if inputs_embeds is not None and kwargs.get("is_first_iteration"):
                 inputs["inputs_embeds"] = inputs_embeds[:, -new:]
@@ -106,7 +107,7 @@ class SamGenerationMixin(GenerationMixin):
         if inputs_embeds is None:
             inputs["input_ids"] = input_ids
         else:
-            # Without a cache every step reads the embedded prompt again, and behind it what was generated.
+            # Without a cache every step reads the embedded prompt and the generated tokens again.
             new = input_ids.shape[1] if attention_mask is None else attention_mask.shape[1] - inputs_embeds.shape[1]
             tail = self.get_input_embeddings()(input_ids[:, input_ids.shape[1] - new :])
             inputs["inputs_embeds"] = torch.cat([inputs_embeds, tail.to(inputs_embeds.dtype)], dim=1)
@@ -115,7 +116,7 @@ class SamGenerationMixin(GenerationMixin):
     def _expand_inputs_for_generation(
         self, expand_size=1, is_encoder_decoder=False, input_ids=None, input_features=None, **model_kwargs
     ):
-        # Clips are counted along the rows that hold their slots, so they are repeated by row, not one by one.
+        # A row may have several clips or none: repeat the clips of a row together.
         if expand_size > 1 and input_features is not None and self.config.audio_token_id is not None:
             clips = (input_ids == self.config.audio_token_id).sum(dim=1) // self.config.num_audio_features
             if int(clips.sum()) == input_features.shape[0]:  # otherwise forward names the mismatch
@@ -137,32 +138,32 @@ class SamGenerationMixin(GenerationMixin):
         batch_size: int = 64,
         end_of_text: bool = True,
     ) -> CandidateScores:
-        """How likely the model finds each of some given answers.
+        """Log-likelihoods of given answers.
 
-        Clips and prompts are read once; every candidate then goes on from a copy of the state behind its prompt. The
-        numbers are those of a forward over prompt and candidate, with the tokens that the processor makes of them for
-        training: the candidate is tokenised by itself, so that no token reaches over its beginning.
+        Clips and prompts are read once; each candidate continues from a copy of its prompt's state. The result is
+        that of a forward over prompt and candidate, tokenised as for training: the candidate by itself, so that no
+        token spans its beginning.
 
         Args:
             processor ([`SamAudioLanguageProcessor`]): The model's processor, whose tokenizer reads the candidates.
-            inputs (`dict`): What the processor returns for `B` prompts, without answers, with
-                `return_tensors="pt"`: `input_ids` and `attention_mask` `[B, L]`, padded on either side, and
-                `input_features` where there are clips. On the model's device.
+            inputs (`dict`): The processor's result for `B` prompts, without answers and with `return_tensors="pt"`,
+                on the model's device: `input_ids` and `attention_mask` `[B, L]`, padded on either side, and
+                `input_features` if there are clips.
             candidates (list of `str`, or list of lists of `str`): The answers to score: the same for every prompt, or
-                a list for each, of any length.
-            batch_size (`int`, *optional*, defaults to 64): Candidates that are read at once, of all prompts together.
-                It bounds the memory: each needs a state (20 MB of the 130M model, 170 MB of the 2.7B) and a logit
-                for every entry of the vocabulary at each of its tokens. Results do not depend on it.
-            end_of_text (`bool`, *optional*, defaults to `True`): Score the end of text too, as the last token of
-                every candidate: the probability that the answer is this one. Without it, that the answer begins so,
-                by which "dog" is never less likely than "dog barking".
+                one list for each prompt, of any length.
+            batch_size (`int`, *optional*, defaults to 64): Candidates of all prompts that are read at once. It bounds
+                the memory: each needs a state (20 MB for the 130M model, 170 MB for the 2.7B) and, for each of its
+                tokens, a logit for every entry of the vocabulary. Results do not depend on it.
+            end_of_text (`bool`, *optional*, defaults to `True`): Also score the end of text as the last token of
+                every candidate: the probability of exactly this answer. Otherwise the probability that the answer
+                starts with the candidate, so that "dog" is never less likely than "dog barking".
 
         Returns:
             [`CandidateScores`], on the device of `inputs`.
 
         Raises:
-            ValueError: `inputs` lacks a key of the processor, or holds answers; no candidates, a blank one, lists
-                that are not one for each prompt; a model in training mode, where dropout would blur what it finds.
+            ValueError: `inputs` lacks a key or holds answers; candidates are missing or blank, or are not one list for
+                each prompt; the model is in training mode, where dropout would change the scores.
 
         Example:
             ```python
@@ -173,7 +174,7 @@ class SamGenerationMixin(GenerationMixin):
             ```
         """
         if self.training:
-            raise ValueError("model: it is in training mode, where dropout changes the scores; call model.eval().")
+            raise ValueError("model: got training mode, where dropout changes the scores; call model.eval().")
         if batch_size < 1:
             raise ValueError(f"batch_size: got {batch_size}, expected a positive number.")
         ids, mask = _prompts(inputs)
@@ -182,10 +183,10 @@ class SamGenerationMixin(GenerationMixin):
         ending = [processor.tokenizer.eos_token_id] if end_of_text else []
         tokens = {text: found + ending for text, found in zip(texts, processor.tokenize_texts(texts))}
         pairs = [(row, column) for row, texts in enumerate(rows) for column in range(len(texts))]
-        # Longest first: little padding in a batch, and what does not fit into memory fails at once.
+        # Longest first: batches have little padding, and the first one shows whether memory suffices.
         pairs.sort(key=lambda pair: -len(tokens[rows[pair[0]][pair[1]]]))
 
-        # The last token of a prompt, whose logits are those of a candidate's first, is read with the candidates.
+        # The last token of a prompt, which predicts the first of a candidate, is read with the candidates.
         places = torch.arange(ids.shape[1], device=ids.device)
         last = (mask * places).amax(dim=1, keepdim=True)
         prompt = self(
@@ -207,7 +208,7 @@ class SamGenerationMixin(GenerationMixin):
             width = len(read[0])
             targets = torch.tensor([each + [0] * (width - len(each)) for each in read], device=ids.device)
             real = torch.arange(width, device=ids.device) < length[:, None]
-            cache = copy.copy(prompt.cache)  # selecting rows replaces its tensors, so that the prompts' state stays
+            cache = copy.copy(prompt.cache)  # a shallow copy: selecting rows replaces its tensors
             cache.batch_select_indices(row)
             shifted = torch.cat([begin[row], targets[:, :-1]], dim=1)
             logits = self(input_ids=shifted, attention_mask=real, cache=cache, use_cache=True).logits
@@ -218,20 +219,20 @@ class SamGenerationMixin(GenerationMixin):
 
 
 def _prompts(inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """`input_ids` and the mask, as truth values, of prompts that the processor has made."""
+    """`input_ids` and the boolean mask of the processor's result for prompts."""
     for name in ("input_ids", "attention_mask"):
         if not isinstance(inputs.get(name), torch.Tensor) or inputs[name].ndim != 2:
             raise ValueError(
                 f"inputs: got {sorted(inputs)} with {type(inputs.get(name)).__name__} as {name}, expected a tensor of "
-                'shape [B, L]; pass what the processor returns with return_tensors="pt".'
+                'shape [B, L]; pass the result of the processor with return_tensors="pt".'
             )
     if "labels" in inputs:
-        raise ValueError("inputs: got labels, expected prompts alone; leave `answer` out of the processor's call.")
+        raise ValueError("inputs: got labels, expected prompts alone; call the processor without `answer`.")
     return inputs["input_ids"], inputs["attention_mask"].bool()
 
 
 def _candidates_by_row(candidates: Any, num_rows: int, audio_token: str) -> list[list[str]]:
-    """A list of candidates for each prompt, checked."""
+    """A checked list of candidates for each prompt."""
     expected = f"expected a list of texts, or for {num_rows} prompts {num_rows} lists of texts"
     if isinstance(candidates, str) or not len(candidates):
         raise ValueError(f"candidates: got {candidates!r}, {expected}.")
@@ -251,6 +252,3 @@ def _candidates_by_row(candidates: Any, num_rows: int, audio_token: str) -> list
                     f"candidates: got {text!r}, expected text that is not blank and has no {audio_token}."
                 )
     return rows
-
-
-__all__ = ["CandidateScores", "SamGenerationMixin"]

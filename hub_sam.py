@@ -1,9 +1,22 @@
-"""Model cards and uploads to the Hub."""
+"""The code that is saved with a checkpoint, its model card, and the upload to the Hub."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
+
+# Saved with a checkpoint, so that it loads with trust_remote_code where the package is not installed.
+CHECKPOINT_MODULES = (
+    "configuration_sam",
+    "hub_sam",
+    "audio_sam",
+    "processing_sam",
+    "kernels_sam",
+    "mamba_sam",
+    "generation_sam",
+    "modeling_sam",
+)
 
 MODEL_CARD = """---
 library_name: transformers
@@ -18,7 +31,7 @@ tags:
 
 A SAM audio-language model: an EAT audio encoder ({encoder_layers} blocks of width {encoder_width}), the
 `{connector}` connector ({slots} audio positions for ten seconds) and a Mamba-2 language model ({layers} layers of
-width {width}). It hears up to 10.24 s of audio and answers in text.
+width {width}). It reads up to 10.24 s of audio and answers in text.
 
 ```python
 from transformers import AutoModel, AutoProcessor
@@ -36,8 +49,26 @@ implementation. Weights of this repository were {made_from}; nothing is claimed 
 """
 
 
+def copy_checkpoint_modules(directory: str | os.PathLike, checkpoint: str | os.PathLike = "") -> None:
+    """Copies [`CHECKPOINT_MODULES`] from the folder of this file into `directory`.
+
+    Modules that are missing from that folder are skipped: transformers caches only what the loaded class imports.
+
+    Args:
+        directory (`str` or `os.PathLike`): Where the modules go.
+        checkpoint (`str` or `os.PathLike`, *optional*): Where the running code was loaded from. If it is a local
+            directory, modules that are missing beside this file are copied from there.
+    """
+    folders = [Path(__file__).parent, *([Path(checkpoint)] if checkpoint else [])]
+    for name in (f"{module}.py" for module in CHECKPOINT_MODULES):
+        source = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        target = Path(directory) / name
+        if source is not None and not (target.exists() and target.samefile(source)):
+            shutil.copyfile(source, target)
+
+
 def model_card(config: Any, name: str) -> str:
-    """A model card that says what `config` tells, for a checkpoint that has none of its own."""
+    """The model card of a checkpoint, with the sizes, base models and licence of its `config`."""
     metadata = "".join(
         [
             f"license: {config.license}\n" if config.license else "",
@@ -58,13 +89,13 @@ def model_card(config: Any, name: str) -> str:
 
 
 def write_model_card(config: Any, directory: str | os.PathLike, name: str | None = None) -> None:
-    """Writes a model card into `directory`, unless it has one of its owner's.
+    """Writes a model card into `directory`, unless its owner has written one there.
 
     Args:
-        config ([`SamConfig`]): What the card describes.
-        directory (`str` or `os.PathLike`): Where README.md goes.
-        name (`str`, *optional*): The checkpoint's name, by default the directory's. A card written by default gives
-            way to one with a name.
+        config ([`SamConfig`]): Configuration of the checkpoint.
+        directory (`str` or `os.PathLike`): Directory of README.md.
+        name (`str`, *optional*): Name of the checkpoint, by default the directory's. A card with the default name is
+            replaced by one with a given name.
     """
     path = Path(directory) / "README.md"
     default = model_card(config, path.parent.resolve().name)
@@ -73,7 +104,7 @@ def write_model_card(config: Any, directory: str | os.PathLike, name: str | None
 
 
 def push_folder_to_hub(
-    saves,
+    source: Any,
     repo_id: str,
     *,
     commit_message: str | None = None,
@@ -85,21 +116,21 @@ def push_folder_to_hub(
     max_shard_size: int | str = "50GB",
     tags: list[str] | None = None,
 ):
-    """What `push_to_hub` of the model and of the processor do: save into a folder, upload it in one commit.
+    """Saves a model or processor into a temporary folder and uploads it in one commit.
 
-    transformers' own writes a card drafted for any model over the one that `save_pretrained` writes; here the
-    repository's card stays, and where it has none (or only such a draft) it gets ours.
+    The method of transformers replaces the card that `save_pretrained` has written by a draft. Here the card of the
+    repository stays. If it has none, or only such a draft, a model writes its own.
 
     Args:
-        saves: The model or processor, whose `save_pretrained` fills the folder.
-        repo_id (`str`): Repository, made if it is not there.
-        commit_message, commit_description (`str`, *optional*): Of the commit.
+        source ([`SamForConditionalGeneration`] or [`SamAudioLanguageProcessor`]): What to save.
+        repo_id (`str`): Repository, created if it does not exist.
+        commit_message, commit_description (`str`, *optional*): Title and description of the commit.
         private (`bool`, *optional*): Whether a new repository is private.
         token (`bool` or `str`, *optional*): Access token; the stored one by default.
-        revision (`str`, *optional*): Branch, made if it is not there.
+        revision (`str`, *optional*): Branch, created if it does not exist.
         create_pr (`bool`, *optional*, defaults to `False`): Open a pull request instead of committing.
         max_shard_size (`int` or `str`, *optional*, defaults to `"50GB"`): Largest weights file.
-        tags (`list[str]`, *optional*): Added to the card.
+        tags (`list[str]`, *optional*): Tags to add to the card.
 
     Returns:
         `huggingface_hub.CommitInfo`.
@@ -118,21 +149,19 @@ def push_folder_to_hub(
     if card is not None and "automatically generated" in card.content:
         card = None
     with tempfile.TemporaryDirectory() as folder:
-        saves.save_pretrained(folder, max_shard_size=max_shard_size)
+        source.save_pretrained(folder, max_shard_size=max_shard_size)
         path = Path(folder) / "README.md"
-        if card is None and hasattr(saves, "config"):
-            write_model_card(saves.config, folder, name=repo_id)
+        if card is None and hasattr(source, "config"):
+            write_model_card(source.config, folder, name=repo_id)
             card = ModelCard.load(path)
         if card is not None:
-            card.data.tags = [
-                *(card.data.tags or []),
-                *(tag for tag in tags or [] if tag not in (card.data.tags or [])),
-            ]
+            known = card.data.tags or []
+            card.data.tags = [*known, *(tag for tag in tags or [] if tag not in known)]
             card.save(path)
         return api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
-            commit_message=commit_message or f"Upload {type(saves).__name__}",
+            commit_message=commit_message or f"Upload {type(source).__name__}",
             commit_description=commit_description,
             revision=revision,
             create_pr=create_pr,

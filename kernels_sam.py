@@ -1,9 +1,9 @@
 """The operations of a Mamba-2 layer: convolution, scan, one decode step, and the fused layer for training.
 
-Each is written twice: a readable torch function that states the mathematics, runs everywhere and serves as the oracle
-of the tests, and the CUDA kernel of mamba-ssm or causal-conv1d. Which one runs is decided call by call, from the
-tensors at hand, so a model on the CPU works while the kernels are installed. `SAM_KERNELS=torch` in the environment
-keeps the kernels out. [`implementations`] tells what will run and why.
+Each exists twice: as a readable torch function that states the mathematics, runs everywhere and is the reference of
+the tests, and as the CUDA kernel of mamba-ssm or causal-conv1d. Each call chooses by its tensors, so that a model on
+the CPU works with the kernels installed. `SAM_KERNELS=torch` in the environment disables the kernels.
+[`implementations`] lists what will run and why.
 
 Letters: B batch, L positions, H heads, P head dimension, G groups, N state size, C convolution channels
 (H*P + 2*G*N), K convolution width, Q chunk length.
@@ -18,8 +18,8 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# Whatever goes wrong while a compiled package is imported (missing, built for another torch, another CUDA) is kept
-# and shown to whoever asks why the kernel does not run.
+# Why a compiled package cannot be imported (missing, built for another torch or CUDA), for messages about kernels that
+# do not run.
 missing: dict[str, str] = {}
 try:
     from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
@@ -34,7 +34,7 @@ except Exception as error:
     missing["mamba_ssm"] = f"{type(error).__name__}: {error}"
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-REFERENCE_CHUNK = 64  # short chunks: work within a chunk grows with its square, between chunks hardly matters on a CPU
+REFERENCE_CHUNK = 64  # short: on a CPU the work within chunks, quadratic in their length, outweighs that between them
 UNLIMITED = (0.0, float("inf"))
 
 
@@ -55,15 +55,15 @@ def causal_convolution(
         weight (`torch.Tensor` of shape `[C, K]`): Taps, the last one on the current position.
         bias (`torch.Tensor` of shape `[C]`, *optional*): Bias.
         state (`torch.Tensor` of shape `[B, C, K-1]`, *optional*): The inputs before `x`; zeros by default.
-        seq_idx (`torch.Tensor` of shape `[B, L]`, *optional*): Number of the sequence that a position of a packed row
-            belongs to; nothing crosses from one sequence to another. Not together with `state`.
+        seq_idx (`torch.Tensor` of shape `[B, L]`, *optional*): Index of the sequence of each position of a packed
+            row; nothing crosses from one sequence to another. Not together with `state`.
 
     Returns:
         `torch.Tensor` of shape `[B, L, C]`.
     """
     why_not = _why_no_convolution_kernel(x, weight.shape[-1])
     if why_not:
-        _warn_once_on_cuda(x, "convolution", why_not)
+        warn_once_on_cuda(x, "convolution", why_not)
         return causal_convolution_reference(x, weight, bias, state, seq_idx)
     if x.stride(1) % 8 or x.stride(2) != 1 or x.stride(0) % 8:
         x = x.contiguous()  # the kernel reads eight channels at a time
@@ -82,7 +82,7 @@ def causal_convolution(
 
 
 def causal_convolution_reference(x, weight, bias, state=None, seq_idx=None):
-    """The torch twin of [`causal_convolution`]."""
+    """[`causal_convolution`] in plain torch."""
     length, width = x.shape[1], weight.shape[-1]
     if state is None:
         padded = F.pad(x, (0, 0, width - 1, 0))
@@ -99,7 +99,7 @@ def causal_convolution_reference(x, weight, bias, state=None, seq_idx=None):
 
 
 def convolution_tail(x: torch.Tensor, width: int, state: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
-    """The last `K - 1` inputs of every row, which is what the next call of the convolution needs.
+    """The last `K - 1` inputs of every row, which the next call of the convolution needs.
 
     Args:
         x (`torch.Tensor` of shape `[B, L, C]`): Input of the convolution.
@@ -120,11 +120,11 @@ def convolution_tail(x: torch.Tensor, width: int, state: torch.Tensor, lengths: 
 
 
 def convolution_step(x: torch.Tensor, state: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None):
-    """One position of [`causal_convolution`]; `state` moves on in place.
+    """One position of [`causal_convolution`]; updates `state` in place.
 
     Args:
         x (`torch.Tensor` of shape `[B, C]`): Input.
-        state (`torch.Tensor` of shape `[B, C, K-1]`): The inputs before, changed in place.
+        state (`torch.Tensor` of shape `[B, C, K-1]`): The inputs before `x`, changed in place.
         weight (`torch.Tensor` of shape `[C, K]`): Taps.
         bias (`torch.Tensor` of shape `[C]`, *optional*): Bias.
 
@@ -138,7 +138,7 @@ def convolution_step(x: torch.Tensor, state: torch.Tensor, weight: torch.Tensor,
 
 
 def convolution_step_reference(x, state, weight, bias):
-    """The torch twin of [`convolution_step`]."""
+    """[`convolution_step`] in plain torch."""
     window = torch.cat([state.to(x.dtype), x.unsqueeze(-1)], dim=-1)  # [B, C, K]
     state.copy_(window[..., 1:].detach())
     y = (window * weight).sum(-1)
@@ -149,10 +149,10 @@ def convolution_step_reference(x, state, weight, bias):
 
 
 def discretise(dt: torch.Tensor, dt_bias: torch.Tensor, limit=UNLIMITED, lengths: torch.Tensor | None = None):
-    """The step size `softplus(dt + dt_bias)` within `limit`, and zero past each row's end (no decay and no input).
+    """The step size `softplus(dt + dt_bias)`, clamped to `limit` and zero past the end of a row (no decay, no input).
 
     Args:
-        dt (`torch.Tensor` of shape `[B, L, H]`): As projected.
+        dt (`torch.Tensor` of shape `[B, L, H]`): Output of the projection.
         dt_bias (`torch.Tensor` of shape `[H]`): Bias.
         limit (`tuple[float, float]`, *optional*): Smallest and largest step.
         lengths (`torch.Tensor` of shape `[B]`, *optional*): Real positions of each row, which come first.
@@ -180,7 +180,7 @@ def scan(
     state: torch.Tensor | None = None,
     seq_idx: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The state space recurrence over a whole sequence (paper, equation 1), by head with a scalar decay:
+    """The state space recurrence over a whole sequence (paper, equation 1), with a scalar decay for each head:
 
     `S_t = exp(dt_t A) S_(t-1) + dt_t x_t B_t^T`, `y_t = S_t C_t + D x_t`.
 
@@ -191,7 +191,7 @@ def scan(
         B (`torch.Tensor` of shape `[B, L, G, N]`): Input map.
         C (`torch.Tensor` of shape `[B, L, G, N]`): Output map.
         D (`torch.Tensor` of shape `[H]`, *optional*): Skip.
-        chunk_size (`int`, *optional*, defaults to 256): Q of the kernel; the result does not depend on it.
+        chunk_size (`int`, *optional*, defaults to 256): Q of the kernel, without effect on the result.
         state (`torch.Tensor` of shape `[B, H, P, N]`, *optional*): State before the first position; zeros by default.
         seq_idx (`torch.Tensor` of shape `[B, L]`, *optional*): Sequence of each position of a packed row.
 
@@ -201,7 +201,7 @@ def scan(
     """
     why_not = _why_no_scan_kernel(x)
     if why_not:
-        _warn_once_on_cuda(x, "scan", why_not)
+        warn_once_on_cuda(x, "scan", why_not)
         with torch.autocast(x.device.type, enabled=False):  # the state is float32, under autocast too
             return scan_reference(x, dt, A, B, C, D, state, seq_idx)
     with torch.cuda.device(x.device):
@@ -220,9 +220,9 @@ def scan(
 
 
 def scan_reference(x, dt, A, B, C, D=None, state=None, seq_idx=None, chunk_size=REFERENCE_CHUNK):
-    """The torch twin of [`scan`]: Mamba-2's block decomposition, each chunk a masked matrix product.
+    """[`scan`] in plain torch: Mamba-2's block decomposition, with a masked matrix product for each chunk.
 
-    `C B^T` does not depend on the head, only on its group, and is computed once for all heads of it.
+    `C B^T` is the same for all heads of a group and computed once.
     """
     batch, length, heads, _ = x.shape
     groups = B.shape[2]
@@ -240,19 +240,19 @@ def scan_reference(x, dt, A, B, C, D=None, state=None, seq_idx=None, chunk_size=
     C = F.pad(C, (0, 0, 0, 0, 0, pad)).view(batch, chunks, Q, groups, -1).transpose(2, 3)
     by_head = (batch, chunks, groups, heads // groups)
 
-    # within a chunk: position i hears j <= i, faded by exp(decay_i - decay_j)
-    hears = torch.ones(Q, Q, dtype=torch.bool, device=x.device).tril()
+    # within a chunk: position i reads j <= i, faded by exp(decay_i - decay_j)
+    reads = torch.ones(Q, Q, dtype=torch.bool, device=x.device).tril()
     if seq_idx is not None:
         seq = torch.cat([seq_idx, seq_idx[:, -1:].expand(-1, pad)], dim=1).view(batch, chunks, 1, Q)
         last = torch.cat([seq[:, :1, :, 0], seq[:, :-1, :, -1]], dim=1)  # sequence at the end of the chunk before
-        hears = hears & (seq.unsqueeze(-1) == seq.unsqueeze(-2))
+        reads = reads & (seq.unsqueeze(-1) == seq.unsqueeze(-2))
         from_before = (seq == last.unsqueeze(-1)).to(compute)  # [B, chunks, 1, Q]
         to_end = (seq == seq[..., -1:]).to(compute)
-    fade = (decay.unsqueeze(-1) - decay.unsqueeze(-2)).masked_fill(~hears, -torch.inf).exp()  # [B, chunks, H, Q, Q]
+    fade = (decay.unsqueeze(-1) - decay.unsqueeze(-2)).masked_fill(~reads, -torch.inf).exp()  # [B, chunks, H, Q, Q]
     mixing = ((C @ B.mT).unsqueeze(3) * fade.view(*by_head, Q, Q)).view(batch, chunks, heads, Q, Q)
     y = mixing @ xdt
 
-    # between chunks: what each chunk adds to the state, then the states one after another
+    # between chunks: first what each chunk adds to the state, then the states one after another
     fade_to_end = (decay[..., -1:] - decay).exp()
     fade_from_start = decay.exp()
     keep = decay[..., -1].exp()  # [B, chunks, H]
@@ -266,8 +266,8 @@ def scan_reference(x, dt, A, B, C, D=None, state=None, seq_idx=None, chunk_size=
     for chunk in range(chunks):
         before.append(state)
         state = state * keep[:, chunk, :, None, None] + added[:, chunk]
-    heard = C.unsqueeze(3) @ torch.stack(before, 1).view(*by_head, xdt.shape[-1], -1).mT  # [B, chunks, G, H/G, Q, P]
-    y = y + heard.view(batch, chunks, heads, Q, -1) * fade_from_start.unsqueeze(-1)
+    earlier = C.unsqueeze(3) @ torch.stack(before, 1).view(*by_head, xdt.shape[-1], -1).mT  # [B, chunks, G, H/G, Q, P]
+    y = y + earlier.view(batch, chunks, heads, Q, -1) * fade_from_start.unsqueeze(-1)
 
     y = y.transpose(2, 3).reshape(batch, chunks * Q, heads, -1)[:, :length]
     if D is not None:
@@ -286,12 +286,12 @@ def scan_step(
     dt_bias: torch.Tensor,
     limit=UNLIMITED,
 ) -> torch.Tensor:
-    """One position of [`scan`]; `state` moves on in place.
+    """One position of [`scan`]; updates `state` in place.
 
     Args:
-        state (`torch.Tensor` of shape `[B, H, P, N]`): State before, changed in place.
+        state (`torch.Tensor` of shape `[B, H, P, N]`): State before `x`, changed in place.
         x (`torch.Tensor` of shape `[B, H, P]`): Input.
-        dt (`torch.Tensor` of shape `[B, H]`): As projected.
+        dt (`torch.Tensor` of shape `[B, H]`): Output of the projection.
         A, D, dt_bias (`torch.Tensor` of shape `[H]`): Decay rate, skip, bias of the step size.
         B, C (`torch.Tensor` of shape `[B, G, N]`): Input and output map.
         limit (`tuple[float, float]`, *optional*): Smallest and largest step.
@@ -299,12 +299,12 @@ def scan_step(
     Returns:
         `torch.Tensor` of shape `[B, H, P]`.
     """
-    if _why_no_scan_kernel(x) or tuple(limit) != UNLIMITED:  # the kernel knows no limit
+    if _why_no_scan_kernel(x) or tuple(limit) != UNLIMITED:  # the kernel supports no limit
         with torch.autocast(x.device.type, enabled=False):
             return scan_step_reference(state, x, dt, A, B, C, D, dt_bias, limit)
     P, N = state.shape[-2:]
     with torch.cuda.device(x.device):
-        # Expanded views: the kernel sees from their zero strides that a head has one A, one dt and one D.
+        # Expanded views: zero strides tell the kernel that a head has one A, one dt and one D.
         return selective_state_update(
             state,
             x,
@@ -319,7 +319,7 @@ def scan_step(
 
 
 def scan_step_reference(state, x, dt, A, B, C, D, dt_bias, limit=UNLIMITED):
-    """The torch twin of [`scan_step`]."""
+    """[`scan_step`] in plain torch."""
     compute = torch.promote_types(x.dtype, torch.float32)
     per_group = x.shape[1] // B.shape[1]
     B, C = (t.to(compute).repeat_interleave(per_group, dim=1) for t in (B, C))  # [B, H, N]
@@ -335,13 +335,13 @@ def scan_step_reference(state, x, dt, A, B, C, D, dt_bias, limit=UNLIMITED):
 
 
 def gated_rms_norm(y: torch.Tensor, z: torch.Tensor, weight: torch.Tensor, eps: float, groups: int) -> torch.Tensor:
-    """`RMSNorm(y * silu(z)) * weight` by group, in at least float32, returned in `y`'s type.
+    """`RMSNorm(y * silu(z)) * weight` for each group, in at least float32, returned in `y`'s type.
 
     Args:
         y, z (`torch.Tensor` of shape `[..., H*P]`): Values and gate.
         weight (`torch.Tensor` of shape `[H*P]`): Scale.
         eps (`float`): Added to the mean square.
-        groups (`int`): Number of groups that are normalised apart.
+        groups (`int`): Number of groups, each normalised by itself.
     """
     compute = torch.promote_types(y.dtype, torch.float32)
     gated = (y.to(compute) * F.silu(z.to(compute))).unflatten(-1, (groups, -1))
@@ -364,17 +364,17 @@ def fused_layer(
     limit=UNLIMITED,
     seq_idx: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
-    """Convolution, scan and gated norm of a layer in one kernel that recomputes what its backward needs.
+    """Convolution, scan and gated norm of a layer in one kernel, which recomputes what its backward needs.
 
-    The kernel could apply `out_proj` too, but reads its bare weight, past any adapter: LoRA on `out_proj` would
-    train nothing. So `out_proj` stays outside, a module call.
+    The kernel could also apply `out_proj`, but would use its weight without any adapter: LoRA on `out_proj` would not
+    be trained. So `out_proj` stays a module call outside.
 
     Args:
         zxbcdt (`torch.Tensor` of shape `[B, L, 2*H*P + 2*G*N + H]`): Output of `in_proj`.
         The others as in the functions above.
 
     Returns:
-        `torch.Tensor` of shape `[B, L, H*P]`, or `None` where the kernel cannot run (the parts then do).
+        `torch.Tensor` of shape `[B, L, H*P]`, or `None` if the kernel cannot run; use the single operations then.
     """
     if fused_layer_why_not(zxbcdt, conv_weight.shape[-1]):
         return None
@@ -404,10 +404,10 @@ def fused_layer(
 
 
 def fused_layer_why_not(zxbcdt: torch.Tensor, width: int) -> str:
-    """Why the fused layer cannot run on this input; empty if it can."""
+    """The reason why the fused layer cannot run on this input; empty if it can."""
     why_not = _why_no_scan_kernel(zxbcdt) or _why_no_convolution_kernel(zxbcdt, width)
     if not why_not and zxbcdt.shape[-1] % 8:
-        why_not = f"in_proj has {zxbcdt.shape[-1]} outputs, which is not a multiple of 8"
+        why_not = f"in_proj has {zxbcdt.shape[-1]} outputs, not a multiple of 8"
     return why_not
 
 
@@ -418,7 +418,7 @@ def _why_no_scan_kernel(x: torch.Tensor) -> str:
 def _why_no_convolution_kernel(x: torch.Tensor, width: int) -> str:
     why_not = _why_no_kernel("causal_conv1d", x)
     if not why_not and not 2 <= width <= 4:
-        why_not = f"conv_kernel is {width}, the kernel has widths 2 to 4"
+        why_not = f"conv_kernel is {width}, the kernel supports 2 to 4"
     return why_not
 
 
@@ -434,19 +434,19 @@ def _why_no_kernel(package: str, x: torch.Tensor) -> str:
     return ""
 
 
-def _warn_once_on_cuda(x: torch.Tensor, operation: str, why_not: str) -> None:
+def warn_once_on_cuda(x: torch.Tensor, operation: str, why_not: str) -> None:
     if x.is_cuda and "SAM_KERNELS" not in why_not:
         logger.warning_once(
-            f"SAM's {operation} runs in plain torch on this GPU, several times slower than it could: {why_not}. "
-            "`pip install sam-alm[cuda]` brings the kernels; `sam-alm env` tells which ones are in use."
+            f"SAM's {operation} runs in plain torch on this GPU, several times slower than its kernel: {why_not}. "
+            "`pip install sam-alm[cuda]` installs the kernels; `sam-alm env` lists which ones are used."
         )
 
 
 def implementations() -> list[dict[str, Any]]:
-    """What will run for each operation on each kind of device here, and why nothing faster.
+    """The implementation of each operation on each kind of device of this machine.
 
     Returns:
-        A list of `{"operation", "device", "implementation", "reason"}`; `reason` is empty for the fastest choice.
+        A list of `{"operation", "device", "implementation", "reason"}`; `reason` states why nothing faster is used.
     """
     rows = []
     packages = {

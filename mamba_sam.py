@@ -1,13 +1,14 @@
-"""The Mamba-2 language model of SAM, and the cache that holds what it has read.
+"""The Mamba-2 language model of SAM and its cache.
 
-Parameter names and numbers are those of transformers' `Mamba2Model` and of the state-spaces checkpoints. One mixer
-knows three ways: a whole sequence, a chunk that goes on from a state, and one step.
+Parameter names and numbers are those of transformers' `Mamba2Model` and of the state-spaces checkpoints. The mixer
+reads a whole sequence, a chunk that continues from a state, or one step.
 
-Padding: the rows of a batch are first moved so that their real positions come first ([`RowPacking`]). After that no
-position of a row ever hears its padding, wherever the mask had put it, and only two places care at all: the step size
-past a row's end is zero, and the convolution's tail is taken where the row ends.
+Padding: the real positions of each row are first moved to its front ([`RowPacking`]). No real position then depends on
+padding, wherever the mask had it, and only two operations need the lengths: the step size is zero past the end of a
+row, and the convolution's tail ends where the row ends.
 """
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -30,6 +31,8 @@ try:
         scan_step,
     )
 except ImportError:
+    if __package__:
+        raise
     from kernels_sam import (
         causal_convolution,
         convolution_step,
@@ -43,10 +46,10 @@ except ImportError:
 
 
 class SamCache:
-    """What the model remembers of everything it has read: two tensors of fixed size a layer.
+    """The model's state after everything it has read: two tensors of fixed size for each layer.
 
-    The tensors are allocated when a layer is first used and written in place from then on, so their addresses stay
-    the same. Anything that changes the batch size gives new tensors.
+    The tensors are allocated at the first use of a layer and then written in place, so that their addresses do not
+    change. Methods that change the batch size replace them.
 
     Args:
         num_layers (`int`): Layers of the language model.
@@ -57,13 +60,12 @@ class SamCache:
         convolution (`list[torch.Tensor]`): The last inputs of each layer's convolution, `[B, C, K-1]`, in the
             activations' type.
         recurrent (`list[torch.Tensor]`): The state of each layer, `[B, H, P, N]`.
-        seen_tokens (`int`): Positions read so far, padding included.
+        seen_tokens (`int`): Positions read so far, including padding.
     """
 
     is_compileable = False
     is_croppable = False
-    # To transformers (5.24 on) "linear" layers always read all the ids they are given. Ours read only what is new,
-    # which `generate` cuts out for all other caches.
+    # From 5.24 on, `generate` passes all ids to "linear" layers. Ours read only new ids, as with all other caches.
     is_linear = (False,)
 
     def __init__(self, num_layers: int, state_dtype: torch.dtype = torch.float32):
@@ -77,50 +79,50 @@ class SamCache:
 
     @property
     def batch_size(self) -> int:
-        """Rows; zero before anything was read."""
+        """Number of rows; zero before the first input."""
         return 0 if self.recurrent[0] is None else self.recurrent[0].shape[0]
 
     def layer(self, index, batch, mixer, dtype, device):
         """The two tensors of layer `index`, zeros at first use."""
         if self.recurrent[index] is None:
             shape = (batch, mixer.num_heads, mixer.head_dim, mixer.state_size)
-            # a float64 model keeps float64 states: there the cache is compared with exact arithmetic
+            # a float64 model keeps float64 states, for comparisons with exact arithmetic
             state_dtype = torch.float64 if dtype == torch.float64 else self.state_dtype
             self.recurrent[index] = torch.zeros(shape, dtype=state_dtype, device=device)
             shape = (batch, mixer.conv_dim, mixer.conv_kernel - 1)
             self.convolution[index] = torch.zeros(shape, dtype=dtype, device=device)
         rows = self.recurrent[index].shape[0]
         if rows != batch:
-            raise ValueError(f"cache: holds {rows} rows, the input has {batch}.")
+            raise ValueError(f"cache: got {rows} rows, expected {batch} as in the input.")
         return self.convolution[index], self.recurrent[index]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions read so far, padding included."""
+        """Positions read so far, including padding."""
         return self.seen_tokens
 
     def get_max_cache_shape(self, layer_idx: int = 0) -> int:
-        """No bound: the states do not grow."""
+        """No limit: the states do not grow."""
         return -1
 
     def reset(self) -> None:
-        """Forgets everything; the tensors stay where they are."""
+        """Sets the state to zero, in place."""
         for tensor in self._tensors():
             tensor.zero_()
         self.seen_tokens = 0
 
     def crop(self, max_length: int) -> None:
         raise ValueError(
-            "SamCache.crop: a recurrent state cannot go back to an earlier position; keep a copy (`cache.fork()`) "
-            "of the place that you want to return to."
+            "SamCache.crop: a recurrent state cannot return to an earlier position; keep a copy of that position "
+            "with `cache.fork()`."
         )
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Row `i` becomes what row `beam_idx[i]` was, in place (beam search)."""
+        """Replaces row `i` by row `beam_idx[i]`, in place (beam search)."""
         for tensor in self._tensors():
             tensor.copy_(tensor.index_select(0, beam_idx.to(tensor.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Every row `repeats` times, one after another."""
+        """Repeats every row `repeats` times, one after another."""
         self._replace(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
@@ -128,15 +130,13 @@ class SamCache:
         self._replace(lambda tensor: tensor[indices.to(tensor.device)])
 
     def fork(self, repeats: int = 1) -> "SamCache":
-        """A copy that goes its own way, with every row `repeats` times."""
-        copy = SamCache(len(self), self.state_dtype)
-        copy.convolution = [None if t is None else t.repeat_interleave(repeats, dim=0) for t in self.convolution]
-        copy.recurrent = [None if t is None else t.repeat_interleave(repeats, dim=0) for t in self.recurrent]
-        copy.seen_tokens = self.seen_tokens
-        return copy
+        """An independent copy with every row `repeats` times."""
+        fork = copy.copy(self)
+        fork.batch_repeat_interleave(repeats)  # replaces the tensors of the copy
+        return fork
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The content as named tensors, for safetensors."""
+        """The state as named tensors, for safetensors."""
         tensors = {"seen_tokens": torch.tensor(self.seen_tokens)}
         for index in range(len(self)):
             if self.recurrent[index] is not None:
@@ -146,14 +146,14 @@ class SamCache:
 
     @classmethod
     def from_state_dict(cls, tensors: dict[str, torch.Tensor], num_layers: int) -> "SamCache":
-        """The cache whose [`~SamCache.state_dict`] this is; copies the tensors.
+        """Makes a cache from copies of the tensors of [`~SamCache.state_dict`].
 
         Raises:
-            ValueError: The tensors belong to another number of layers.
+            ValueError: The tensors are of another number of layers.
         """
         layers = {int(name.split(".")[1]) for name in tensors if name.startswith("layers.")}
         if layers and layers != set(range(num_layers)):
-            raise ValueError(f"tensors: hold {len(layers)} layers, expected {num_layers}.")
+            raise ValueError(f"tensors: got {len(layers)} layers, expected {num_layers}.")
         cache = cls(num_layers)
         for index in sorted(layers):
             cache.convolution[index] = tensors[f"layers.{index}.convolution"].clone()
@@ -175,7 +175,7 @@ class RowPacking:
     """Moves each row's real positions to its front, and back.
 
     Args:
-        mask (`torch.Tensor` of shape `[B, L]`): One at real positions, zero at padding, in any order.
+        mask (`torch.Tensor` of shape `[B, L]`): 1 at real positions, 0 at padding, in any order.
     """
 
     def __init__(self, mask: torch.Tensor):
@@ -212,7 +212,7 @@ class SamRMSNorm(nn.Module):
 
 
 class SamGatedRMSNorm(nn.Module):
-    """`RMSNorm(y * silu(z)) * weight`: the gate comes first, then the norm."""
+    """`RMSNorm(y * silu(z)) * weight`: the gate before the norm."""
 
     def __init__(self, hidden_size: int, eps: float, groups: int):
         super().__init__()
@@ -229,7 +229,7 @@ class SamMamba2Mixer(nn.Module):
 
     Args:
         config (`Mamba2Config`): Sizes.
-        layer_idx (`int`): Number of the layer, its place in the cache.
+        layer_idx (`int`): Index of the layer in the cache.
     """
 
     def __init__(self, config, layer_idx: int):
@@ -267,12 +267,12 @@ class SamMamba2Mixer(nn.Module):
         """
         Args:
             hidden_states (`torch.Tensor` of shape `[B, L, D]`): Input, real positions first.
-            cache ([`SamCache`], *optional*): State to go on from and to bring up to date.
+            cache ([`SamCache`], *optional*): State to continue from, updated in place.
             lengths (`torch.Tensor` of shape `[B]`, *optional*): Real positions of each row; all by default.
             seq_idx (`torch.Tensor` of shape `[B, L]`, *optional*): Sequence of each position of a packed row.
 
         Returns:
-            `torch.Tensor` of shape `[B, L, D]`; what stands past a row's end means nothing.
+            `torch.Tensor` of shape `[B, L, D]`; positions past the end of a row have no meaning.
         """
         zxbcdt = self.in_proj(hidden_states)
         if cache is None:
@@ -281,12 +281,12 @@ class SamMamba2Mixer(nn.Module):
             y = self._step(zxbcdt, cache)
         else:
             y = self._chunk(zxbcdt, cache, lengths)
-        # Always the module, never its weight: an adapter lives in the call.
+        # Always call the module, never use its weight: an adapter acts in the call.
         return self.out_proj(y)
 
     @property
     def decay(self) -> torch.Tensor:
-        """`A`, negative, by head."""
+        """The negative decay rate `A` of each head."""
         return -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
 
     def _split(self, zxbcdt):
@@ -333,7 +333,7 @@ class SamMamba2Mixer(nn.Module):
         taps, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
         x, B, C = self._split_xbc(causal_convolution(xbc, taps, bias, None if first else tail))
         lengths = None if lengths is None else lengths.to(xbc.device)
-        # What is remembered is no longer part of any graph: reading on and on must not keep every graph alive.
+        # Detached: a state that is updated again and again must not keep every autograd graph alive.
         tail.copy_(convolution_tail(xbc, self.conv_kernel, tail, lengths).detach())
         dt = discretise(dt, self.dt_bias, self.time_step_limit, lengths)
         y, new_state = scan(x, dt, self.decay, B, C, self.D, self.chunk_size, None if first else state)
@@ -349,7 +349,7 @@ class SamMamba2Mixer(nn.Module):
 
 
 class SamMamba2Block(GradientCheckpointingLayer):
-    """A mixer behind an RMSNorm, with the residual stream kept in float32."""
+    """RMSNorm, mixer and residual sum, which is kept in float32."""
 
     def __init__(self, config, layer_idx: int):
         super().__init__()
@@ -363,23 +363,23 @@ class SamMamba2Block(GradientCheckpointingLayer):
 
 
 def residual_stream(hidden_states: torch.Tensor, in_fp32: bool) -> torch.Tensor:
-    """`hidden_states`, in at least float32 where the configuration asks for it."""
+    """`hidden_states`, in at least float32 if the configuration asks for it."""
     return hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32)) if in_fp32 else hidden_states
 
 
 def given_cache(cache, past_key_values):
-    """The one that was given of the two names of the same argument: `cache` is transformers' from 5.24 on.
+    """The cache under either name of the argument: `cache` from transformers 5.24 on, `past_key_values` before.
 
     Raises:
-        ValueError: Both were given, and differ.
+        ValueError: Two different caches.
     """
     if cache is not None and past_key_values is not None and cache is not past_key_values:
-        raise ValueError("cache and past_key_values: got both, which name the same argument; pass one of them.")
+        raise ValueError("cache and past_key_values: got both names of one argument; pass one of them.")
     return past_key_values if cache is None else cache
 
 
 class SamOutput(ModelOutput):
-    """An output whose `cache` may also be called `past_key_values`, as transformers does before 5.24."""
+    """An output with `past_key_values` as a second name of `cache`, which transformers before 5.24 uses."""
 
     @property
     def past_key_values(self):
@@ -431,12 +431,12 @@ class SamMamba2Model(nn.Module):
         """
         Args:
             inputs_embeds (`torch.Tensor` of shape `[B, L, D]`): Embedded sequence.
-            attention_mask (`torch.Tensor` of shape `[B, L]` or longer, *optional*): One at real positions; its last
-                `L` columns count. Padding may stand anywhere and changes nothing.
-            cache ([`SamCache`], *optional*): State to go on from, changed in place.
+            attention_mask (`torch.Tensor` of shape `[B, L]` or longer, *optional*): 1 at real positions; only its
+                last `L` columns are used. Padding may be anywhere and changes no result.
+            cache ([`SamCache`], *optional*): State to continue from, changed in place.
             seq_idx (`torch.Tensor` of shape `[B, L]`, *optional*): Sequence of each position of a packed row; not
                 together with a cache.
-            output_hidden_states (`bool`, *optional*, defaults to `False`): Return every layer's input too.
+            output_hidden_states (`bool`, *optional*, defaults to `False`): Also return the input of every layer.
 
         Returns:
             [`SamMamba2Output`].
@@ -452,7 +452,7 @@ class SamMamba2Model(nn.Module):
                     f"attention_mask: got shape {tuple(attention_mask.shape)}, expected {inputs_embeds.shape[0]} rows "
                     f"and at least {length} columns."
                 )
-            # On a CPU a look at the mask is free; on a GPU it would wait for the GPU, and moving rows costs little.
+            # Reading the mask is free on a CPU, but waits for a GPU, where moving rows costs little.
             if mask.is_cuda or not bool(mask.all()):
                 packing = RowPacking(mask)
         hidden_states, lengths = inputs_embeds, None
@@ -479,7 +479,7 @@ class SamMamba2Model(nn.Module):
 
 @torch.no_grad()
 def init_mamba2_weights(module: nn.Module, config) -> None:
-    """Fresh weights as the Mamba-2 authors start them, for one module; tensors already loaded stay as they are.
+    """Initialises one module as the authors of Mamba-2 do; tensors that are already loaded do not change.
 
     `A` uniform from 1 to 16, step sizes log-uniform from `time_step_min` to `time_step_max`, `out_proj` scaled by
     the square root of the number of layers, embeddings normal with `initializer_range`.
@@ -504,6 +504,3 @@ def init_mamba2_weights(module: nn.Module, config) -> None:
         init.ones_(module.weight)
     elif isinstance(module, nn.Embedding):
         init.normal_(module.weight, mean=0.0, std=config.initializer_range)
-
-
-__all__ = ["SamCache", "SamMamba2Model", "SamMamba2Output", "SamOutput", "given_cache"]

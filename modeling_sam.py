@@ -1,10 +1,9 @@
-"""SAM: EAT hears, the connector turns what it heard into embeddings, Mamba-2 reads them with the prompt and answers.
+"""SAM: EAT encodes the audio, the connector maps it to embeddings, Mamba-2 reads them with the prompt and answers.
 
 Importing this module registers the classes with transformers' Auto classes.
 """
 
 import functools
-import sys
 from dataclasses import dataclass
 
 import torch
@@ -19,18 +18,26 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 try:
     from .configuration_sam import SamAudioConfig, SamConfig
 except ImportError:
+    if __package__:
+        raise
     from configuration_sam import SamAudioConfig, SamConfig
 try:
-    from .hub_sam import push_folder_to_hub, write_model_card
+    from .hub_sam import copy_checkpoint_modules, push_folder_to_hub, write_model_card
 except ImportError:
-    from hub_sam import push_folder_to_hub, write_model_card
+    if __package__:
+        raise
+    from hub_sam import copy_checkpoint_modules, push_folder_to_hub, write_model_card
 try:
     from .generation_sam import SamGenerationMixin
 except ImportError:
+    if __package__:
+        raise
     from generation_sam import SamGenerationMixin
 try:
     from .mamba_sam import SamCache, SamMamba2Model, SamOutput, given_cache, init_mamba2_weights, residual_stream
 except ImportError:
+    if __package__:
+        raise
     from mamba_sam import SamCache, SamMamba2Model, SamOutput, given_cache, init_mamba2_weights, residual_stream
 
 
@@ -38,7 +45,7 @@ except ImportError:
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """`softmax(q k^T) v`, as transformers' attention functions: `[B, heads, L, d]` in, `[B, L, heads, d]` out."""
+    """`softmax(q k^T) v` with the signature of transformers: `[B, heads, L, d]` in, `[B, L, heads, d]` out."""
     weights = (query @ key.mT * scaling).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
@@ -100,7 +107,7 @@ class SamAudioMLP(nn.Module):
 
 
 class SamAudioBlock(GradientCheckpointingLayer):
-    """A ViT block with the norms behind the residual sums (post-norm), as EAT was trained."""
+    """A ViT block with the norms after the residual sums (post-norm), as in EAT."""
 
     def __init__(self, config):
         super().__init__()
@@ -115,7 +122,7 @@ class SamAudioBlock(GradientCheckpointingLayer):
 
 
 class SamPreTrainedModel(PreTrainedModel):
-    """What the models of this module share: flags that transformers reads, and fresh weights."""
+    """Flags that transformers reads, and the initialisation of weights."""
 
     config_class = SamConfig
     base_model_prefix = "model"
@@ -148,9 +155,9 @@ class SamPreTrainedModel(PreTrainedModel):
 
 
 class SamAudioModel(SamPreTrainedModel):
-    """EAT (paper, section 2.2): log-mel spectrogram in, one vector for each of 64 x 8 patches out.
+    """EAT (paper, section 2.2): log-mel spectrogram in, one vector for each of the 64 x 8 patches out.
 
-    Parameter names are those of EAT's Hugging Face port without its `model.` prefix.
+    Parameter names are those of EAT's Hugging Face port without the prefix `model.`.
 
     Args:
         config ([`SamAudioConfig`]): Sizes; EAT-base by default.
@@ -179,19 +186,19 @@ class SamAudioModel(SamPreTrainedModel):
         return self.local_encoder.proj
 
     def embed(self, input_features: torch.Tensor) -> torch.Tensor:
-        """Patches with their positions, before the class token and the first norm: `[B, 512, d]`."""
+        """Patch and position embeddings, before the class token and the first norm: `[B, 512, d]`."""
         expected = (self.config.max_frames, self.config.num_mel_bins)
         if input_features.ndim != 3 or tuple(input_features.shape[1:]) != expected:
             raise ValueError(
                 f"input_features: got shape {tuple(input_features.shape)}, expected [clips, {expected[0]} frames, "
-                f"{expected[1]} mel bins], as SamFeatureExtractor makes them."
+                f"{expected[1]} mel bins]; use SamFeatureExtractor."
             )
         patches = self.local_encoder(input_features)
         return patches + self.positions.to(patches.dtype)
 
     def encode(self, patches: torch.Tensor) -> torch.Tensor:
-        """The blocks over any subset of the patches: `[B, n, d]` in, `[B, n, d]` out (class token dropped)."""
-        # Position embeddings are fp32 constants; the class token gets none.
+        """Applies the blocks to any subset of the patches: `[B, n, d]` in, `[B, n, d]` out, without class token."""
+        # The class token has no position embedding.
         x = torch.cat([self.extra_tokens.to(patches.dtype).expand(patches.shape[0], -1, -1), patches], dim=1)
         x = self.pre_norm(x)
         for block in self.blocks:
@@ -216,7 +223,7 @@ class SamConnector(nn.Module):
     """The two-layer MLP between the encoder and the language model, in its three layouts (paper, section 2.3).
 
     Args:
-        config ([`SamConfig`]): `connector` chooses the layout, `connector_hidden_size` the hidden width.
+        config ([`SamConfig`]): Layout (`connector`) and hidden width (`connector_hidden_size`).
     """
 
     def __init__(self, config):
@@ -233,7 +240,7 @@ class SamConnector(nn.Module):
         self.linear_2 = nn.Linear(hidden, out_features)
 
     def arrange(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The encoder's tokens in the order of the slots: `[B, 64, 8*d]` for (a), `[B, 512, d]` for (b) and (c)."""
+        """The encoder's output in the order of the slots: `[B, 64, 8*d]` for (a), `[B, 512, d]` for (b) and (c)."""
         tokens = hidden_states.unflatten(1, (self.num_time_steps, self.num_bands))  # [B, time, band, d]
         if self.layout == "concatenation":
             return tokens.flatten(2)
@@ -242,7 +249,7 @@ class SamConnector(nn.Module):
         return tokens.flatten(1, 2)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`[B, 512, d_audio]` from the encoder to `[B, 64 or 512, d_text]`, without the separators."""
+        """`[B, 512, d_audio]` from the encoder in, `[B, 64 or 512, d_text]` without separators out."""
         return self.linear_2(F.gelu(self.linear_1(self.arrange(hidden_states))))
 
 
@@ -303,7 +310,7 @@ class SamModel(SamPreTrainedModel):
         self.language_model.embeddings = value
 
     def get_audio_features(self, input_features: torch.Tensor) -> torch.Tensor:
-        """What the language model hears.
+        """Embeddings of clips for the language model.
 
         Args:
             input_features (`torch.Tensor` of shape `[clips, 1024, 128]`): Normalised log-mel spectrograms.
@@ -331,15 +338,15 @@ class SamModel(SamPreTrainedModel):
             raise ValueError("input_ids and inputs_embeds: pass exactly one of them.")
         if inputs_embeds is not None and input_features is not None:
             raise ValueError(
-                "inputs_embeds and input_features: slots cannot be found in embeddings; pass input_ids, or put "
-                "get_audio_features(input_features) into inputs_embeds yourself."
+                "inputs_embeds and input_features: got both, but embeddings do not show where the slots are; pass "
+                "input_ids, or insert get_audio_features(input_features) into inputs_embeds."
             )
         text_config = self.config.text_config
         if use_cache is None:
             use_cache = text_config.use_cache and not self.training and seq_idx is None
         if use_cache and self.training and self.language_model.layers[0].gradient_checkpointing:
             use_cache, cache = False, None
-        # by name: code loaded from a checkpoint has its own copy of the class
+        # by name: code loaded from a checkpoint is another copy of the class
         if cache is not None and type(cache).__name__ != "SamCache":
             raise ValueError(f"cache: got {type(cache).__name__}, expected SamCache.")
         if use_cache and cache is None:
@@ -367,14 +374,16 @@ class SamModel(SamPreTrainedModel):
         )
 
     def _fill_slots(self, input_ids, inputs_embeds, audio_features):
-        """Puts the clips' features into their slots, in order; raises where the two do not match.
+        """Writes the features of the clips into their slots, in order; raises if the two do not match.
 
-        Training on a GPU never waits here: the look at the slots comes back as a function, to be called when the GPU
-        has the layers to work on, and `masked_scatter`, whose backward waits, is not used.
+        Training never waits for the GPU here: the check of the slots is returned as a function, to be called when the
+        GPU has work, and `masked_scatter`, whose backward waits, is not used.
         """
         if self.config.audio_token_id is None:
             if audio_features is not None:
-                raise ValueError("input_features: config.audio_token_id is None, so this model reads text only.")
+                raise ValueError(
+                    "input_features: got clips, but config.audio_token_id is None: this model reads text only."
+                )
             return inputs_embeds, None
         slots = input_ids == self.config.audio_token_id
         clips, check_slots = 0 if audio_features is None else len(audio_features), None
@@ -400,12 +409,12 @@ class SamModel(SamPreTrainedModel):
         if int(by_row.sum()) != clips * a_clip or bool((by_row % a_clip).any()):
             raise ValueError(
                 f"input_ids and input_features: the rows of input_ids hold {by_row.tolist()} audio slots, "
-                f"{clips} clip(s) need {a_clip} each; let SamProcessor make both from the same text and audio."
+                f"{clips} clip(s) need {a_clip} each; make both with one call of SamProcessor."
             )
 
     def _untouched_parameters(self):
-        """Zero, with a gradient path to every parameter that a batch without audio does not use: distributed
-        training waits for the gradient of each."""
+        """Zero, with a gradient for every parameter that a batch without audio does not use, since distributed
+        training waits for all gradients."""
         unused = [*self.audio_tower.parameters(), *self.connector.parameters()]
         return sum((parameter.sum() * 0 for parameter in unused if parameter.requires_grad), start=0.0)
 
@@ -464,30 +473,30 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
         output_hidden_states=None,
         return_dict=None,
         cache=None,
-        loss_index=None,
+        loss_positions=None,
         **kwargs,
     ):
         """
         Args:
             input_ids (`torch.Tensor` of shape `[B, L]`): Tokens, with `config.audio_token_id` at the audio slots.
-            input_features (`torch.Tensor` of shape `[clips, 1024, 128]`, *optional*): The clips, in the order of
+            input_features (`torch.Tensor` of shape `[clips, 1024, 128]`, *optional*): The clips in the order of
                 their slots: row by row, from left to right.
-            attention_mask (`torch.Tensor` of shape `[B, L]`, *optional*): One at real positions. Padding may stand
-                on either side.
-            cache ([`SamCache`], *optional*): State to go on from; changed in place. `past_key_values` is its other
-                name, the only one that transformers before 5.24 knows.
+            attention_mask (`torch.Tensor` of shape `[B, L]`, *optional*): 1 at real positions. Padding may be on
+                either side.
+            cache ([`SamCache`], *optional*): State to continue from; changed in place. `past_key_values` is its name
+                in transformers before 5.24.
             inputs_embeds (`torch.Tensor` of shape `[B, L, D]`, *optional*): Instead of `input_ids`.
             labels (`torch.Tensor` of shape `[B, L]`, *optional*): Tokens to predict, aligned with `input_ids` (the
                 shift happens here); -100 is ignored.
-            use_cache (`bool`, *optional*): Return the state; by default the configuration's, and `False` in training.
-            logits_to_keep (`int`, `torch.Tensor` or `str`, *optional*, defaults to 0): Logits of the last so many
-                positions only, or of the given ones; 0 is all. `"labels"`, for training, is the loss alone: the head
-                reads only the positions that have a label, which saves most of its time and memory, and `logits` is
-                `None`. The loss is the same, and 0 instead of not a number where no label is left.
-            seq_idx (`torch.Tensor` of shape `[B, L]`, *optional*): Number of the sequence that each position belongs
-                to, where several are packed into a row; neither state nor loss crosses a border.
-            loss_index (`torch.Tensor` of shape `[N]`, *optional*): [`positions_with_loss`] of `labels`, for
-                `logits_to_keep="labels"`; finding it here waits for the GPU.
+            use_cache (`bool`, *optional*): Return the state; by default as in the configuration, and `False` in
+                training.
+            logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0): Compute the logits of this number of
+                last positions, or of these positions, only; 0 computes all.
+            seq_idx (`torch.Tensor` of shape `[B, L]`, *optional*): Index of the sequence of each position, if several
+                are packed into a row; neither state nor loss crosses from one to the next.
+            loss_positions (`torch.Tensor` of shape `[N]`, *optional*): [`positions_with_loss`] of `labels`, for
+                training: the head reads only these positions, which saves most of its time and memory. The loss is
+                the same (0 with a gradient of 0 if N is 0), and `logits` is `None`.
 
         Returns:
             [`SamCausalLMOutput`].
@@ -496,16 +505,16 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
             ValueError: Slots and clips that do not match, both or neither of `input_ids` and `inputs_embeds`, a mask
                 or a cache of another batch.
         """
-        keep, loss_alone = logits_to_keep, isinstance(logits_to_keep, str)
-        if loss_alone and (keep != "labels" or labels is None):
-            raise ValueError(
-                f"logits_to_keep: got {keep!r} {'with' if labels is not None else 'without'} labels, expected a number, "
-                'positions, or "labels" together with labels.'
-            )
-        if loss_alone or isinstance(keep, int):
-            keep = slice(-keep, None) if keep != 0 and not loss_alone else None
+        if loss_positions is not None and labels is None:
+            raise ValueError("loss_positions: got positions without labels; pass the labels that they were found in.")
+        keep = logits_to_keep
+        if isinstance(keep, int):
+            keep = slice(-keep, None) if keep else None
         if labels is not None and keep is not None:
-            raise ValueError("labels and logits_to_keep: the loss needs all logits; pass one of the two.")
+            name = "labels" if loss_positions is None else "loss_positions"
+            raise ValueError(
+                f"{name} and logits_to_keep: got both, but the loss needs the logits of every label; pass only one."
+            )
         outputs = self.model(
             input_ids=input_ids,
             input_features=input_features,
@@ -521,24 +530,23 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
         hidden_states = outputs.last_hidden_state
         if labels is not None and seq_idx is not None:
             labels = labels.masked_fill(F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0)), -100)
-        if loss_alone:
-            index = positions_with_loss(labels) if loss_index is None else loss_index
-            hidden_states = hidden_states.flatten(0, 1).index_select(0, index)
-            labels = F.pad(labels[:, 1:], (0, 1), value=-100).flatten()[index]
+        if loss_positions is not None:
+            hidden_states = hidden_states.flatten(0, 1).index_select(0, loss_positions)
+            labels = F.pad(labels[:, 1:], (0, 1), value=-100).flatten()[loss_positions]
         elif keep is not None:
             hidden_states = hidden_states[:, keep]
         logits = self.lm_head(hidden_states.to(self.lm_head.weight.dtype))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
 
         loss = None
-        if loss_alone and not len(labels):
-            loss = logits.sum()  # 0, with a gradient of 0 for everything: other processes wait for it
+        if loss_positions is not None and not len(loss_positions):
+            loss = logits.sum()  # 0, with a gradient for every parameter: other processes wait for it
         elif labels is not None:
-            shifted = {"shift_labels": labels} if loss_alone else {}
+            shifted = {} if loss_positions is None else {"shift_labels": labels}
             loss = self.loss_function(logits, labels, self.config.text_config.vocab_size, **shifted, **kwargs)
         output = SamCausalLMOutput(
             loss=loss,
-            logits=None if loss_alone else logits,
+            logits=logits if loss_positions is None else None,
             cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             audio_hidden_states=outputs.audio_hidden_states,
@@ -546,11 +554,11 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
         return output if return_dict is not False else output.to_tuple()
 
     def save_pretrained(self, save_directory, **kwargs):
-        """As in transformers, and a model card where the directory has none."""
+        """As in transformers, with the code of the processor, and a model card unless the directory has one."""
         super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
+            copy_checkpoint_modules(save_directory, self.name_or_path)
             write_model_card(self.config, save_directory)
-        keep_model_card_from_trainer()
 
     def push_to_hub(self, repo_id, **kwargs):
         """Pushes weights, code, generation configuration and model card; see [`push_folder_to_hub`]."""
@@ -558,7 +566,7 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
 
 
 def positions_with_loss(labels: torch.Tensor) -> torch.Tensor:
-    """Where the loss is computed: the positions, in the flattened batch, whose next one has a label other than -100.
+    """Positions of the flattened batch whose next one has a label other than -100, where the loss is computed.
 
     Args:
         labels (`torch.Tensor` of shape `[B, L]`): Labels, aligned with the tokens.
@@ -569,30 +577,6 @@ def positions_with_loss(labels: torch.Tensor) -> torch.Tensor:
     return F.pad(labels[:, 1:] != -100, (0, 1)).flatten().nonzero().squeeze(1)
 
 
-def keep_model_card_from_trainer() -> None:
-    """Makes `Trainer.push_to_hub` leave our model card alone.
-
-    After saving, Trainer writes a card of its own drafting over the README.md that is there and offers no way to
-    decline. For models of ours its method only gives the card, which `save_pretrained` has just written, the
-    repository's name instead of the folder's.
-    """
-    module = sys.modules.get("transformers.trainer")
-    if module is None or hasattr(module.Trainer.create_model_card, "passes_over_sam"):
-        return
-    draft = module.Trainer.create_model_card
-
-    @functools.wraps(draft)
-    def create_model_card(trainer, *args, **kwargs):
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        if type(model).__name__ != SamForConditionalGeneration.__name__:
-            draft(trainer, *args, **kwargs)
-        elif trainer.is_world_process_zero():
-            write_model_card(model.config, trainer.args.output_dir, name=trainer.hub_model_id)
-
-    create_model_card.passes_over_sam = True
-    module.Trainer.create_model_card = create_model_card
-
-
 for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM):
     auto_class.register(SamConfig, SamForConditionalGeneration, exist_ok=True)
 AutoConfig.register(SamConfig.model_type, SamConfig, exist_ok=True)
@@ -600,5 +584,3 @@ AutoConfig.register(SamAudioConfig.model_type, SamAudioConfig, exist_ok=True)
 AutoModel.register(SamAudioConfig, SamAudioModel, exist_ok=True)
 SamForConditionalGeneration.register_for_auto_class("AutoModel")
 SamAudioModel.register_for_auto_class("AutoModel")
-
-__all__ = ["SamAudioModel", "SamCache", "SamForConditionalGeneration", "SamModel", "SamPreTrainedModel"]

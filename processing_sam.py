@@ -1,7 +1,7 @@
-"""From sound and text to what SAM reads: the prompt, the audio slots, the labels.
+"""Audio and text to the inputs of SAM: prompt, audio slots, labels.
 
-Audio, as `audio_sam.py` reads it, is joined with text by [`SamAudioLanguageProcessor`] (alias `SamProcessor`) and
-batched for training by [`SamDataCollator`].
+[`SamAudioLanguageProcessor`] (alias `SamProcessor`) combines audio with text; [`SamDataCollator`] makes training
+batches.
 """
 
 import math
@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from itertools import accumulate, compress
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,15 +19,21 @@ from transformers.utils import logging
 try:
     from .audio_sam import OVERFLOWS, SAMPLING_RATE, SamFeatureExtractor, as_tensors, check_choice, load_audio
 except ImportError:
+    if __package__:
+        raise
     from audio_sam import OVERFLOWS, SAMPLING_RATE, SamFeatureExtractor, as_tensors, check_choice, load_audio
 try:
     from .configuration_sam import AUTO_MAP, SamConfig, audio_slot_pattern
 except ImportError:
+    if __package__:
+        raise
     from configuration_sam import AUTO_MAP, SamConfig, audio_slot_pattern
-if TYPE_CHECKING:
-    # Never runs. transformers copies what such a line names, so that a saved processor brings the model's code along:
-    # pushing in the middle of training, Trainer saves the processor again but only copies the model's weights.
-    from .modeling_sam import SamForConditionalGeneration  # noqa: F401
+try:
+    from .hub_sam import copy_checkpoint_modules, push_folder_to_hub
+except ImportError:
+    if __package__:
+        raise
+    from hub_sam import copy_checkpoint_modules, push_folder_to_hub
 
 logger = logging.get_logger(__name__)
 
@@ -35,11 +41,11 @@ AUDIO_TOKEN = "<|audio|>"
 SEPARATOR_TOKEN = "&&"
 PROMPT_TEMPLATE = "### Instruction:\n{prompt}\n\n### Response:\n"
 IGNORE_INDEX = -100
-# Arguments of the processor's call that a chat may carry along.
+# Arguments of the processor's call that `apply_chat_template` passes on.
 CALL_OPTIONS = {"answer", "sampling_rate", "padding", "padding_side", "overflow", "train_on_prompt"}
 CALL_OPTIONS |= {"pad_to_multiple_of", "device"}
 
-# The text only: the processor adds the prompt template, so that a chat and a plain call give the same tokens.
+# Only the text: the processor adds the prompt template, so that a chat and a plain call yield the same tokens.
 CHAT_TEMPLATE = (
     "{%- if messages | length != 1 or messages[0]['role'] != 'user' -%}"
     "{{ raise_exception('SAM answers one question at a time: expected one message of the role user, got '"
@@ -54,24 +60,24 @@ CHAT_TEMPLATE = (
 
 
 class SamAudioLanguageProcessor(ProcessorMixin):
-    """Turns text and audio into the inputs of [`SamForConditionalGeneration`] (paper, section 2.3).
+    """Converts text and audio to the inputs of [`SamForConditionalGeneration`] (paper, section 2.3).
 
     A sequence is `[audio slots] "### Instruction:\\n{prompt}\\n\\n### Response:\\n" [answer] <|endoftext|>`. The text
-    given is the bare prompt. `<|audio|>` in it marks the place of a clip: at its beginning, the clip comes before the
-    template, as in the paper; further on, the clip sits where it is written, within the instruction. Where a text has
-    clips but no mark, they come first. Each mark becomes the connector's slots: 64, 576 or 520 tokens.
+    is the prompt without the template. `<|audio|>` marks the position of a clip: at the beginning of the text, the
+    clip precedes the template, as in the paper; elsewhere it is within the instruction. The clips of a text without
+    marks come first. Each mark is replaced by the slots of the connector: 64, 576 or 520 tokens.
 
     Args:
         feature_extractor ([`SamFeatureExtractor`]): Waveform to log-mel.
-        tokenizer (`PreTrainedTokenizerFast`): A tokenizer with an end-of-text token (`eos_token`) and, for the
-            connectors with separators, `&&` as one token. `<|audio|>` is added to it if missing.
+        tokenizer (`PreTrainedTokenizerFast`): A tokenizer with an end-of-text token (`eos_token`) and, for connectors
+            with separators, `&&` as one token. `<|audio|>` is added to it if missing.
         connector (`str`, *optional*, defaults to `"concatenation"`): The model's connector.
         chat_template (`str`, *optional*): Jinja template; the default takes one message of the user, with its clips
             first.
-        patch_size (`int`, *optional*, defaults to 16): The audio encoder's.
+        patch_size (`int`, *optional*, defaults to 16): Patch size of the audio encoder.
 
     Raises:
-        ValueError: Unknown connector, no end-of-text token, `&&` is not one token where it is needed.
+        ValueError: Unknown connector, no end-of-text token, or `&&` is not one token but needed.
     """
 
     def __init__(self, feature_extractor, tokenizer, connector="concatenation", chat_template=None, patch_size=16):
@@ -83,7 +89,7 @@ class SamAudioLanguageProcessor(ProcessorMixin):
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
         if tokenizer.eos_token_id is None:
             raise ValueError(
-                "tokenizer: it has no end-of-text token, which ends every answer; set it, as in "
+                "tokenizer: got one without an end-of-text token, which ends every answer; set it, as in "
                 "PreTrainedTokenizerFast(..., eos_token='<|endoftext|>')."
             )
         if AUDIO_TOKEN not in tokenizer.get_vocab():
@@ -96,23 +102,23 @@ class SamAudioLanguageProcessor(ProcessorMixin):
 
     @property
     def audio_token(self) -> str:
-        """`<|audio|>`, the mark of a clip in a text."""
+        """`<|audio|>`, which marks a clip in a text."""
         return AUDIO_TOKEN
 
     @property
     def audio_token_id(self) -> int:
-        """Id of `<|audio|>`, which holds the place of each audio feature."""
+        """Id of `<|audio|>`, the token at the position of each audio feature."""
         return self.tokenizer.convert_tokens_to_ids(AUDIO_TOKEN)
 
     @property
     def separator_token_id(self) -> int | None:
-        """Id of `&&`, or `None` where the tokenizer has no such single token."""
+        """Id of `&&`, or `None` if this is not one token."""
         ids = self.tokenizer(SEPARATOR_TOKEN, add_special_tokens=False)["input_ids"]
         return ids[0] if len(ids) == 1 and ids[0] != self.tokenizer.unk_token_id else None
 
     @property
     def model_input_names(self) -> list[str]:
-        """What the model's `forward` takes from here."""
+        """The model's inputs that the processor returns."""
         return ["input_ids", "attention_mask", "input_features"]
 
     def __call__(
@@ -132,24 +138,24 @@ class SamAudioLanguageProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """
         Args:
-            text (`str` or list of `str`, *optional*): The prompts. Without text only `input_features` come back.
-            audio (*optional*): One clip, anything that [`load_audio`] reads; a list of clips, which go to the texts
-                by the `<|audio|>` written in them, or one to each text; or a list with a list of clips (or one clip,
-                or `None`) for each text.
-            answer (`str` or list of `str`, *optional*): The truths to train on, one a text.
-            sampling_rate (`int`, *optional*): Rate in Hz of clips given as arrays.
+            text (`str` or list of `str`, *optional*): The prompts. Without text only `input_features` are returned.
+            audio (*optional*): One clip, anything that [`load_audio`] reads; a list of clips, assigned to the
+                `<|audio|>` of the texts in order, or one to each text; or a list with a list of clips (or one clip, or
+                `None`) for each text.
+            answer (`str` or list of `str`, *optional*): The answers to train on, one for each text.
+            sampling_rate (`int`, *optional*): Rate in Hz of clips that are arrays.
             padding (`bool` or `str`, *optional*, defaults to `True`): `True` (`"longest"`) or `False`
                 (`"do_not_pad"`).
             padding_side (`str`, *optional*): `"left"` or `"right"`; by default right with answers, for training, and
                 left without, for generation.
-            return_tensors (`str`, *optional*): `"pt"`, `"np"`, or `None` for lists, without the batch axis where
-                `text` is a single string (unless `overflow="window"`).
+            return_tensors (`str`, *optional*): `"pt"`, `"np"`, or `None` for lists, without the batch axis if `text`
+                is a single string (unless `overflow="window"`).
             overflow (`str`, *optional*, defaults to `"error"`): For clips of more than 10.24 s: `"error"`,
                 `"truncate"` or `"window"` as in [`SamFeatureExtractor.__call__`]. With `"window"` a text is repeated,
                 with its answer, for each window of its clip; `num_windows` counts the rows of each text.
-            train_on_prompt (`bool`, *optional*, defaults to `False`): Also learn the prompt's text, as LTU does;
-                never the audio slots.
-            pad_to_multiple_of (`int`, *optional*): Round the padded length up to such a multiple.
+            train_on_prompt (`bool`, *optional*, defaults to `False`): Also train on the text of the prompt, as LTU
+                does; never on the audio slots.
+            pad_to_multiple_of (`int`, *optional*): Round the padded length up to a multiple of this number.
             device (`str`, *optional*, defaults to `"cpu"`): Where to compute `input_features`.
 
         Returns:
@@ -158,8 +164,8 @@ class SamAudioLanguageProcessor(ProcessorMixin):
             (the answer and end of text; -100 elsewhere), `num_windows` `[texts]` with `overflow="window"`.
 
         Raises:
-            ValueError: Texts, clips and answers that do not match, and what [`load_audio`] raises.
-            TypeError: An unknown argument.
+            ValueError: Texts, clips and answers that do not match; also by [`load_audio`].
+            TypeError: An unknown argument; also by [`load_audio`].
         """
         for name in ("images", "videos"):  # transformers' apply_chat_template passes them to every processor
             if kwargs.get(name, 0) is None:
@@ -190,12 +196,12 @@ class SamAudioLanguageProcessor(ProcessorMixin):
         return _finish(data, return_tensors, single)
 
     def apply_chat_template(self, conversation, chat_template=None, tokenize=False, **kwargs):
-        """transformers' `apply_chat_template`, with audio items read by [`load_audio`].
+        """`apply_chat_template` of transformers, with audio read by [`load_audio`].
 
-        An item is `{"type": "audio", "audio": ...}` or `{"type": "audio", "path": ...}`, where an array needs its
-        rate, as `"sampling_rate"` in the item or as an argument. URLs are not fetched. With `tokenize=True,
-        return_dict=True` the result is that of [`~SamAudioLanguageProcessor.__call__`], whose arguments may stand
-        among these or in `processor_kwargs`.
+        An audio item is `{"type": "audio", "audio": ...}` or `{"type": "audio", "path": ...}`. An array needs its
+        rate, as `"sampling_rate"` of the item or as an argument. URLs are refused. With `tokenize=True,
+        return_dict=True` the result is that of [`~SamAudioLanguageProcessor.__call__`], whose arguments are accepted
+        here and in `processor_kwargs`.
         """
         options = dict(kwargs.pop("processor_kwargs", None) or {})
         for name in CALL_OPTIONS & kwargs.keys():
@@ -208,15 +214,29 @@ class SamAudioLanguageProcessor(ProcessorMixin):
                 for chat in (conversation if batched else [conversation])
             ]
             conversation = chats if batched else chats[0]
-            options["sampling_rate"] = SAMPLING_RATE  # what they are at now
+            options["sampling_rate"] = SAMPLING_RATE  # load_audio has resampled the clips
         return super().apply_chat_template(
             conversation, chat_template, tokenize=tokenize, processor_kwargs=options, **kwargs
         )
 
+    def save_pretrained(self, save_directory, **kwargs):
+        """As in transformers, with the code of the whole model: during a training, Trainer pushes no other code."""
+        files = super().save_pretrained(save_directory, **kwargs)
+        copy_checkpoint_modules(save_directory, self.tokenizer.name_or_path)
+        return files
+
+    def _upload_modified_files(self, working_dir, *args, **kwargs):
+        copy_checkpoint_modules(working_dir, self.tokenizer.name_or_path)  # by save_pretrained(push_to_hub=True)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
+
+    def push_to_hub(self, repo_id, **kwargs):
+        """Pushes the processor's files and the code; see [`push_folder_to_hub`]."""
+        return push_folder_to_hub(self, repo_id, **kwargs)
+
     def _encode(
         self, texts, clips, answers, sampling_rate, overflow, train_on_prompt, device="cpu"
     ) -> tuple[dict[str, Any], int]:
-        """Unpadded rows of ids and labels, the features, and the number of clips of too many frames."""
+        """Unpadded rows of ids and labels, the features, and the number of clips with too many frames."""
         check_choice("overflow", overflow, OVERFLOWS)
         data = self.encode_texts(texts, [len(items) for items in clips], answers, train_on_prompt)
         waveforms = [load_audio(clip, sampling_rate) for items in clips for clip in items]
@@ -241,10 +261,10 @@ class SamAudioLanguageProcessor(ProcessorMixin):
         return data, num_long
 
     def encode_texts(self, texts, num_clips, answers, train_on_prompt, cutoff=None) -> dict[str, Any]:
-        """Unpadded rows of ids, and with answers of labels and of whether a row was cut (`is_cut`).
+        """Unpadded rows of ids, and with answers also of labels, and whether each row was cut (`is_cut`).
 
-        `cutoff` is LTU's: so many tokens of template, prompt and answer stay, and end of text follows if it is still
-        one of them. Slots are not counted and never cut, since a clip belongs to them.
+        As in LTU, a row keeps its first `cutoff` tokens of template, prompt, answer and end of text. Slots are neither
+        counted nor cut, since each belongs to a clip.
         """
         rows = [self._expand(ids) for ids in self.tokenize_texts([_render(*pair) for pair in zip(texts, num_clips)])]
         data: dict[str, Any] = {"input_ids": [ids for ids, _ in rows]}
@@ -269,7 +289,7 @@ class SamAudioLanguageProcessor(ProcessorMixin):
         return self.tokenizer(texts, add_special_tokens=False, padding=False, truncation=False)["input_ids"]
 
     def _expand(self, ids: list[int]) -> tuple[list[int], list[bool]]:
-        """Puts the slots in the place of each `<|audio|>`, and says which tokens are slots."""
+        """Replaces each `<|audio|>` by the slots, and returns for each token whether it is a slot."""
         audio_id = self.audio_token_id
         separator_id = self.separator_token_id
         slot_ids: list[Any] = [audio_id if is_audio else separator_id for is_audio in self.slot_pattern]
@@ -281,7 +301,7 @@ class SamAudioLanguageProcessor(ProcessorMixin):
         return expanded, slots
 
     def pad_rows(self, data, padding, side, multiple) -> None:
-        """Pads the rows of ids and labels in place, and adds the mask. Pads are known by it, never by their id."""
+        """Pads the rows of ids and labels in place, and adds the mask, which alone tells pads from tokens."""
         check_choice("padding", padding, (True, False, "longest", "do_not_pad"))
         check_choice("padding_side", side, ("left", "right"))
         pad_id = self.tokenizer.pad_token_id
@@ -301,12 +321,12 @@ SamProcessor = SamAudioLanguageProcessor
 
 
 def _is_list(item: Any) -> bool:
-    """A list or tuple, or what behaves like one, such as a column of `datasets`."""
+    """Whether `item` is a list, a tuple or a similar sequence, such as a column of `datasets`."""
     return isinstance(item, Sequence) and not isinstance(item, (str, bytes, bytearray, memoryview))
 
 
 def _is_clip(item: Any) -> bool:
-    """Whether `audio` is one clip rather than several: anything but a list, or a list of numbers."""
+    """Whether `item` is one clip: anything but a list, or a list of numbers."""
     return not _is_list(item) or (len(item) > 0 and isinstance(item[0], Real))
 
 
@@ -351,7 +371,7 @@ def assign_clips(texts: list[str], audio: Any) -> list[list[Any]]:
 
 
 def _render(text: str, num_clips: int) -> str:
-    """The text before the answer, with one `<|audio|>` for each clip; those at the beginning precede the template."""
+    """The text up to the answer, with one `<|audio|>` for each clip; those at the beginning precede the template."""
     leading = re.match(rf"(?:\s*{re.escape(AUDIO_TOKEN)})+\s*", text)
     prompt = text[leading.end() :] if leading else text
     count = leading.group().count(AUDIO_TOKEN) if leading else 0
@@ -361,7 +381,7 @@ def _render(text: str, num_clips: int) -> str:
 
 
 def _loaded_items(content: Any, sampling_rate: int | None) -> Any:
-    """A chat message's content with its audio items read, so that transformers finds nothing to fetch."""
+    """The content of a chat message with its audio loaded, so that transformers downloads nothing."""
     if not isinstance(content, (list, tuple)):
         return content
     items = []
@@ -376,7 +396,7 @@ def _loaded_items(content: Any, sampling_rate: int | None) -> Any:
 
 
 def _finish(data: dict[str, Any], return_tensors: str | None, single: bool) -> BatchFeature:
-    """Tensors of what is rectangular; or lists, without the batch axis for a single text."""
+    """The result as tensors, or as lists, without the batch axis for a single text."""
     lists = [key for key in ("input_ids", "attention_mask", "labels", "num_windows") if key in data]
     if return_tensors is None:
         if single:
@@ -385,7 +405,7 @@ def _finish(data: dict[str, Any], return_tensors: str | None, single: bool) -> B
         if len({len(row) for row in data["input_ids"]}) > 1:
             raise ValueError(
                 f"padding: got False with texts of different lengths and return_tensors={return_tensors!r}, expected "
-                "True; or leave return_tensors out."
+                "True; or pass return_tensors=None."
             )
         data.update({key: as_tensors(torch.tensor(data[key]), return_tensors) for key in lists})
     if "input_features" in data:
@@ -399,20 +419,20 @@ def _finish(data: dict[str, Any], return_tensors: str | None, single: bool) -> B
 
 
 class SamDataCollator:
-    """Makes training batches, right-padded, of raw rows or of rows that the processor has been mapped over.
+    """Makes right-padded training batches from raw rows or from results of the processor.
 
-    With raw rows Trainer needs `remove_unused_columns=False`, since it would take the audio away. Read an Audio
-    column of `datasets` with `cast_column("audio", Audio(decode=False))`, which needs no torchcodec.
+    For raw rows pass `remove_unused_columns=False` to Trainer, which otherwise removes the audio. Read an Audio column
+    of `datasets` with `cast_column("audio", Audio(decode=False))`, which needs no torchcodec.
 
     Args:
         processor ([`SamAudioLanguageProcessor`]): The processor.
-        audio_column (`str`, *optional*, defaults to `"audio"`): Clip of a raw row, anything that [`load_audio`] reads
+        audio_column (`str`, *optional*, defaults to `"audio"`): Clip of a raw row: anything that [`load_audio`] reads
             (arrays as `{"array", "sampling_rate"}`), a list of clips, or `None` for text only.
         prompt_column (`str`, *optional*, defaults to `"prompt"`): Prompt of a raw row.
         answer_column (`str`, *optional*, defaults to `"answer"`): Answer of a raw row.
         overflow (`str`, *optional*, defaults to `"truncate"`): `"truncate"` or `"error"`, for clips over 10.24 s.
-        train_on_prompt (`bool`, *optional*, defaults to `False`): Also learn the prompt's text, as LTU does.
-        pad_to_multiple_of (`int`, *optional*): Round the padded length up to such a multiple.
+        train_on_prompt (`bool`, *optional*, defaults to `False`): Also train on the text of the prompt, as LTU does.
+        pad_to_multiple_of (`int`, *optional*): Round the padded length up to a multiple of this number.
     """
 
     def __init__(
@@ -433,25 +453,25 @@ class SamDataCollator:
         self.overflow = overflow
         self.train_on_prompt = train_on_prompt
         self.pad_to_multiple_of = pad_to_multiple_of
-        # Shared with the workers of a DataLoader, a place for each, so that they need no lock.
+        # Shared with the workers of a DataLoader. Each has its own entry, so that no lock is needed.
         self._truncated = torch.zeros(256, dtype=torch.int64).share_memory_()
 
     @property
     def num_truncated(self) -> int:
-        """Clips that were longer than 10.24 s and have been cut, each time they were, in all workers."""
+        """How often clips over 10.24 s have been truncated so far, in all workers."""
         return int(self._truncated.sum())
 
     def __call__(self, rows: list[dict[str, Any]]) -> BatchFeature:
         """
         Args:
-            rows (`list[dict]`): All raw, or all made by the processor (`input_ids`, and where they have it
+            rows (`list[dict]`): All raw, or all results of the processor (`input_ids`, and optionally
                 `attention_mask`, `labels`, `input_features`).
 
         Returns:
             [`BatchFeature`] of tensors: `input_ids`, `attention_mask`, `labels`, `input_features`.
 
         Raises:
-            ValueError: Columns are missing, or the audio slots and `input_features` of a row do not match.
+            ValueError: Missing columns, or audio slots and `input_features` of a row that do not match.
         """
         rows = [dict(row) for row in rows]
         processed = all("input_ids" in row for row in rows)
@@ -463,11 +483,11 @@ class SamDataCollator:
         for name in (self.audio_column, self.prompt_column, self.answer_column):
             if not all(name in row for row in rows):
                 raise ValueError(
-                    f"The column {name!r} is missing, got {sorted({key for row in rows for key in row})}. If the "
-                    "dataset has it, Trainer has removed it, as remove_unused_columns=True removes the audio and all "
-                    "else that forward() does not take: pass TrainingArguments(remove_unused_columns=False). If it "
-                    "has another name, pass audio_column, prompt_column or answer_column; rows without audio have "
-                    "None there."
+                    f"rows: got the columns {sorted({key for row in rows for key in row})}, expected also {name!r}. "
+                    "If the dataset has it, Trainer has removed it: remove_unused_columns=True removes all columns "
+                    "that are no arguments of forward(): pass TrainingArguments(remove_unused_columns=False). If it "
+                    "has another name, pass audio_column, prompt_column or answer_column; for rows without audio the "
+                    "audio is None."
                 )
         texts = _checked_texts(self.prompt_column, [row[self.prompt_column] for row in rows])
         answers = _checked_texts(self.answer_column, [row[self.answer_column] for row in rows])
@@ -480,7 +500,7 @@ class SamDataCollator:
         )
         if num_long:
             if not self.num_truncated:
-                logger.warning("Clips over 10.24 s are truncated; the collator's num_truncated counts them.")
+                logger.warning("Clips over 10.24 s are truncated; num_truncated of the collator counts them.")
             worker = torch.utils.data.get_worker_info()
             self._truncated[(0 if worker is None else worker.id + 1) % len(self._truncated)] += num_long
         return data
@@ -488,7 +508,7 @@ class SamDataCollator:
     def _join(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         with_labels = [row.get("labels") is not None for row in rows]
         if any(with_labels) and not all(with_labels):
-            raise ValueError("labels: some rows have them and some do not, expected all or none.")
+            raise ValueError("labels: got rows with and without them, expected all or none.")
         data: dict[str, Any] = {"input_ids": [], **({"labels": []} if all(with_labels) else {})}
         features = []
         for row in rows:
@@ -503,12 +523,12 @@ class SamDataCollator:
             if found != expected * len(clips):
                 raise ValueError(
                     f"input_features: got {len(clips)} clips for {found} audio slots in input_ids, expected "
-                    f"{found / expected:g} ({expected} slots a clip); if the rows had them, check that nothing (such "
-                    "as Trainer's remove_unused_columns) has removed them."
+                    f"{found / expected:g} ({expected} slots for each clip); if the dataset has them, check that "
+                    "nothing, such as Trainer's remove_unused_columns, removes them."
                 )
             features.append(clips)
         if sum(map(len, features)):
-            data["input_features"] = torch.cat(features).float()  # at once: of many rows each call would cost
+            data["input_features"] = torch.cat(features).float()
         return data
 
     def _clips(self, features: Any) -> torch.Tensor:
@@ -528,5 +548,3 @@ class SamDataCollator:
 SamAudioLanguageProcessor.register_for_auto_class("AutoProcessor")
 AutoFeatureExtractor.register(SamConfig, SamFeatureExtractor, exist_ok=True)
 AutoProcessor.register(SamConfig, SamAudioLanguageProcessor, exist_ok=True)
-
-__all__ = ["SamAudioLanguageProcessor", "SamDataCollator", "SamFeatureExtractor", "SamProcessor", "load_audio"]

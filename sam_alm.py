@@ -1,10 +1,10 @@
 """SAM, the Mamba-2 state-space audio-language model, for Hugging Face transformers.
 
-`import sam_alm` registers the model with transformers' Auto classes and gives the public names;
-`python -m sam_alm` is the `sam-alm` command.
+`import sam_alm` registers the model with transformers' Auto classes and has all public names. `python -m sam_alm` is
+the command `sam-alm`.
 """
 
-if __name__ == "__main__":  # before the imports below: the commands import what they need, when they need it
+if __name__ == "__main__":  # before the imports below, which take seconds: each command imports what it needs
     import sys
 
     from sam_lab.cli import main

@@ -148,9 +148,9 @@ def make_batch(config: SamConfig, lengths: np.ndarray, args: argparse.Namespace,
             batch["attention_mask"][index, place] = 1
             if "seq_idx" in batch:
                 batch["seq_idx"][index, place] = number
-    batch["loss_index"] = positions_with_loss(batch["labels"])
+    batch["loss_positions"] = positions_with_loss(batch["labels"])
     positions = [len(row["input_ids"]) for row in rows]
-    return {**batch, "pairs": len(rows), "positions": positions, "labels_count": len(batch["loss_index"])}
+    return {**batch, "pairs": len(rows), "positions": positions, "labels_count": len(batch["loss_positions"])}
 
 
 def make_steps(config: SamConfig, batch: int, args: argparse.Namespace) -> list[list[dict[str, Any]]]:
@@ -302,7 +302,8 @@ class Training:
         if self.device.type == "cuda":
             kept = {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in kept.items()}
         kept["input_features"] = self.features(batch["pairs"])
-        kept["logits_to_keep"] = 0 if self.args.all_logits else "labels"
+        if self.args.all_logits:
+            del kept["loss_positions"]
         if marks is not None:
             marks("data")
         with torch.autocast(self.device.type, dtype=torch.bfloat16):

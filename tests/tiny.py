@@ -14,8 +14,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from configuration_sam import SamAudioConfig, SamConfig, mamba2_config
+from modeling_sam import SamForConditionalGeneration
+from processing_sam import SamFeatureExtractor, SamProcessor
 
-NOTHING_OPEN = Path(__file__).with_name("leave_nothing_open.py")  # goes before a script that several processes run
+NOTHING_OPEN = Path(__file__).with_name("leave_nothing_open.py")  # prefix of a script that several processes run
 
 # ---------------------------------------------------------------------------------------------------------------
 # Tokenizer
@@ -29,7 +31,7 @@ def tiny_tokenizer(audio_token: bool = True) -> PreTrainedTokenizerFast:
     is 258. As in GPT-NeoX's, end of text is also the beginning and there is no padding token.
 
     Args:
-        audio_token: Whether `<|audio|>` is there. Without it the processor adds it, again as 258.
+        audio_token: Whether it has `<|audio|>`. Otherwise the processor adds it, again as 258.
     """
     vocabulary = {"<|endoftext|>": 0}
     for character in sorted(pre_tokenizers.ByteLevel.alphabet()):
@@ -54,7 +56,7 @@ def tiny_tokenizer(audio_token: bool = True) -> PreTrainedTokenizerFast:
 
 
 def tiny_config(connector: str = "concatenation", **text) -> SamConfig:
-    """A model of some ten thousand parameters with the real spectrogram's 64 x 8 patches and `tiny_tokenizer`'s ids."""
+    """A model of about ten thousand parameters with the real spectrogram's 64 x 8 patches and ids of `tiny_tokenizer`."""
     sizes = {
         "num_hidden_layers": 2,
         "hidden_size": 32,
@@ -74,13 +76,10 @@ def tiny_config(connector: str = "concatenation", **text) -> SamConfig:
 
 
 def tiny_model(connector: str = "concatenation", seed: int = 0, **text):
-    """`tiny_config`'s model in evaluation mode, with weights large enough that every part of it matters.
+    """`tiny_config`'s model in evaluation mode, with weights so large that every part of it matters.
 
-    Fresh weights leave a model nearly blind: its logits hardly depend on what it reads, and a comparison of two ways
-    to compute them proves little.
+    With fresh weights the logits hardly depend on the input, so that comparing two computations proves little.
     """
-    from modeling_sam import SamForConditionalGeneration
-
     torch.manual_seed(seed)
     model = SamForConditionalGeneration(tiny_config(connector, **text)).eval()
     with torch.no_grad():
@@ -110,9 +109,7 @@ def tiny_inputs(texts=("What do you hear?",), clips=1, connector: str = "concate
 
 
 def tiny_processor(connector: str = "concatenation"):
-    """The processor that goes with `tiny_model`."""
-    from processing_sam import SamFeatureExtractor, SamProcessor
-
+    """The processor of `tiny_model`."""
     return SamProcessor(SamFeatureExtractor(), tiny_tokenizer(), connector=connector)
 
 

@@ -10,7 +10,8 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
-from modeling_sam import positions_with_loss
+from hub_sam import write_model_card
+from modeling_sam import SamForConditionalGeneration, positions_with_loss
 from sam_lab.data.batches import RecordBatches
 from sam_lab.data.collation import MicroBatch, compute_features
 from sam_lab.data.counts import KINDS, merge_reports
@@ -173,8 +174,8 @@ class SamTrainer(Trainer):
         inputs, device = dict(inputs), self.args.device
         labels = inputs.get("labels")
         if self.train_batches is not None and self.model.training and labels is not None and not labels.is_cuda:
-            index = positions_with_loss(labels)
-            inputs["loss_index"] = index.pin_memory() if device.type == "cuda" else index
+            positions = positions_with_loss(labels)
+            inputs["loss_positions"] = positions.pin_memory() if device.type == "cuda" else positions
         return super()._prepare_inputs({name: self._without_waiting(value) for name, value in inputs.items()})
 
     def training_step(self, model, inputs, *args, **kwargs):
@@ -197,15 +198,26 @@ class SamTrainer(Trainer):
             inputs = {**inputs, "input_features": self.augment(inputs["input_features"])}
         if torch.is_tensor(num_items_in_batch):
             num_items_in_batch = num_items_in_batch.clamp(min=1)  # a step without any label: its loss is 0, not NaN
-        index = inputs.pop("loss_index", None) if isinstance(inputs, dict) else None
+        positions = inputs.pop("loss_positions", None) if isinstance(inputs, dict) else None
         if (
             "labels" in inputs
             and not return_outputs
             and self.label_smoother is None
             and self.compute_loss_func is None
+            and self.args.n_gpu <= 1  # torch.nn.DataParallel would split the positions like rows
         ):
-            inputs = {**inputs, "logits_to_keep": "labels", "loss_index": index}
+            if positions is None:
+                positions = positions_with_loss(inputs["labels"])
+            inputs = {**inputs, "loss_positions": positions}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def create_model_card(self, *args, **kwargs):
+        """Our card with the repository's name instead of the folder's; as in `Trainer` for an adapter."""
+        model = self.accelerator.unwrap_model(self.model)
+        if type(model).__name__ != SamForConditionalGeneration.__name__:  # by name: a checkpoint has its own copy
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            write_model_card(model.config, self.args.output_dir, name=self.hub_model_id)
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         """As in `Trainer`."""

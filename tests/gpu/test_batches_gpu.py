@@ -142,8 +142,8 @@ def test_the_loss_alone_equals_the_loss_of_all_logits(autocast):
     }
     model = tiny_model(**FUSED).cuda().train()
     results = []
-    index = positions_with_loss(batch["labels"].cpu()).cuda()
-    for extra in ({}, {"logits_to_keep": "labels"}, {"logits_to_keep": "labels", "loss_index": index}):
+    ahead = positions_with_loss(batch["labels"].cpu()).cuda()
+    for extra in ({}, {"loss_positions": positions_with_loss(batch["labels"])}, {"loss_positions": ahead}):
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast):
             loss = model(**batch, **extra).loss
         loss.backward()
@@ -162,7 +162,7 @@ def test_a_batch_without_labels_gives_zero_and_zero_gradients():
     }
     batch["labels"] = torch.full_like(batch["labels"], -100)
     model = tiny_model(**FUSED).cuda().train()
-    loss = model(**batch, logits_to_keep="labels").loss
+    loss = model(**batch, loss_positions=positions_with_loss(batch["labels"])).loss
     loss.backward()
     found = gradients(model)
     assert loss.item() == 0.0 and found.keys() == dict(model.named_parameters()).keys()
@@ -173,14 +173,14 @@ def test_a_step_does_not_wait_for_the_gpu():
     """Forward with the loss alone, and backward: no call that makes Python wait; a look at the slots is put off."""
     processor = tiny_processor()
     batch = collate_rows([[row] for row in rows_of(processor, 3)], processor)
-    batch["loss_index"] = positions_with_loss(batch["labels"])
+    batch["loss_positions"] = positions_with_loss(batch["labels"])
     batch = {name: value.cuda() for name, value in batch.items()}
     model = get_peft_model(tiny_model(**FUSED), lora_config(4, ["connector", "audio_tower"])).cuda().train()
     upcast_trainable(model)
 
     def step():
         with torch.autocast("cuda", dtype=torch.bfloat16):
-            loss = model(**batch, logits_to_keep="labels", num_items_in_batch=50).loss
+            loss = model(**batch, num_items_in_batch=50).loss
         loss.backward()
 
     step()  # kernels are compiled and tuned, which waits
@@ -279,7 +279,7 @@ def test_a_training_step_with_flash_attention_is_close_to_sdpa():
         assert model.model.audio_tower.config._attn_implementation == attention
         model = model.cuda().train()
         with torch.autocast("cuda", dtype=torch.bfloat16):
-            loss = model(**batch, logits_to_keep="labels").loss
+            loss = model(**batch, loss_positions=positions_with_loss(batch["labels"])).loss
         loss.backward()
         results[attention] = (loss.detach(), gradients(model))
     (expected, truth), (loss, found) = results["sdpa"], results["flash_attention_2"]

@@ -1,10 +1,10 @@
-"""Writes fbank_truth.npz: what torchaudio's Kaldi filter bank, called as EAT calls it, gives for a few signals.
+"""Writes fbank_truth.npz: log-mel of a few signals by torchaudio's Kaldi filter bank, with EAT's arguments.
 
-    python tests/data/make_fbank_truth.py [CLIP ...]
+    python tests/model/make_fbank_truth.py [CLIP ...]
 
 Run it once from the repository's root where torchaudio and soundfile import. The signals are synthetic ones, the clips
-in examples/audio and those given. Each is kept as int16 at 16 kHz, so that no decoder stands between the truth and the
-test, with every 16th frame of its log-mel, before padding and normalisation, as float32.
+in examples/audio and those of the command line. Each is saved as int16 at 16 kHz, so that the test needs no decoder,
+with every 16th frame of its log-mel, before padding and normalisation, as float32.
 """
 
 import argparse

@@ -129,13 +129,13 @@ def test_integers_are_scaled():
         (np.zeros(800, complex), 16000, "complex128"),
         (["a"] * 800, 16000, "type <U1"),
         ([[0.1, 0.2], [0.3]], 16000, "rectangular"),
-        (b"these bytes are text, not sound", None, "no audio file that is known"),
+        (b"these bytes are text, not sound", None, "no known kind of audio file"),
         (wav(tone())[:20], None, "cannot be decoded"),
-        ("https://example.org/a.wav", None, "nothing is fetched"),
-        ("hf://datasets/a/b.wav", None, "nothing is fetched"),
-        ("zip://a.wav::https://example.org/b.zip", None, "nothing is fetched"),
-        ("data:audio/wav;base64,AAAA", None, "nothing is fetched"),
-        ({"bytes": None, "path": "https://example.org/a.wav"}, None, "nothing is fetched"),
+        ("https://example.org/a.wav", None, r"got the URL .* download it first"),
+        ("hf://datasets/a/b.wav", None, r"got the URL .* download it first"),
+        ("zip://a.wav::https://example.org/b.zip", None, r"got the URL .* download it first"),
+        ("data:audio/wav;base64,AAAA", None, r"got the URL .* download it first"),
+        ({"bytes": None, "path": "https://example.org/a.wav"}, None, r"got the URL .* download it first"),
         (str(ROOT), None, "is not a file"),
         (io.StringIO("text"), None, "binary mode"),
     ],
@@ -237,7 +237,7 @@ def test_a_failing_or_missing_ffmpeg_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ValueError, match=r"ffmpeg: not on the PATH.*install torchcodec or put ffmpeg on the PATH"):
         load_audio(content)
-    # A playlist, which names other files or addresses, reaches neither.
+    # A playlist names other files or addresses; neither is opened.
     monkeypatch.setenv("PATH", fake_ffmpeg(tmp_path / "bin2", "open('reached', 'w')"))
     monkeypatch.chdir(tmp_path)
     for playlist in (
@@ -245,7 +245,7 @@ def test_a_failing_or_missing_ffmpeg_is_named(tmp_path, monkeypatch):
         b"ffconcat version 1.0\nfile 'a.wav'\n",
         b"v=0\n",
     ):
-        with pytest.raises(ValueError, match="no audio file that is known"):
+        with pytest.raises(ValueError, match="no known kind of audio file"):
             load_audio(playlist)
     assert not (tmp_path / "reached").exists()
 

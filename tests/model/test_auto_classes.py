@@ -1,7 +1,10 @@
 """Names: the Auto classes find SAM, Segment Anything keeps its own, and a saved directory needs no package."""
 
+import ast
+import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -14,17 +17,17 @@ import soundfile
 import torch
 import transformers
 from tiny import tiny_config, tiny_model, tiny_processor
+from transformers.dynamic_module_utils import get_relative_imports
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
 from transformers.models.sam.configuration_sam import SamConfig as SegmentAnythingConfig
 
 import modeling_sam
 import processing_sam
 from configuration_sam import AUTO_MAP, SamAudioConfig, SamConfig
+from hub_sam import CHECKPOINT_MODULES, copy_checkpoint_modules
 from modeling_sam import SamAudioModel, SamForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = ["configuration_sam", "audio_sam", "processing_sam"]
-MODULES += ["modeling_sam", "generation_sam", "mamba_sam", "kernels_sam"]
 MODEL_AUTO_CLASSES = ["AutoModel", "AutoModelForCausalLM", "AutoModelForMultimodalLM"]
 LORA_TARGETS = r".*language_model\.layers\.\d+\.mixer\.(in_proj|out_proj)"
 PROMPT = "What do you hear?"
@@ -37,7 +40,7 @@ def wave():
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory, wave):
-    """A directory with model and processor, one with an adapter, one with an encoder alone, a clip; and what they say."""
+    """A folder with a whole checkpoint, an adapter, an encoder and a clip, and their results in this process."""
     folder = tmp_path_factory.mktemp("saved")
     model, processor = tiny_model("frequency_major"), tiny_processor("frequency_major")
     model.save_pretrained(folder / "sam")
@@ -60,16 +63,16 @@ def saved(tmp_path_factory, wave):
     return {"folder": folder, "tokens": tokens, "adapted": adapted_tokens, "heard": heard}
 
 
-def fresh(code, folder, path=()):
-    """What code prints as its result, in JSON, in a process in an empty directory that finds only `path`, whatever is installed."""
+def process(code, folder, path=()):
+    """Runs code in a process in an empty directory that finds only `path`, whatever is installed."""
     folder.mkdir(parents=True)
     dropped = ("PYTHON", "HF_", "TRANSFORMERS_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     environment |= {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     prelude = f"import json, sys\nsys.path[:0] = {[str(item) for item in path]!r}\n"
     if not path:  # a module that is None there cannot be imported
-        prelude += f"sys.modules.update(dict.fromkeys({MODULES + ['sam_alm', 'sam_lab']!r}))\n"
-    done = subprocess.run(
+        prelude += f"sys.modules.update(dict.fromkeys({[*CHECKPOINT_MODULES, 'sam_alm', 'sam_lab']!r}))\n"
+    return subprocess.run(
         [sys.executable, "-P", "-c", prelude + textwrap.dedent(code)],
         cwd=folder,
         env=environment,
@@ -78,6 +81,11 @@ def fresh(code, folder, path=()):
         text=True,
         timeout=200,
     )
+
+
+def fresh(code, folder, path=()):
+    """Runs code in a [`process`] and returns the JSON that it prints after `result:`."""
+    done = process(code, folder, path)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.split("result: ")[1])
 
@@ -93,7 +101,7 @@ def test_every_auto_class_resolves_to_ours(saved):
     assert expected.keys() == AUTO_MAP.keys()
     for name, expected_class in expected.items():
         assert type(getattr(transformers, name).from_pretrained(directory)) is expected_class, name
-        # the flag changes nothing where the package is imported: no copy of the code runs
+        # no effect if the package is imported: no copy of the code runs
         trusted = getattr(transformers, name).from_pretrained(directory, trust_remote_code=True)
         assert type(trusted) is expected_class, name
 
@@ -112,7 +120,7 @@ def test_encoder_has_its_auto_classes(saved):
 def test_auto_map_names_what_exists():
     for reference in AUTO_MAP.values():
         module, name = reference.split(".")
-        assert module in MODULES and isinstance(getattr(sys.modules[module], name), type)
+        assert module in CHECKPOINT_MODULES and isinstance(getattr(sys.modules[module], name), type)
 
 
 def test_processor_is_not_saved_under_segment_anythings_name(saved):
@@ -125,8 +133,6 @@ def test_processor_is_not_saved_under_segment_anythings_name(saved):
 
 
 def test_importing_twice_is_harmless():
-    import importlib
-
     for module in (modeling_sam, processing_sam):
         spec = importlib.util.spec_from_file_location(f"again_{module.__name__}", module.__file__)
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
@@ -213,6 +219,113 @@ def test_pipeline(saved, wave):
     assert found[0]["generated_text"][-1] == {"role": "assistant", "content": expected}
 
 
+# ------------------------------------------------------------------------------------- the code of a checkpoint
+
+
+def sibling_imports(body):
+    """Yields each `from` import of another module of the model, and the statement of `body` around it."""
+    for statement in body:
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Import):
+                assert not any(alias.name.endswith("_sam") for alias in node.names), ast.unparse(node)
+            if isinstance(node, ast.ImportFrom) and (node.level or node.module.endswith("_sam")):
+                yield node, statement
+
+
+@pytest.mark.parametrize("name", CHECKPOINT_MODULES)
+def test_siblings_are_imported_by_the_guarded_idiom(name):
+    """A relative import that fails in a checkpoint must not fall back to an installed package."""
+    imported = set()
+    for node, statement in sibling_imports(ast.parse((ROOT / f"{name}.py").read_text()).body):
+        if node.level:
+            names = ", ".join(alias.name for alias in node.names)
+            assert ast.unparse(statement) == (
+                f"try:\n    from .{node.module} import {names}\n"
+                "except ImportError:\n    if __package__:\n        raise\n"
+                f"    from {node.module} import {names}"
+            )
+            imported.add(node.module)
+        else:
+            assert isinstance(statement, ast.Try), ast.unparse(statement)
+    assert set(get_relative_imports(ROOT / f"{name}.py")) == imported
+    assert imported <= set(CHECKPOINT_MODULES)
+
+
+def test_every_module_of_the_model_travels():
+    assert sorted(CHECKPOINT_MODULES) == sorted(path.stem for path in ROOT.glob("*_sam.py"))
+    assert {reference.split(".")[0] for reference in AUTO_MAP.values()} <= set(CHECKPOINT_MODULES)
+
+
+def test_modules_are_copied_from_beside_the_copying_one_and_else_from_the_checkpoint(tmp_path):
+    for folder in ("cache", "checkpoint", "saved", "part"):
+        (tmp_path / folder).mkdir()
+    shutil.copy(ROOT / "hub_sam.py", tmp_path / "cache")
+    for name in ("hub_sam", "mamba_sam"):
+        (tmp_path / "checkpoint" / f"{name}.py").write_text("the checkpoint's")
+    specification = importlib.util.spec_from_file_location("cached_hub_sam", tmp_path / "cache" / "hub_sam.py")
+    cached = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(cached)
+    cached.copy_checkpoint_modules(tmp_path / "part")
+    cached.copy_checkpoint_modules(tmp_path / "part", "acme/sam")  # an id of the Hub is no directory
+    assert [path.name for path in (tmp_path / "part").iterdir()] == ["hub_sam.py"]
+    cached.copy_checkpoint_modules(tmp_path / "saved", tmp_path / "checkpoint")
+    found = {path.name: path.read_text() for path in (tmp_path / "saved").iterdir()}
+    assert found == {"hub_sam.py": (ROOT / "hub_sam.py").read_text(), "mamba_sam.py": "the checkpoint's"}
+    # source and target are the same file
+    copy_checkpoint_modules(ROOT)
+    cached.copy_checkpoint_modules(tmp_path / "checkpoint", tmp_path / "checkpoint")
+    assert (tmp_path / "checkpoint" / "mamba_sam.py").read_text() == "the checkpoint's"
+
+
+def test_a_process_that_is_not_the_main_one_saves_no_code(tmp_path):
+    tiny_model().save_pretrained(tmp_path, is_main_process=False)
+    assert not [*tmp_path.glob("*.py"), *tmp_path.glob("README.md")]
+
+
+def test_a_checkpoint_whose_code_lacks_a_name_is_refused_though_the_package_has_it(saved, tmp_path):
+    shutil.copytree(saved["folder"] / "sam", tmp_path / "sam")
+    module = tmp_path / "sam" / "mamba_sam.py"
+    module.write_text(module.read_text().replace("given_cache", "another_cache"))
+    code = f"""
+    import transformers, mamba_sam
+    mamba_sam.given_cache
+    transformers.AutoModel.from_pretrained({str(tmp_path / "sam")!r}, trust_remote_code=True)
+    """
+    done = process(code, tmp_path / "process", path=[ROOT])
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: cannot import name 'given_cache' from 'transformers_modules."), done.stderr
+
+
+def test_a_processor_alone_needs_no_code_of_the_model(saved, tmp_path):
+    shutil.copytree(saved["folder"] / "sam", tmp_path / "sam")
+    for name in ("modeling_sam", "generation_sam", "mamba_sam", "kernels_sam"):
+        (tmp_path / "sam" / f"{name}.py").unlink()
+    code = f"""
+    from transformers import AutoProcessor
+    processor = AutoProcessor.from_pretrained({str(tmp_path / "sam")!r}, trust_remote_code=True)
+    inputs = processor(text={PROMPT!r}, audio={str(saved["folder"] / "clip.wav")!r})
+    processor.save_pretrained({str(tmp_path / "again")!r})
+    print("result:", json.dumps([type(processor).__module__.split(".")[0], len(inputs["input_ids"])]))
+    """
+    home, length = fresh(code, tmp_path / "process")
+    assert home == "transformers_modules" and length > 520
+    copied = {path.stem for path in (tmp_path / "again").glob("*.py")}
+    assert copied == {"configuration_sam", "hub_sam", "audio_sam", "processing_sam"}
+
+
+def test_transformers_trainer_stays_as_it_is(tmp_path):
+    code = f"""
+    from transformers import Trainer
+    methods = dict(vars(Trainer))
+    import sam_alm
+    from tiny import tiny_model
+    tiny_model().save_pretrained({str(tmp_path / "sam")!r})
+    print("result:", json.dumps(methods == dict(vars(Trainer))))
+    """
+    assert fresh(code, tmp_path / "process", path=[ROOT, ROOT / "tests"]) is True
+
+
 # ---------------------------------------------------------------------------------------------------- fresh processes
 
 
@@ -237,7 +350,7 @@ def test_two_imports_register_everything(saved, tmp_path):
 
 
 def test_a_saved_directory_is_enough(saved, tmp_path):
-    """Without the package: every Auto class, the same answer, a copy that a further process loads, and an adapter."""
+    """Without the package: every Auto class, the same answer, a copy for another process, and an adapter."""
     folder = saved["folder"]
     load = f"""
     import torch, transformers
@@ -265,7 +378,7 @@ def test_a_saved_directory_is_enough(saved, tmp_path):
     answers = [answer(parts[name], processor) for name in {MODEL_AUTO_CLASSES!r}]
     model = load("AutoModel", directory, dtype=torch.bfloat16)
     kept = {{str(p.dtype) for name, p in model.named_parameters() if name.endswith(("A_log", "D", "dt_bias"))}}
-    # a conversation that goes on: the cache comes from the copy's own module
+    # continued generation: the cache is of the copy's own class
     inputs = processor(text={PROMPT!r}, audio={str(folder / "clip.wav")!r}, return_tensors="pt")
     model = parts["AutoModel"]
     half = model.generate(**inputs, max_new_tokens=4, return_dict_in_generate=True)
@@ -285,7 +398,7 @@ def test_a_saved_directory_is_enough(saved, tmp_path):
     assert answers == [saved["tokens"]] * 4
     assert kept == ["torch.float32"]
 
-    for name in MODULES:
+    for name in CHECKPOINT_MODULES:
         assert (tmp_path / "again" / f"{name}.py").read_bytes() == (ROOT / f"{name}.py").read_bytes()
     assert json.loads((tmp_path / "again" / "config.json").read_text())["auto_map"] == AUTO_MAP
     second = (

@@ -1,4 +1,4 @@
-"""The configuration: the paper's sizes, the way through JSON, and what is refused."""
+"""The configuration: the paper's sizes, saving and loading, errors."""
 
 import copy
 import json
@@ -141,7 +141,7 @@ def no_constant(name):
     raise AssertionError(f"{name} is not JSON")
 
 
-LARGEST = 3.4028234663852886e38  # what stands for no upper limit where there is a lower one
+LARGEST = 3.4028234663852886e38  # saved for no upper limit next to a lower one
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_equals_transformers_ast_on_real_sound():
         ours = extractor(waveform, sampling_rate=16000, return_tensors="np")["input_features"]
         theirs = reference(waveform - waveform.mean(), sampling_rate=16000, return_tensors="np")["input_values"]
         difference = np.abs(ours - theirs)
-        # Far below a frame's peak float32's rounding shows, which numpy's float64 has not.
+        # Far below the peak of a frame the rounding of float32 matters, which numpy's float64 does not have.
         loud = theirs > theirs.max(axis=-1, keepdims=True) - 14 / (2 * STD)
         assert difference[loud].max() < 3e-4, path
         worst.append(np.quantile(difference, 0.999))
@@ -149,12 +149,12 @@ def test_the_whole_clips_mean_is_removed():
     waveform = np.concatenate([np.zeros(8000), np.ones(8000)]).astype(np.float32)
     waveform += 1e-3 * np.random.default_rng(0).standard_normal(16000).astype(np.float32)
     centred = torch.from_numpy(waveform) - torch.from_numpy(waveform).mean()
-    expected = audio_sam._fbank(centred.unfold(0, 400, 160), 128).numpy()
+    expected = audio_sam.fbank(centred.unfold(0, 400, 160), 128).numpy()
     np.testing.assert_allclose(log_mel(waveform), expected, atol=1e-5)
-    # Truncation comes after it: the mean is that of all that was given.
+    # The clip is truncated later: the mean is that of the whole clip.
     long = np.concatenate([waveform, np.full(200000, 5.0, np.float32)])
     centred = torch.from_numpy(long) - torch.from_numpy(long).mean()
-    expected = audio_sam._fbank(centred.unfold(0, 400, 160)[:1024], 128).numpy()
+    expected = audio_sam.fbank(centred.unfold(0, 400, 160)[:1024], 128).numpy()
     np.testing.assert_allclose(log_mel(long, overflow="truncate"), expected, atol=1e-5)
 
 
@@ -226,17 +226,17 @@ def test_windows_lose_no_frame():
     assert output["num_windows"].tolist() == [3, 1, 2, 2]
     features = output["input_features"]
     assert features.shape == (8, 1024, 128)
-    for k in range(3):  # each window as if cut out and given alone
+    for k in range(3):  # each window equals a clip of its own
         part = clips[0][163840 * k : 163840 * k + 164080]
         alone = extractor(part, sampling_rate=16000, return_tensors="np")["input_features"][0]
         np.testing.assert_array_equal(features[k], alone)
-    # All frames of the clip, in order: only the mean that was removed differs, which frames remove again.
+    # All frames of the clip, in order: only the subtracted mean differs, and each frame subtracts its own.
     centred = torch.from_numpy(clips[0] - clips[0].mean())
-    whole = audio_sam._fbank(centred.unfold(0, 400, 160), 128).numpy()
+    whole = audio_sam.fbank(centred.unfold(0, 400, 160), 128).numpy()
     joined = features[:3].reshape(-1, 128)[: len(whole)] * 2 * STD + MEAN
     assert len(whole) == 2498
     np.testing.assert_allclose(joined, whole, atol=1e-3)
-    # One window of a short clip is exactly what it is without windows.
+    # A short clip is one window, exactly as without windows.
     short = extractor(clips[1], sampling_rate=16000, return_tensors="np")["input_features"][0]
     np.testing.assert_array_equal(features[3], short)
     listed = extractor(clips[1], sampling_rate=16000, overflow="window")

@@ -56,7 +56,7 @@ def answer(model, inputs, **arguments):
 
 @torch.no_grad()
 def greedy_by_hand(model, inputs, steps, banned=(AUDIO,)):
-    """The likeliest token, again and again, each time with everything read anew."""
+    """Greedy decoding that reads the whole sequence again at each step."""
     ids, features = inputs["input_ids"], inputs.get("input_features")
     assert ids.shape[0] == 1
     for _ in range(steps):
@@ -182,7 +182,7 @@ def test_tokens_are_streamed():
 
 @torch.no_grad()
 def beams_by_hand(model, inputs, beams, steps):
-    """Beam search over forward calls without a cache, where nothing ends early: the best sequence of `steps` tokens."""
+    """Beam search by forward calls without a cache or an early end: the best sequence of `steps` tokens."""
     hypotheses = [([], 0.0)]
     for _ in range(steps):
         candidates = []
@@ -248,7 +248,7 @@ def test_rows_are_repeated_with_their_own_clips(arguments):
     )
     handle.remove()
     assert found.sequences.shape[0] == 3 * arguments.get("num_return_sequences", 1)
-    assert len(seen) == 1  # the clips are heard once, at the start
+    assert len(seen) == 1  # the clips are encoded once, at the start
     ids, features = seen[0]
     assert torch.equal(ids, inputs["input_ids"].repeat_interleave(3, dim=0))
     expected = [
@@ -429,7 +429,8 @@ def test_a_mask_that_leaves_out_what_was_read_is_refused(mask):
         arguments["attention_mask"] = torch.ones_like(new)
         arguments["attention_mask"][0, 0] = mask == "ones"
     read_before = inputs["input_ids"].shape[1]
-    with pytest.raises(ValueError, match=f"attention_mask: covers 3 .* the cache has read {read_before} already"):
+    message = f"attention_mask: got 3 positions, expected more than the {read_before} that the cache has read"
+    with pytest.raises(ValueError, match=message):
         model.generate(new, past_key_values=cache, max_new_tokens=3, **arguments)
 
 
@@ -438,7 +439,7 @@ def test_nothing_new_is_refused(texts):
     model, inputs = tiny_model(), tiny_inputs(texts)
     cache = read(model, inputs)
     given = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
-    with pytest.raises(ValueError, match=r"attention_mask: covers .* has read .* already"):
+    with pytest.raises(ValueError, match=r"attention_mask: got .* that the cache has read"):
         model.generate(**given, past_key_values=cache, max_new_tokens=3)
 
 
@@ -495,7 +496,7 @@ def test_reorder_select_and_repeat():
         atol=1e-5,
         rtol=1e-5,
     )
-    with pytest.raises(ValueError, match="cache: holds 3 rows, the input has 1"):
+    with pytest.raises(ValueError, match="cache: got 3 rows, expected 1 as in the input"):
         next_logits(cache, token[:1])
 
 
@@ -558,7 +559,7 @@ def test_what_a_recurrent_state_cannot_do_is_refused():
         model.generate(**inputs, prompt_lookup_num_tokens=2, max_new_tokens=3)
     with pytest.raises(ValueError, match="assisted generation is not supported with stateful models"):
         model.generate(**inputs, assistant_model=tiny_model(), max_new_tokens=3)
-    with pytest.raises(ValueError, match="cannot go back"):
+    with pytest.raises(ValueError, match="cannot return to an earlier position"):
         read(model, inputs).crop(3)
     with pytest.raises(ValueError, match="got DynamicCache, expected SamCache"):
         model.generate(**inputs, past_key_values=DynamicCache(), max_new_tokens=3)

@@ -1,4 +1,4 @@
-"""Auto classes and the Hub: what goes up is whole, and a process that has never seen the package can use it.
+"""Auto classes and the Hub: uploads are complete, and a process without the package can use them.
 
 The client reads its environment when it is imported, and a process that imported the package would use its classes
 instead of those in the repository: so one new process does all that needs the package, and one without it loads what
@@ -15,10 +15,10 @@ import pytest
 import yaml
 from loopback_hub import LoopbackHub
 
+from hub_sam import CHECKPOINT_MODULES
+
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = ("configuration_sam", "audio_sam", "processing_sam")
-MODULES += ("modeling_sam", "generation_sam", "kernels_sam", "mamba_sam")
-CODE = {f"{name}.py" for name in MODULES}
+CODE = {f"{name}.py" for name in CHECKPOINT_MODULES}
 PROCESSOR = {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}
 MODEL = {"config.json", "generation_config.json", "model.safetensors"}
 
@@ -41,7 +41,7 @@ def answer(model, processor):
 
 
 def run(hub, folder, code):
-    """Runs code in a new process with an empty cache and an empty working directory; what it prints last, as JSON."""
+    """Runs code in a new process with empty cache and working directory; returns the JSON that it prints last."""
     (folder / "empty").mkdir()
     done = subprocess.run(
         [sys.executable, "-P", "-c", ANSWER + textwrap.dedent(code)],
@@ -66,10 +66,11 @@ def hub():
 # With the package: pushes, a load, transformers' own Trainer
 # ---------------------------------------------------------------------------------------------------------------
 
-# acme/sam: the tiny model and its processor, which are also saved to a directory.
-# acme/order: the processor first, as transformers drafts a card then. acme/own: has a card that its owner wrote.
-# acme/trained: all weights, by Trainer(push_to_hub=True), two steps on one clip, pushed after each.
-# acme/adapter: LoRA and connector on acme/sam, by Trainer. acme/adapter2: the same, pushed by itself.
+# acme/sam: the tiny model and its processor, which are also saved to a directory. acme/flag: the processor alone, by
+# save_pretrained(push_to_hub=True).
+# acme/order: the tokenizer first, for which transformers drafts a card. acme/own: has a card that its owner wrote.
+# acme/trained: all weights, by Trainer(push_to_hub=True), two steps on one clip, pushed after each. acme/ours: the
+# same by SamTrainer. acme/adapter: LoRA and connector on acme/sam, by Trainer. acme/adapter2: the same, by its push.
 PUSH = """
 sys.path[:0] = [{root!r}, {tests!r}]
 import sam_alm
@@ -78,6 +79,7 @@ from peft import get_peft_model
 from processing_sam import SamDataCollator
 from tiny import tiny_model, tiny_processor
 from sam_lab.training.model import lora_config
+from sam_lab.training.trainer import SamTrainer
 from transformers import Trainer, TrainingArguments
 
 results = {{}}
@@ -86,8 +88,10 @@ for part in (model, processor):
     part.push_to_hub("acme/sam")
     part.save_pretrained({folder!r} + "/sam")
 results["sam"] = answer(model, processor)
+processor.save_pretrained({folder!r} + "/flag", push_to_hub=True, repo_id="acme/flag")
 
 model, processor = tiny_model(), tiny_processor()
+processor.tokenizer.push_to_hub("acme/order")
 processor.push_to_hub("acme/order")
 model.push_to_hub("acme/order", commit_message="The model")
 HfApi().create_repo("acme/own")
@@ -101,7 +105,7 @@ model = AutoModelForMultimodalLM.from_pretrained("acme/sam")
 processor = AutoProcessor.from_pretrained("acme/sam")
 results["loaded"] = [type(model).__module__, answer(model, processor)]
 
-def train(model, repository):
+def train(model, repository, trainer_class=Trainer):
     clip = {{"array": numpy.sin(numpy.arange(8000) / 5.0), "sampling_rate": 16000}}
     rows = [{{"audio": clip, "prompt": "What is it?", "answer": "a tone"}}] * 2
     arguments = TrainingArguments(
@@ -118,12 +122,13 @@ def train(model, repository):
         hub_strategy="every_save",
         hub_always_push=True,
     )
-    trainer = Trainer(model, arguments, SamDataCollator(processor), rows, processing_class=processor)
+    trainer = trainer_class(model, arguments, SamDataCollator(processor), rows, processing_class=processor)
     trainer.train()
     trainer.push_to_hub()
     return answer(model.eval(), processor)
 
 results["trained"] = train(AutoModelForCausalLM.from_pretrained("acme/sam"), "acme/trained")
+results["ours"] = train(AutoModelForCausalLM.from_pretrained("acme/sam"), "acme/ours", SamTrainer)
 model = get_peft_model(AutoModelForCausalLM.from_pretrained("acme/sam"), lora_config(4, ["connector"]))
 results["adapter"] = train(model, "acme/adapter")
 model.push_to_hub("acme/adapter2")
@@ -163,6 +168,7 @@ def test_the_repository_is_whole(hub, pushed):
     greedy = json.loads(files["generation_config.json"])
     assert greedy["eos_token_id"] == 0 and not greedy.get("do_sample")
     check_card(files, "acme/sam")
+    assert set(hub.files("acme/flag")) >= CODE | PROCESSOR
     assert {path.name for path in (pushed["folder"] / "sam").iterdir() if path.is_file()} >= CODE | PROCESSOR | MODEL
 
 
@@ -172,6 +178,8 @@ def test_with_the_package_no_code_is_downloaded(pushed):
 
 
 def test_a_later_push_leaves_the_repositorys_own_card_and_replaces_a_draft(hub, pushed):
+    drafted, processor, _ = (commit.files for commit in hub.commits("acme/order")[1:])
+    assert "generated" in drafted["README.md"].decode() and processor["README.md"] == drafted["README.md"]
     assert CODE | PROCESSOR | MODEL <= set(hub.files("acme/order"))
     check_card(hub.files("acme/order"), "acme/order")
     assert hub.commits("acme/order")[-1].title == "The model"
@@ -180,14 +188,15 @@ def test_a_later_push_leaves_the_repositorys_own_card_and_replaces_a_draft(hub, 
         assert metadata["license"] == "mit" and text.strip() == "# Mine"
 
 
-def test_trainers_draft_does_not_overwrite_our_card(hub, pushed):
-    check_card(hub.files("acme/trained"), "acme/trained")
+def test_our_trainer_keeps_our_card_and_trainer_writes_its_draft(hub, pushed):
+    check_card(hub.files("acme/ours"), "acme/ours")
+    assert "generated" in hub.files("acme/trained")["README.md"].decode()
 
 
 def test_pushes_in_the_middle_of_training_carry_code_and_processor(hub, pushed):
-    commits = {commit.title: commit for commit in hub.commits("acme/trained")}
-    first = commits["Training in progress, step 1"]
-    assert CODE | PROCESSOR | MODEL <= set(first.files)
+    for repository in ("acme/trained", "acme/ours"):
+        commits = {commit.title: commit for commit in hub.commits(repository)}
+        assert CODE | PROCESSOR | MODEL <= set(commits["Training in progress, step 1"].files)
     first = next(commit for commit in hub.commits("acme/adapter") if "step 1" in commit.title)
     assert PROCESSOR | {"adapter_config.json", "adapter_model.safetensors"} <= set(first.files)
 
@@ -243,9 +252,11 @@ NAMES = ["SamConfig", "SamFeatureExtractor", "SamAudioLanguageProcessor", "SamFo
 def loaded(hub, pushed, tmp_path_factory):
     """What `check` found for each source, and the folder in which `again` and `processor` were saved."""
     folder = tmp_path_factory.mktemp("loaded")
-    sources = ["acme/adapter", "acme/adapter2", "acme/sam", "acme/trained"]
+    sources = ["acme/adapter", "acme/adapter2", "acme/sam", "acme/trained", "acme/ours"]
     sources += [str(pushed["folder"] / "sam"), str(folder / "again")]
-    return run(hub, folder, LOAD.format(modules=MODULES, folder=str(folder), sources=sources)) | {"folder": folder}
+    return run(hub, folder, LOAD.format(modules=CHECKPOINT_MODULES, folder=str(folder), sources=sources)) | {
+        "folder": folder
+    }
 
 
 def complete(answer):
@@ -254,7 +265,7 @@ def complete(answer):
 
 
 def test_every_auto_class_from_the_hub_without_the_package(pushed, loaded):
-    """And what such a process saves, another loads again; a processor alone brings all the code."""
+    """And another process loads what this one saves; a processor from a whole directory saves all the code."""
     assert loaded["acme/sam"] == complete(pushed["sam"])
     assert {path.name for path in (loaded["folder"] / "again").iterdir()} >= CODE | PROCESSOR | MODEL
     assert {path.name for path in (loaded["folder"] / "processor").iterdir()} >= CODE | PROCESSOR
@@ -269,9 +280,10 @@ def test_every_auto_class_from_a_directory_without_the_package(pushed, loaded):
 
 
 def test_trainer_leaves_a_whole_repository(hub, pushed, loaded):
-    assert CODE | PROCESSOR | MODEL <= set(hub.files("acme/trained"))
-    assert pushed["trained"] != pushed["sam"]
-    assert loaded["acme/trained"] == complete(pushed["trained"])
+    for name in ("trained", "ours"):
+        assert CODE | PROCESSOR | MODEL <= set(hub.files(f"acme/{name}"))
+        assert pushed[name] != pushed["sam"]
+        assert loaded[f"acme/{name}"] == complete(pushed[name])
 
 
 def test_an_adapter_names_its_base_by_hub_id(hub, pushed, loaded):

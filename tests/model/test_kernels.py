@@ -211,9 +211,9 @@ def test_a_gpu_without_the_kernels_is_told_once(monkeypatch, caplog):
     on_gpu = SimpleNamespace(is_cuda=True)
     with caplog.at_level("WARNING"):
         for _ in range(2):
-            kernels._warn_once_on_cuda(on_gpu, "scan", "mamba_ssm cannot be imported (for this test)")
-        kernels._warn_once_on_cuda(on_gpu, "scan", "SAM_KERNELS=torch")
-        kernels._warn_once_on_cuda(torch.zeros(1), "scan", "the tensors are on cpu")
+            kernels.warn_once_on_cuda(on_gpu, "scan", "mamba_ssm cannot be imported (for this test)")
+        kernels.warn_once_on_cuda(on_gpu, "scan", "SAM_KERNELS=torch")
+        kernels.warn_once_on_cuda(torch.zeros(1), "scan", "the tensors are on cpu")
     assert len(caplog.records) == 1
     assert "several times slower" in caplog.text and "sam-alm env" in caplog.text
 

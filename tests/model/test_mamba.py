@@ -162,7 +162,7 @@ def test_scan_equals_the_papers_convolution_form():
 
 def test_exact_hold_differs_from_euler_form():
     """Equation 2 holds the input exactly, `B_bar = (exp(dA) - 1) / A * B`; Mamba-2, like every implementation of it,
-    uses `dt * B`. Their ratio is `(exp(dA) - 1) / dA`: short of one by 0.05 % to 50 % over the published initialisation."""
+    uses `dt * B`. Their ratio is `(exp(dA) - 1) / dA`: below one by 0.05 % to 50 % for the published initialisation."""
     for dt, A, shortfall in [(0.001, -1.0, 0.0005), (0.01, -1.0, 0.005), (0.1, -1.0, 0.048), (0.1, -16.0, 0.501)]:
         product = torch.tensor(dt * A, dtype=torch.float64)
         ratio = torch.expm1(product) / product
@@ -221,7 +221,7 @@ def test_fork_save_and_repeat_continue_alike():
 
 
 def test_the_cache_has_two_names():
-    """`cache` is transformers' name from 5.24 on, `past_key_values` the one before: every release knows both here."""
+    """`cache` is transformers' name from 5.24 on, `past_key_values` the one before: ours accepts both."""
     model = tiny_model()
     with torch.no_grad():
         output = model(IDS, use_cache=True)
@@ -239,11 +239,11 @@ def test_cache_refuses_what_it_cannot_do():
     model = tiny_model()
     with torch.no_grad():
         cache = model(IDS, use_cache=True).past_key_values
-        with pytest.raises(ValueError, match=r"cache: holds 2 rows, the input has 1"):
+        with pytest.raises(ValueError, match=r"cache: got 2 rows, expected 1 as in the input"):
             model(IDS[:1, :3], past_key_values=cache)
-    with pytest.raises(ValueError, match="cannot go back"):
+    with pytest.raises(ValueError, match="cannot return to an earlier position"):
         cache.crop(3)
-    with pytest.raises(ValueError, match="hold 2 layers, expected 5"):
+    with pytest.raises(ValueError, match="tensors: got 2 layers, expected 5"):
         SamCache.from_state_dict(cache.state_dict(), 5)
     with pytest.raises(ValueError, match="seq_idx"):
         model(IDS, seq_idx=torch.zeros_like(IDS), use_cache=True)

@@ -1,4 +1,4 @@
-"""The encoder, the connector and the whole model: against their formulas written again, and against themselves."""
+"""The encoder, the connector and the whole model, compared with independent formulas and with each other."""
 
 import importlib.util
 import json
@@ -56,7 +56,7 @@ def batch(rows, side="right", pad=0):
 
 
 def checkpointed(model):
-    """Turns gradient checkpointing on, under the name that this transformers gives it."""
+    """Turns gradient checkpointing on, by the name of the installed transformers."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable()
     return model
@@ -984,7 +984,7 @@ def test_labels_need_all_logits():
 
 
 def answers_only(inputs, *lengths):
-    """Labels on the last so many tokens of each row."""
+    """Labels on the last `lengths` tokens of the rows."""
     labels = torch.full_like(inputs["input_ids"], -100)
     for row, length in enumerate(lengths):
         labels[row, labels.shape[1] - length :] = inputs["input_ids"][row, labels.shape[1] - length :]
@@ -993,16 +993,13 @@ def answers_only(inputs, *lengths):
 
 def test_labels_are_found_by_hand():
     labels = torch.tensor([[5, -100, 7, 8], [-100, -100, -100, -100], [9, -100, -100, 1]])
-    assert positions_with_loss(labels).tolist() == [
-        1,
-        2,
-        10,
-    ]  # row 0 predicts places 2 and 3, row 2 place 3; firsts never
+    # row 0 predicts positions 2 and 3, row 2 position 3; the first position is never predicted
+    assert positions_with_loss(labels).tolist() == [1, 2, 10]
 
 
-@pytest.mark.parametrize("number, given", [(None, False), (9, True), ("tensor", False)])
+@pytest.mark.parametrize("number", [None, 9, "tensor"])
 @pytest.mark.parametrize("case", ["plain", "packed", "checkpointed", "adapters", "text"])
-def test_the_loss_alone_equals_the_loss_of_all_logits(case, number, given):
+def test_the_loss_alone_equals_the_loss_of_all_logits(case, number):
     model = with_lora(tiny_model()) if case == "adapters" else tiny_model()
     model.train()
     if case == "packed":
@@ -1017,12 +1014,9 @@ def test_the_loss_alone_equals_the_loss_of_all_logits(case, number, given):
     expected = gradients(model, **inputs, labels=labels, **kwargs)
     rows = []
     model.get_output_embeddings().register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[:-1].numel()))
-    if given:
-        kwargs["loss_index"] = positions_with_loss(labels)
     model.zero_grad()
-    found = gradients(model, **inputs, labels=labels, logits_to_keep="labels", **kwargs)
-    starts = 1 if case == "packed" and not given else 0  # a label that seq_idx takes away
-    assert rows == [int((labels[:, 1:] != -100).sum()) - starts]
+    found = gradients(model, **inputs, labels=labels, loss_positions=positions_with_loss(labels), **kwargs)
+    assert rows == [int((labels[:, 1:] != -100).sum())]
     torch.testing.assert_close(found[0], expected[0], atol=1e-6, rtol=1e-6)
     assert found[1].keys() == expected[1].keys()
     for name, gradient in found[1].items():
@@ -1035,8 +1029,9 @@ def test_the_loss_alone_equals_the_loss_of_all_logits(case, number, given):
 def test_the_loss_alone_of_a_batch_without_labels_is_zero_with_gradients(number):
     model, inputs = tiny_model().train(), tiny_inputs(("What do you hear?", "Which?"))
     labels = torch.full_like(inputs["input_ids"], -100)
-    labels[0, 0] = 5  # nothing stands before it
-    loss, found = gradients(model, **inputs, labels=labels, logits_to_keep="labels", num_items_in_batch=number)
+    labels[0, 0] = 5  # no position predicts the first one
+    positions = positions_with_loss(labels)
+    loss, found = gradients(model, **inputs, labels=labels, loss_positions=positions, num_items_in_batch=number)
     assert loss.item() == 0.0
     assert found.keys() == dict(model.named_parameters()).keys()
     assert all(not gradient.any() for gradient in found.values())
@@ -1047,15 +1042,20 @@ def test_the_loss_alone_under_autocast_and_as_a_tuple():
     labels = answers_only(inputs, 9, 2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected = model(**inputs, labels=labels).loss
-        found = model(**inputs, labels=labels, logits_to_keep="labels")
-        alone, *_ = model(**inputs, labels=labels, logits_to_keep="labels", return_dict=False)
+        inputs.update(labels=labels, loss_positions=positions_with_loss(labels))
+        found = model(**inputs)
+        alone, *_ = model(**inputs, return_dict=False)
     assert found.logits is None and found.loss.dtype == torch.float32
     torch.testing.assert_close(found.loss, expected, atol=1e-6, rtol=1e-6)
     assert torch.equal(found.loss, alone)
 
 
-@pytest.mark.parametrize("keep, labels", [("labels", False), ("label", True)])
-def test_a_wrong_word_for_logits_to_keep_is_refused(keep, labels):
-    inputs = tiny_inputs()
-    with pytest.raises(ValueError, match="logits_to_keep: got 'label"):
-        tiny_model()(**inputs, labels=inputs["input_ids"] if labels else None, logits_to_keep=keep)
+def test_positions_of_the_loss_need_labels_and_exclude_logits_to_keep():
+    model, inputs = tiny_model(), tiny_inputs()
+    labels = inputs["input_ids"]
+    inputs["loss_positions"] = positions_with_loss(labels)
+    with pytest.raises(ValueError, match="loss_positions: got positions without labels"):
+        model(**inputs)
+    for keep in (1, torch.tensor([2])):
+        with pytest.raises(ValueError, match=r"loss_positions and logits_to_keep: got both"):
+            model(**inputs, labels=labels, logits_to_keep=keep)

@@ -97,7 +97,7 @@ def test_labels(processor):
     answer = processor.tokenizer("dog")["input_ids"] + [END]
     assert output["input_ids"][-4:] == answer and output["labels"][-4:] == answer
     assert set(output["labels"][:-4]) == {-100}
-    # LTU's variant learns the prompt's text too, and no slot of either kind.
+    # LTU's variant also trains on the text of the prompt, and on no slot of either kind.
     wide = SamProcessor(SamFeatureExtractor(), tiny_tokenizer(), connector="time_major")
     output = wide(text="a && b", audio=clip(), answer="dog", train_on_prompt=True)
     assert output["labels"] == [-100] * 576 + output["input_ids"][576:]
@@ -266,7 +266,7 @@ def test_overflow_windows_and_truncation(processor, monkeypatch):
 def test_construction_errors():
     no_end = tiny_tokenizer()
     no_end.eos_token = None
-    with pytest.raises(ValueError, match="no end-of-text token"):
+    with pytest.raises(ValueError, match="tokenizer: got one without an end-of-text token"):
         SamProcessor(SamFeatureExtractor(), no_end)
     with pytest.raises(ValueError, match="connector"):
         SamProcessor(SamFeatureExtractor(), tiny_tokenizer(), connector="both")
@@ -397,7 +397,7 @@ def test_chats_that_are_refused(processor):
         processor.apply_chat_template(turns, **options)
     for item, message in (
         ({"type": "audio", "audio": tone()}, "sampling_rate: got None"),
-        ({"type": "audio", "url": "https://example.org/a.wav"}, "nothing is fetched"),
+        ({"type": "audio", "url": "https://example.org/a.wav"}, r"got the URL .* download it first"),
         ({"type": "audio"}, "expected 'audio'"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -414,7 +414,7 @@ def test_fetch_audio_for_pipelines(tmp_path):
     soundfile.write(tmp_path / "a.wav", tone(), 16000, subtype="FLOAT")
     fetched = SamFeatureExtractor().fetch_audio([str(tmp_path / "a.wav")])
     np.testing.assert_array_equal(load_audio(fetched[0]), tone())
-    with pytest.raises(ValueError, match="nothing is fetched"):
+    with pytest.raises(ValueError, match=r"got the URL .* download it first"):
         SamFeatureExtractor().fetch_audio("https://example.org/a.wav")
 
 
@@ -465,7 +465,7 @@ def test_collator_of_processed_rows(processor, form):
         features = dict(processor(**call, **options))
         if form == "squeezed" and len(features.get("input_features", [])) == 1:
             features["input_features"] = features["input_features"][0]
-        if form == "stored":  # what datasets gives back
+        if form == "stored":  # as returned by datasets
             features["input_features"] = [array.tolist() for array in features.get("input_features", [])]
         rows.append(features)
     batch = SamDataCollator(processor)(rows)
@@ -524,9 +524,9 @@ def test_collator_counts_in_workers(processor):
 def test_collator_errors(processor):
     collator = SamDataCollator(processor)
     for rows in ([{}], [{"label": 1}], [{"prompt": "p", "answer": "a"}]):
-        with pytest.raises(ValueError, match=r"'audio' is missing.*remove_unused_columns=False"):
+        with pytest.raises(ValueError, match=r"expected also 'audio'.*remove_unused_columns=False"):
             collator(rows)
-    with pytest.raises(ValueError, match="'answer' is missing"):
+    with pytest.raises(ValueError, match=r"rows: got the columns \['audio', 'prompt'\], expected also 'answer'"):
         collator([{"audio": clip(), "prompt": "p"}])
     with pytest.raises(ValueError, match="prompt: got None at position 1"):
         collator([ROWS[0], {**ROWS[1], "prompt": None}])
@@ -535,7 +535,7 @@ def test_collator_errors(processor):
         collator([{key: value for key, value in processed.items() if key != "input_features"}])
     with pytest.raises(ValueError, match=r"shape \(1024, 64\)"):
         collator([{**processed, "input_features": np.zeros((1024, 64), np.float32)}])
-    with pytest.raises(ValueError, match="labels: some rows"):
+    with pytest.raises(ValueError, match="labels: got rows with and without them"):
         collator([processed, {**processed, "labels": None}])
     unlabelled = {key: value for key, value in processed.items() if key != "labels"}
     assert "labels" not in collator([unlabelled, unlabelled])

@@ -1,4 +1,4 @@
-"""`score_candidates`: against a forward without a cache over what the processor makes of prompt and answer."""
+"""`score_candidates` against a forward without a cache over the processor's ids of prompt and answer."""
 
 import json
 from pathlib import Path
@@ -130,7 +130,7 @@ def test_the_answer_of_greedy_decoding_is_scored_as_it_was_chosen():
 
 
 def test_no_token_reaches_over_the_border():
-    """The template ends with a line break, which would melt with another one at the beginning of a candidate."""
+    """The template ends with a line break, which would merge with one at the beginning of a candidate."""
     model, processor = tiny_model(), tiny_processor()
     content = json.loads(processor.tokenizer.backend_tokenizer.to_str())
     content["model"]["merges"].append(["Ċ", "Ċ"])
