@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text: the first to the left, the others to the right."""
+def text_table(rows: Sequence[Sequence[str]], align: str = "right") -> str:
+    """Columns of text: the first one aligned left, the others right, or left with `align="left"`."""
     widths = [max(map(len, column)) for column in zip(*rows)]
+    justify = str.ljust if align == "left" else str.rjust
     lines = []
     for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
+        cells = [justify(cell, width) for cell, width in zip(row[1:], widths[1:])]
         lines.append("  ".join([row[0].ljust(widths[0]), *cells]).rstrip())
     return "\n".join(lines)
 
