@@ -1,10 +1,9 @@
-"""What `benchmark.py train` measures: LoRA, connector and encoder of a model with random weights."""
+"""How fast SAM trains: LoRA, connector and encoder of a model with random weights."""
 
 import argparse
 import gc
 import itertools
 import math
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,35 +11,24 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from transformers.utils import is_flash_attn_2_available
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout works without installing it
+import kernels_sam
 from audio_sam import SamFeatureExtractor
 from configuration_sam import SamAudioConfig, SamConfig, mamba2_config
 from modeling_sam import SamForConditionalGeneration, positions_with_loss
 from sam_lab.data.batches import pack_rows
+from sam_lab.timing.devices import choose_device, device_name, say, synchronize
 from sam_lab.training.model import choose_trainable, follow_autocast, with_adapters
 from sam_lab.training.plan import plan
 from sam_lab.training.recipe import load_recipe
 
-RECIPES = Path(__file__).resolve().parents[1] / "sam_lab" / "training" / "recipes"
+RECIPES = Path(__file__).resolve().parents[1] / "training" / "recipes"
 PEAK = 790e12  # FLOP/s of an 8192^3 bf16 matrix product, measured on an H100
 GIB = 2**30
 # LTU's classification data were not published; the steps that its scripts handed on bound their number.
 CLASSIFICATION_ROWS = (1_180_000, 1_470_000)
-
-
-def say(*words: Any) -> None:
-    print(time.strftime("%H:%M:%S"), *words, flush=True)
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -457,3 +445,80 @@ def experiments(args: argparse.Namespace, connector: str, rate: float) -> Iterat
             "assumed": f"all four stages at {rate:.1f} pairs/s; {' to '.join(map(str, CLASSIFICATION_ROWS))} records "
             "of classification; no time for loading, saving and evaluation",
         }
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The rows of `sam-alm benchmark train`
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def train_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Measures training steps for each connector and micro-batch.
+
+    Args:
+        args (`argparse.Namespace`): The arguments of `sam-alm benchmark train`.
+
+    Yields:
+        `dict`: A row of the result.
+    """
+    device = choose_device(args.device)
+    limit, context = args.memory_limit_gib, None
+    if limit is not None and device.type == "cuda":
+        device = torch.zeros(1, device=device).device  # with its index
+        free, total = torch.cuda.mem_get_info(device)
+        context = (total - free - torch.cuda.memory_reserved(device)) / GIB
+        torch.cuda.set_per_process_memory_fraction((limit - context) * GIB / total, device)
+    for connector in args.connector:
+        say(f"SAM-{args.size}, {connector}: building")
+        training = Training(args, connector, device)
+        attention = training.config.audio_config._attn_implementation
+        common = {
+            "work": "train",
+            "implementation": f"{'torch' if kernels_sam.missing or device.type == 'cpu' else 'mamba-ssm'}, {attention}",
+            "size": args.size,
+            "connector": connector,
+            "dtype": "bfloat16",
+            "state_dtype": "float32",
+            "per_second": None,
+            "floor_ms": None,
+            "device": device_name(device),
+        }
+        details = {
+            **{name: getattr(args, name) for name in ("rank", "recompute", "pack_to", "lengths", "text_tokens")},
+            **{name: getattr(args, name) for name in ("text_cutoff", "all_logits", "waveforms", "chunk_size")},
+            "joint_encoder": not args.frozen_encoder,
+            "memory_limit_gib": limit,
+            "context_gib": context,
+            "trained_parameters": sum(parameter.numel() for parameter in training.trained),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+        sizes = list(args.batch)
+        if limit is not None:
+            say("  looking for the largest micro-batch")
+            found = training.largest(args.largest_batch)
+            yield {**common, "work": "train: largest micro-batch", "batch": found, **details}
+            sizes = [found] if found else []
+        best = 0.0
+        for size in sizes:
+            row = {**common, "batch": size, **details}
+            try:
+                row.update(training.measure(size))
+                best = max(best, row["per_second"])
+            except torch.OutOfMemoryError:
+                row["error"] = "out of memory"
+            yield row
+            if "error" in row:
+                if limit is not None and size > 1:  # the search did not see how memory fragments
+                    sizes.append(size - max(1, size // 8))
+                training.optimizer.zero_grad(set_to_none=True)
+                training.sound = None
+                gc.collect()
+                torch.cuda.empty_cache()
+        if best:
+            for row in experiments(args, connector, best):
+                yield {**common, "batch": None, **row}
+        del training
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
