@@ -16,13 +16,14 @@ import pyarrow.parquet
 import pytest
 import soundfile
 import torch
-from tiny import NOTHING_OPEN, script
+from tiny import NOTHING_OPEN
 
 from audio_sam import load_audio
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamProcessor
 from sam_lab import annotation as annotation_module
 from sam_lab.annotation import describe_clips, done_clips, finish_output, open_output, output_schema
+from sam_lab.commands.caption import parse_prompts
 from sam_lab.data.clips import open_clips
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,9 +31,6 @@ CLIPS = ROOT / "examples" / "audio"
 SAM_TINY = ROOT / "examples" / "sam-tiny"
 AUDIO = sorted(path for path in CLIPS.iterdir() if path.suffix in (".flac", ".ogg", ".wav"))
 PROMPTS = {"text": "What do you hear?"}
-
-caption_dataset = script("caption_dataset")
-
 
 pytestmark = pytest.mark.skipif(
     not (SAM_TINY / "model.safetensors").exists(), reason="examples/sam-tiny is not here: it is not trained yet"
@@ -266,16 +264,18 @@ def test_two_jobs_do_not_write_over_each_other(model, processor, folder, tmp_pat
     assert (tmp_path / "out" / "part-00000-00000.parquet").read_bytes() == b"another's"
 
 
-def test_killed_and_gone_on_with_by_two_processes(folder, tmp_path):
+@pytest.mark.slow
+def test_killed_and_resumed_by_two_processes(folder, tmp_path):
     """A real SIGKILL, then torchrun; the rows are those of one process that is left alone."""
     for number in range(20):
         shutil.copy(AUDIO[number % 4], folder / f"more{number:02d}{AUDIO[number % 4].suffix}")
     output = tmp_path / "out"
     options = ["--model", SAM_TINY, "--output", output, "--max-new-tokens", 16, "--batch-size", 1, "--workers", 0]
-    command = [ROOT / "examples" / "caption_dataset.py", folder, *options, "--shard-size", 1]
+    words = ["caption", folder, *options, "--shard-size", 1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1"}
     killed = subprocess.Popen(
-        list(map(str, [sys.executable, *command])),
+        list(map(str, [sys.executable, "-m", "sam_alm", *words])),
+        cwd=ROOT,
         env=environment,
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -290,7 +290,7 @@ def test_killed_and_gone_on_with_by_two_processes(folder, tmp_path):
     assert 1 <= first < 26
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     again = subprocess.run(
-        list(map(str, [*launcher, NOTHING_OPEN, *command])),
+        list(map(str, [*launcher, NOTHING_OPEN, *words])),
         env=environment,
         capture_output=True,
         text=True,
@@ -523,7 +523,7 @@ def test_settings_that_cannot_be(model, processor, folder, tmp_path):
 
 
 def test_prompts_of_the_command():
-    parse = caption_dataset.parse_prompts
+    parse = parse_prompts
     assert list(parse([])) == ["text"] and parse([], labels=True) == {}
     assert parse(["Is x=1?"]) == {"text": "Is x=1?"} and parse(["what=What?"]) == {"what": "What?"}
     assert parse(["a=A?", "b=B = b?"]) == {"a": "A?", "b": "B = b?"}
@@ -532,39 +532,29 @@ def test_prompts_of_the_command():
             parse(wrong)
 
 
-def test_the_command(run, folder, tmp_path, capsys):
+def test_the_command(command, folder, tmp_path, capsys):
     (tmp_path / "labels.txt").write_text("dog\n\nrain\n")
     (folder / "broken.wav").write_bytes(b"x")
     options = ["--model", SAM_TINY, "--workers", 1, "--max-new-tokens", 4]
-    run(
-        caption_dataset,
-        folder,
-        *options,
-        "--output",
-        tmp_path / "out",
-        "--labels",
-        tmp_path / "labels.txt",
-        "--prompt",
-        "Hm?",
-    )
+    more = ("--output", tmp_path / "out", "--labels", tmp_path / "labels.txt", "--prompt", "Hm?")
+    command("caption", folder, *options, *more)
     output = capsys.readouterr()
     summary = json.loads(output.out)
     assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["files"], summary["windows"], summary["failures"]) == (6, 8, 1)
     assert summary["run"]["files_per_second"] == pytest.approx(7 / summary["run"]["seconds"], rel=0.01)
     assert summary["versions"]["torch"] == torch.__version__ and len(summary["model_hash"]) == 64
-    assert "left out: 1 .txt" in output.err
+    assert "skipped: 1 .txt" in output.err
     assert {row["label"] for row in rows_of(tmp_path / "out")} <= {"dog", "rain"}
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["settings"]["labels"] == ["dog", "rain"] and manifest["settings"]["prompts"] == {"text": "Hm?"}
     for more, message in [
-        ([], "error: output: .* is of another job"),
-        (["--labels", tmp_path / "none.txt"], "error: labels: there is no file"),
-        (["--audio-column", "sound"], "error: audio_column: given for"),
+        ([], "sam-alm: output: .* is of another job"),
+        (["--labels", tmp_path / "none.txt"], "sam-alm: labels: there is no file"),
+        (["--audio-column", "sound"], "sam-alm: audio_column: given for"),
     ]:
-        with pytest.raises(SystemExit, match=message):
-            run(caption_dataset, folder, *options, "--output", tmp_path / "out", *more)
+        command("caption", folder, *options, "--output", tmp_path / "out", *more, error=message)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.wav").write_bytes(b"x")
-    with pytest.raises(SystemExit, match="error: none of 1 clips could be read"):
-        run(caption_dataset, tmp_path / "bad", *options, "--output", tmp_path / "bad_out")
+    words = (tmp_path / "bad", *options, "--output", tmp_path / "bad_out")
+    command("caption", *words, error="sam-alm: none of 1 clips could be read")
