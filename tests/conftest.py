@@ -36,7 +36,7 @@ def command(capsys):
             assert found == status, capsys.readouterr().err
             return
         said = capsys.readouterr().err
-        assert found == (status or 1) and re.search(error, said), said
+        assert found == (status or 1) and re.search(error, said, re.MULTILINE), said
         assert "Traceback" not in said
 
     return run_command
