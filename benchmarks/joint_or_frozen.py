@@ -8,7 +8,7 @@ recipes/joint-or-frozen.yaml with the encoder frozen and trained, at a small and
 of the runs side by side, and scores each on a fold of ESC-50 that the data exclude (`make_sam_tiny.py prepare
 --development`, and `--fold 3`). The stages end after a fixed time: runs side by side get fewer steps each, and
 a frozen encoder gets more of them than a trained one; `--set stages.2.max_seconds=null --set stages.2.epochs=20` gives
-all of them the same. Finished runs are not repeated.
+all of them the same number. Finished runs are not repeated.
 """
 
 import argparse

@@ -210,7 +210,7 @@ def run(number: int, precision: str, recipe: Path, args: argparse.Namespace) -> 
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
     with open(log, "w") as file:
-        # a group of its own, so that the processes which a launcher has started end with it
+        # a new group, so that the processes that a launcher has started end with it
         started = subprocess.Popen(
             command(number, precision, words, config),
             env=environment,

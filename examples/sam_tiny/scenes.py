@@ -74,7 +74,7 @@ def loud_seconds(path: str) -> float:
 
 
 def write_scene(task: tuple[str, list[tuple[str, str]], int, str]) -> list[Sound]:
-    """Mixes sounds into a clip, writes it as 16-bit FLAC, and says what is where.
+    """Mixes sounds into a clip, writes it as 16-bit FLAC, and returns what is where.
 
     Args:
         task (`tuple`): The mode, `(label, path)` of each sound, a seed, and the file to write. `"together"`: they
@@ -201,7 +201,7 @@ def open_ended(sounds: list[Sound], rng: random.Random) -> list[tuple[str, str, 
 
 
 def yes_or_no(sounds: list[Sound], among: list[str], rng: random.Random) -> list[tuple[str, str, str]]:
-    """A question whose answer is yes and one whose answer is no: what is heard, or, of several in turn, what is first."""
+    """A question whose answer is yes and one whose answer is no: about one sound, or about the first of several in turn."""
     labels = [sound.label for sound in sounds]
     heard, absent = rng.choice(labels), unlike(labels, among, 1, rng)
     ask = "Is there the sound of {}? Answer yes or no."

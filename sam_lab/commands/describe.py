@@ -1,4 +1,4 @@
-"""`sam-alm describe`: prints what is heard in each window of each file."""
+"""`sam-alm describe`: prints a description of each window of each file."""
 
 import argparse
 import json

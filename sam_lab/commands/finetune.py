@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
-    end_processes()  # here, since the first one continues alone for longer than the others would wait
+    end_processes()  # now: the first one continues alone, for longer than the others would wait
     if not trainer.is_world_process_zero():
         return 0
 

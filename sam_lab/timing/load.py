@@ -103,7 +103,7 @@ def write_clips(folder: Path, number: int, seed: int) -> dict[str, list[str]]:
             names.append(str(folder / f"{index}.{kind}"))
             sound = np.stack(channels, axis=1)
             with soundfile.SoundFile(names[-1], "w", 44100, 2, format=kind.upper()) as file:
-                for begin in range(0, len(sound), 44100):  # libsndfile's Vorbis cannot take much at once
+                for begin in range(0, len(sound), 44100):  # libsndfile's Vorbis encoder fails on longer parts
                     file.write(sound[begin : begin + 44100])
     return files
 
