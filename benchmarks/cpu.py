@@ -5,7 +5,6 @@ python benchmarks/cpu.py --threads 2 --json benchmarks/cpu.json
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import torch
 import transformers
 from transformers import Mamba2ForCausalLM
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from audio_sam import SamFeatureExtractor
 from configuration_sam import mamba2_config
 from mamba_sam import SamMamba2Model

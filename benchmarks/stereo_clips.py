@@ -1,20 +1,18 @@
-"""Makes 44.1-kHz stereo files of ten seconds, to measure `examples/caption_dataset.py` with from disk.
+"""Makes 44.1-kHz stereo files of ten seconds, to measure `sam-alm caption` on.
 
     python benchmarks/stereo_clips.py path/to/ESC-50/audio stereo --count 60
-    python examples/caption_dataset.py stereo --model examples/sam-tiny --output captions
+    sam-alm caption stereo --model examples/sam-tiny --output captions
 
 FLAC and WAV in turn. A clip is repeated to ten seconds, and its right channel is 20 samples behind the left.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import soxr
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from audio_sam import load_audio
 from sam_lab.data.clips import open_clips
 

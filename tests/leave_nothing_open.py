@@ -1,4 +1,4 @@
-"""Runs a script as `python SCRIPT ...` does, and fails if it leaves its connections to other processes open."""
+"""Runs `python -m sam_alm ...`, and fails if it leaves its connections to other processes open."""
 
 import runpy
 import sys
@@ -6,8 +6,12 @@ from pathlib import Path
 
 import torch
 
-sys.argv = sys.argv[1:]
-sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
-runpy.run_path(sys.argv[0], run_name="__main__")
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+try:
+    runpy.run_module("sam_alm", run_name="__main__", alter_sys=True)
+    status = None
+except SystemExit as end:
+    status = end.code
 if torch.distributed.is_initialized():
-    sys.exit(f"{sys.argv[0]} has left its process group open")
+    sys.exit("sam_alm has left its process group open")
+sys.exit(status)

@@ -1,12 +1,8 @@
-"""Describing very many clips: windows, shards, exactly once, going on, what cannot be read, and the example."""
+"""Describing very many clips: windows, shards, exactly once, resuming, what cannot be read."""
 
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +12,6 @@ import pyarrow.parquet
 import pytest
 import soundfile
 import torch
-from tiny import NOTHING_OPEN, script
 
 from audio_sam import load_audio
 from modeling_sam import SamForConditionalGeneration
@@ -30,9 +25,6 @@ CLIPS = ROOT / "examples" / "audio"
 SAM_TINY = ROOT / "examples" / "sam-tiny"
 AUDIO = sorted(path for path in CLIPS.iterdir() if path.suffix in (".flac", ".ogg", ".wav"))
 PROMPTS = {"text": "What do you hear?"}
-
-caption_dataset = script("caption_dataset")
-
 
 pytestmark = pytest.mark.skipif(
     not (SAM_TINY / "model.safetensors").exists(), reason="examples/sam-tiny is not here: it is not trained yet"
@@ -266,50 +258,6 @@ def test_two_jobs_do_not_write_over_each_other(model, processor, folder, tmp_pat
     assert (tmp_path / "out" / "part-00000-00000.parquet").read_bytes() == b"another's"
 
 
-def test_killed_and_gone_on_with_by_two_processes(folder, tmp_path):
-    """A real SIGKILL, then torchrun; the rows are those of one process that is left alone."""
-    for number in range(20):
-        shutil.copy(AUDIO[number % 4], folder / f"more{number:02d}{AUDIO[number % 4].suffix}")
-    output = tmp_path / "out"
-    options = ["--model", SAM_TINY, "--output", output, "--max-new-tokens", 16, "--batch-size", 1, "--workers", 0]
-    command = [ROOT / "examples" / "caption_dataset.py", folder, *options, "--shard-size", 1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1"}
-    killed = subprocess.Popen(
-        list(map(str, [sys.executable, *command])),
-        env=environment,
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 60
-    while not list(output.glob("part-*.parquet")) and time.monotonic() < deadline:
-        assert killed.poll() is None
-        time.sleep(0.005)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    first = len(done_clips(output))
-    assert 1 <= first < 26
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    again = subprocess.run(
-        list(map(str, [*launcher, NOTHING_OPEN, *command])),
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert again.returncode == 0, again.stderr[-3000:]
-    summary = json.loads(again.stdout)
-    assert (summary["files"], summary["windows"], summary["failures"]) == (26, 28, 0)
-    assert (summary["run"]["files"], summary["run"]["processes"]) == (26 - first, 2)
-    rows = rows_of(output)
-    assert len({(row["clip"], row["start"]) for row in rows}) == len(rows) == 28
-    # a copy is described as its original, whoever did it
-    texts = {row["clip"]: row["text"] for row in rows}
-    for number in range(20):
-        suffix = AUDIO[number % 4].suffix
-        assert texts[f"more{number:02d}{suffix}"] == texts[("b/1", "b/2", "b/3", "x")[number % 4] + suffix]
-    assert {name[5:10] for name in parts(output)} == {"00000", "00001"}
-
-
 # ---------------------------------------------------------------------------------------------------------------
 # What cannot be read
 # ---------------------------------------------------------------------------------------------------------------
@@ -487,7 +435,7 @@ def test_a_table_that_cannot_be_read_is_named(name, content, streaming, tmp_path
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# The output folder, the command
+# The output folder
 # ---------------------------------------------------------------------------------------------------------------
 
 
@@ -520,51 +468,3 @@ def test_settings_that_cannot_be(model, processor, folder, tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             describe(model, processor, folder, tmp_path / "out", **options)
-
-
-def test_prompts_of_the_command():
-    parse = caption_dataset.parse_prompts
-    assert list(parse([])) == ["text"] and parse([], labels=True) == {}
-    assert parse(["Is x=1?"]) == {"text": "Is x=1?"} and parse(["what=What?"]) == {"what": "What?"}
-    assert parse(["a=A?", "b=B = b?"]) == {"a": "A?", "b": "B = b?"}
-    for wrong in (["a=A?", "B?"], ["a=A?", "a=B?"]):
-        with pytest.raises(ValueError, match="expected several as NAME=TEXT"):
-            parse(wrong)
-
-
-def test_the_command(run, folder, tmp_path, capsys):
-    (tmp_path / "labels.txt").write_text("dog\n\nrain\n")
-    (folder / "broken.wav").write_bytes(b"x")
-    options = ["--model", SAM_TINY, "--workers", 1, "--max-new-tokens", 4]
-    run(
-        caption_dataset,
-        folder,
-        *options,
-        "--output",
-        tmp_path / "out",
-        "--labels",
-        tmp_path / "labels.txt",
-        "--prompt",
-        "Hm?",
-    )
-    output = capsys.readouterr()
-    summary = json.loads(output.out)
-    assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert (summary["files"], summary["windows"], summary["failures"]) == (6, 8, 1)
-    assert summary["run"]["files_per_second"] == pytest.approx(7 / summary["run"]["seconds"], rel=0.01)
-    assert summary["versions"]["torch"] == torch.__version__ and len(summary["model_hash"]) == 64
-    assert "left out: 1 .txt" in output.err
-    assert {row["label"] for row in rows_of(tmp_path / "out")} <= {"dog", "rain"}
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["settings"]["labels"] == ["dog", "rain"] and manifest["settings"]["prompts"] == {"text": "Hm?"}
-    for more, message in [
-        ([], "error: output: .* is of another job"),
-        (["--labels", tmp_path / "none.txt"], "error: labels: there is no file"),
-        (["--audio-column", "sound"], "error: audio_column: given for"),
-    ]:
-        with pytest.raises(SystemExit, match=message):
-            run(caption_dataset, folder, *options, "--output", tmp_path / "out", *more)
-    (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / "a.wav").write_bytes(b"x")
-    with pytest.raises(SystemExit, match="error: none of 1 clips could be read"):
-        run(caption_dataset, tmp_path / "bad", *options, "--output", tmp_path / "bad_out")

@@ -16,6 +16,7 @@ import pytest
 
 import sam_alm
 from configuration_sam import __version__
+from sam_lab import parsers
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -105,13 +106,11 @@ def test_python_in_the_readme_parses_and_imports_what_exists(code):
 @pytest.mark.parametrize("code", [code for language, code in BLOCKS if language == "sh"])
 def test_shell_in_the_readme_parses_and_names_what_exists(code):
     assert subprocess.run(["bash", "-n", "-c", code]).returncode == 0
-    from sam_lab import cli as cli_module
-
     commands = [line.split("#")[0] for line in code.replace("\\\n", " ").splitlines()]
     for command in commands:
         words = command.split()
         if words[:1] == ["sam-alm"]:
-            cli_module._parser().parse_args(words[1:])
+            parsers.parse(words[1:])
         if words[:1] == ["make"]:
             assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text()
 

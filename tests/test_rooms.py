@@ -21,6 +21,7 @@ FLOORS = (
     ("sam_lab.timing",),
     ("sam_lab.paper",),
     ("sam_lab.commands",),
+    ("sam_lab.parsers",),
     ("sam_lab.cli",),
     ("sam_alm",),
 )

@@ -1,6 +1,6 @@
 """Small things that the tests share."""
 
-import importlib.util
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ from configuration_sam import SamAudioConfig, SamConfig, mamba2_config
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamFeatureExtractor, SamProcessor
 
-NOTHING_OPEN = Path(__file__).with_name("leave_nothing_open.py")  # prefix of a script that several processes run
+NOTHING_OPEN = Path(__file__).with_name("leave_nothing_open.py")  # instead of `-m sam_alm` in several processes
 
 # ---------------------------------------------------------------------------------------------------------------
 # Tokenizer
@@ -162,15 +162,13 @@ def write_shards(folder: Path, records, sizes) -> Path:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Examples
+# Scripts
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def script(name: str) -> ModuleType:
-    """An example as a module."""
-    path = Path(__file__).parents[1] / "examples" / f"{name}.py"
-    specification = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module
-    specification.loader.exec_module(module)
-    return module
+def script(path: str) -> ModuleType:
+    """A script, such as `"examples/sam_tiny/scenes.py"`, as a module; it may import its neighbours."""
+    folder = str((Path(__file__).parents[1] / path).parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module(Path(path).stem)

@@ -1,12 +1,29 @@
 """How fast clips load."""
 
+import argparse
+import itertools
+import os
+import tempfile
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
+import soundfile
+import soxr
 import torch
 
+from audio_sam import load_audio
+from processing_sam import SamProcessor
 from sam_lab.data.batches import RecordBatches
-from sam_lab.data.collation import compute_features
+from sam_lab.data.collation import RowCollator, compute_features
+from sam_lab.data.order import BatchOrder
+from sam_lab.timing.devices import choose_device, device_name, say, synchronize
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+CLIP_TYPES = {".flac", ".ogg", ".wav"}
 
 
 def measure_loader(
@@ -38,8 +55,7 @@ def measure_loader(
         for number, batch in enumerate(endless()):
             batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
             batch = compute_features(batch, batches.processor)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            synchronize(device)
             now = time.perf_counter()
             if number < max(num_workers, 1):
                 begin = now
@@ -59,3 +75,80 @@ def measure_loader(
         "features": batches.collator.features,
         "device": str(device),
     }
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The rows of `sam-alm benchmark load`
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def write_clips(folder: Path, number: int, seed: int) -> dict[str, list[str]]:
+    """Writes `number` FLAC and `number` Ogg/Vorbis files of 10 s, 44.1 kHz, stereo, mixed from `examples/audio`.
+
+    Returns:
+        `dict`: The files by format, `"flac"` and `"ogg"`.
+    """
+    rng = np.random.default_rng(seed)
+    sounds = [load_audio(path) for path in sorted((EXAMPLES / "audio").iterdir()) if path.suffix in CLIP_TYPES]
+    sounds = [soxr.resample(sound, 16000, 44100) for sound in sounds]
+    files: dict[str, list[str]] = {"flac": [], "ogg": []}
+    for index in range(number):
+        channels = []
+        for _ in range(2):
+            first, second = (
+                np.resize(np.roll(sounds[rng.integers(len(sounds))], -rng.integers(44100)), 441000) for _ in "ab"
+            )
+            channels.append(np.clip(rng.uniform(0.3, 0.9) * first + rng.uniform(0, 0.3) * second, -1, 1))
+        for kind, names in files.items():
+            names.append(str(folder / f"{index}.{kind}"))
+            sound = np.stack(channels, axis=1)
+            with soundfile.SoundFile(names[-1], "w", 44100, 2, format=kind.upper()) as file:
+                for begin in range(0, len(sound), 44100):  # libsndfile's Vorbis encoder fails on longer parts
+                    file.write(sound[begin : begin + 44100])
+    return files
+
+
+def load_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Measures clips a second for each format, place of log-mel and number of workers.
+
+    Args:
+        args (`argparse.Namespace`): The arguments of `sam-alm benchmark load`.
+
+    Yields:
+        `dict`: A row of the result.
+    """
+    if not (EXAMPLES / "audio").is_dir():
+        raise FileNotFoundError(f"benchmark load: there is no {EXAMPLES}, expected a checkout; run it in one.")
+    device = choose_device(args.device)
+    processor = SamProcessor.from_pretrained(EXAMPLES / "sam-tiny")
+    with tempfile.TemporaryDirectory() as folder:
+        say(f"writing {args.clips} clips of each format")
+        files = write_clips(Path(folder), args.clips, args.seed)
+        for kind, names in files.items():
+            size = sum(Path(name).stat().st_size for name in names) / len(names)
+            records = [
+                {"audio": name, "prompt": "What do you hear?", "answer": "A sound.", "source": kind, "kind": "other"}
+                for name in names
+            ]
+            for features, workers in itertools.product(args.features, args.workers):
+                table = datasets.Dataset.from_list(records * -(-20_000 // len(records)))  # epochs restart the workers
+                order = BatchOrder(table, processor, args.batch[0], shuffle_buffer=1000)
+                batches = RecordBatches(order, RowCollator(processor, features=features))
+                torch.set_num_threads(1 if workers else max(1, args.threads))
+                row = measure_loader(batches, args.seconds, workers, device)
+                yield {
+                    "work": "load",
+                    "implementation": features,
+                    "size": None,
+                    "batch": args.batch[0],
+                    "dtype": "float32",
+                    "state_dtype": None,
+                    "per_second": row["clips_per_second"],
+                    "floor_ms": None,
+                    "device": device_name(device),
+                    "format": f"{kind}, 10 s, 44.1 kHz, stereo, {size / 1000:.0f} kB a file",
+                    "workers": workers,
+                    "cores": len(os.sched_getaffinity(0)),
+                    "clips": row["clips"],
+                    "seconds": row["seconds"],
+                }

@@ -1,320 +1,140 @@
-"""The commands, called as a user calls them, with the tiny model of tiny.py."""
+"""The command line's surface: options, help and wrong usage without slow imports, what all commands share."""
 
-import json
+import dataclasses
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import soundfile
-from tiny import tiny_model, tiny_processor
+from transformers import TrainingArguments
 
-import kernels_sam
-import sam_lab
-from configuration_sam import __version__
-from sam_lab import cli as cli_module
-from sam_lab.common.prompts import DEFAULT_PROMPT
+from configuration_sam import CONNECTORS, LANGUAGE_MODEL_SIZES, __version__
+from sam_lab import parsers
+from sam_lab.annotation import FORMATS
+from sam_lab.commands.benchmark import WORKS
+from sam_lab.data.published import CAPTION_RULES, READINGS
+from sam_lab.evaluation.mmau import PROMPT_STYLES
+from sam_lab.evaluation.protocols import ANSWER_FORM
+from sam_lab.evaluation.questions import QUESTIONS
+from sam_lab.evaluation.tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
-RATE = 16000
-PROMPT = "Close-ended question: Write an audio caption describing the sound."
+# Runs the command line; at its end nothing slow may have been imported.
+LIGHT = """
+import sys
+from sam_lab.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as end:
+    print("status", end.code)
+slow = {"torch", "transformers", "numpy", "soundfile", "datasets", "yaml"} & set(sys.modules)
+assert not slow, slow
+"""
+EVALUATE = ["evaluate", "esc50", "--model", "x", "--data", "x", "--output", "x.json"]
+# Of each command a wrong usage, and what is said of it.
+WRONG = [
+    (["describe", "--max-new-tokens", "0", "x.wav"], "--max-new-tokens: got '0', expected a positive integer"),
+    (["describe", "--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
+    (["convert", "--connector", "b"], "--connector: invalid choice: 'b'"),
+    (["env", "--jsonl"], "unrecognized arguments: --jsonl"),
+    (["finetune", "--model", "x"], "the following arguments are required: --train"),
+    (["finetune", "--model", "x", "--train", "y", "--outputdir", "z"], "did you mean --output_dir?"),
+    (["finetune", "--model", "x", "--train", "y", "--lora-ranks", "8"], "did you mean --lora_rank?"),
+    (["finetune", "--model", "x", "--train", "y", "z"], "unrecognized arguments: z"),
+    (["finetune", "--model", "x", "--train", "y", "--augment", "perhaps"], "got 'perhaps', expected true or false"),
+    (["train", "--output", "x"], "RECIPE: got none"),
+    (["train", "E6"], "--output: got none"),
+    (["evaluate", "esc51"], "invalid choice: 'esc51' (choose from"),
+    ([*EVALUATE, "--text-tokenizer", "x"], "--text-tokenizer: given, but there is no text encoder"),
+    (["caption", "x", "--model", "x", "--output", "x", "--batch-size", "-1"], "expected a positive integer"),
+    (["caption", "x", "--model", "x", "--output", "x", "--format", "csv"], "--format: invalid choice: 'csv'"),
+    (["analyze", "token"], "invalid choice: 'token'"),
+    (["analyze", "tokens", "x", "--clips", "x", "--tau", "2", "--output", "x"], "expected a number from 0 to 1"),
+    (["tables", "--table", "3"], "--table: invalid choice: '3'"),
+    (["mix", "--reading", "x"], "--reading: invalid choice: 'x'"),
+    (["benchmark", "decode"], "invalid choice: 'decode'"),
+    (["benchmark", "load"], "the following arguments are required: --json"),
+    (["benchmark", "train", "--json", "x", "--size", "7b"], "--size: invalid choice: '7b'"),
+    (["listen"], "invalid choice: 'listen'"),
+    ([], "the following arguments are required: COMMAND"),
+]
+HELP = [
+    [],
+    *([name] for name in parsers.COMMANDS),
+    ["analyze", "tokens"],
+    ["benchmark", "load"],
+    ["benchmark", "train"],
+]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
-    model = tiny_model()
-    for name, parameter in model.named_parameters():
-        if name.endswith("A_log"):
-            parameter.data.fill_(-4.0)  # a long memory: the answer depends on the audio, before the whole prompt
-    model.save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    """Clips of several lengths in seconds, so different that the answers differ."""
-    folder = tmp_path_factory.mktemp("clips")
-    generator = np.random.default_rng(0)
-    paths = {}
-    for index, seconds in enumerate([1.0, 2.5, 10.24, 20.5, 27.3]):
-        time = np.arange(round(seconds * RATE)) / RATE
-        tone = np.sin(2 * np.pi * 220 * 2**index * time) * np.exp(-(time % (index + 1)))
-        noise = generator.normal(size=time.size) * (time % 5 > index)
-        paths[seconds] = str(folder / f"{seconds}.wav")
-        soundfile.write(paths[seconds], 0.4 * tone + 0.1 * noise, RATE, subtype="FLOAT")
-    return paths
-
-
-def answer(checkpoint, waveform, max_new_tokens=8) -> str:
-    """What the model says of one clip of up to one window, by the way of the README."""
-    from transformers import AutoModel, AutoProcessor
-
-    import sam_alm  # noqa: F401
-
-    model, processor = AutoModel.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
-    inputs = processor(text=PROMPT, audio=waveform, sampling_rate=RATE, return_tensors="pt")
-    tokens = model.generate(**inputs, max_new_tokens=max_new_tokens)[0, inputs["input_ids"].shape[1] :]
-    return " ".join(processor.decode(tokens, skip_special_tokens=True).split())
-
-
-def run(*arguments, cwd=ROOT, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "sam_alm", *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=120,
-        **options,
+def light(*words):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT, *words], cwd=ROOT, env=environment, capture_output=True, text=True
     )
+    assert done.returncode == 0, done.stderr
+    return done
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# The commands' surface
-# ---------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("words", HELP, ids=" ".join)
+def test_help_needs_no_slow_import(words):
+    done = light(*words, "--help")
+    assert done.stdout.startswith(" ".join(["usage: sam-alm", *words])) and done.stdout.endswith("status 0\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), WRONG, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_wrong_usage_needs_no_slow_import(words, message):
+    done = light(*words)
+    assert done.stdout == "status 2\n" and message in done.stderr
+
+
+def test_every_command_has_a_wrong_usage_and_a_module():
+    assert {words[0] for words, _ in WRONG if words} - {"listen"} == set(parsers.COMMANDS)
+    modules = {path.stem for path in (ROOT / "sam_lab" / "commands").glob("[a-z]*.py")}
+    assert modules == set(parsers.COMMANDS)
 
 
 def test_the_options_are_those_that_others_rely_on():
-    parser = cli_module._parser()
-    commands = next(action for action in parser._actions if action.dest != "help" and hasattr(action.choices, "items"))
-    options = {name: {o for a in sub._actions for o in a.option_strings} for name, sub in commands.choices.items()}
-    assert options == {
-        "describe": {"-h", "--help", "--model", "--prompt", "--device", "--dtype", "--max-new-tokens", "--json"},
-        "convert": {"-h", "--help", "--audio-encoder", "--language-model", "--tokenizer", "--connector", "--dtype"}
+    done = {name: light(name, "--help").stdout for name in ("describe", "convert", "env")}
+    options = {
+        "describe": {"--model", "--prompt", "--device", "--dtype", "--max-new-tokens", "--json"},
+        "convert": {"--audio-encoder", "--language-model", "--tokenizer", "--connector", "--dtype"}
         | {"--max-shard-size", "--push-to-hub", "--output", "--check"},
-        "env": {"-h", "--help", "--json"},
+        "env": {"--json"},
     }
+    for name, expected in options.items():
+        lines = [line.split()[0] for line in done[name].splitlines() if line.startswith("  --")]
+        assert set(lines) == expected and len(lines) == len(expected)
 
 
-def test_help_and_wrong_usage_need_no_heavy_import():
-    code = "import sys, sam_lab.cli\ntry: sam_lab.cli.main(sys.argv[1:])\nexcept SystemExit: pass\nassert not {'torch', 'transformers', 'soundfile'} & set(sys.modules)"
-    for arguments in (["--help"], ["describe", "--help"], ["describe", "--max-new-tokens", "0", "x.wav"]):
-        result = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
+def test_the_parsers_repeat_what_slow_modules_define():
+    assert parsers.CONNECTORS == tuple(CONNECTORS)
+    assert parsers.METRICS == {each.name: each.metric for each in (*TASKS.values(), QUESTIONS)}
+    assert (parsers.STYLES, parsers.ANSWER_FORM, parsers.FORMATS) == (PROMPT_STYLES, ANSWER_FORM, FORMATS)
+    assert (parsers.READINGS, parsers.CAPTION_RULES) == (READINGS, CAPTION_RULES)
+    assert parsers.SIZES == tuple(LANGUAGE_MODEL_SIZES)
+    assert "{" + ",".join(WORKS) + "}" in light("benchmark", "--help").stdout
+    fields = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
+    assert set(parsers.training_fields()) == fields and len(fields) > 90
 
 
+def test_finetunes_options_are_its_own_and_the_rest_is_passed_on():
+    words = (
+        "finetune --model m --train t.csv --lora-rank 8 --augment --learning_rate 1e-3 --bf16 --no_dataloader_in_order"
+    )
+    command, arguments = parsers.parse(
+        [*words.split(), "--report_to", "wandb", "tensorboard", "--optim=sgd", "--seed", "-1"]
+    )
+    assert (command, arguments.lora_rank, arguments.augment, arguments.recompute) == ("finetune", 8, True, False)
+    passed = "--learning_rate 1e-3 --bf16 --no_dataloader_in_order --report_to wandb tensorboard --optim=sgd --seed -1"
+    assert arguments.training == passed.split()
+
+
+@pytest.mark.slow
 def test_the_module_runs_the_commands():
-    result = run("--version")
-    assert (result.returncode, result.stdout.strip()) == (0, f"sam-alm {__version__}"), result.stderr
-    assert run("listen").returncode == 2
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# describe
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def test_a_line_a_file(checkpoint, clips, capsys):
-    paths = [clips[1.0], clips[2.5], clips[10.24]]
-    assert cli_module.main(["describe", *paths, "--model", checkpoint, "--max-new-tokens", "8"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    answers = [answer(checkpoint, soundfile.read(path)[0]) for path in paths]
-    assert len(set(answers)) == 3  # else the comparison would prove little
-    assert lines == [f"{path}\t{text}" for path, text in zip(paths, answers)]
-
-
-def test_a_line_a_window(checkpoint, clips, capsys):
-    path = clips[27.3]
-    assert cli_module.main(["describe", path, "--model", checkpoint, "--max-new-tokens", "8"]) == 0
-    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert [line[:2] for line in lines] == [[path, "0.00-10.24"], [path, "10.24-20.48"], [path, "20.48-27.30"]]
-    waveform = soundfile.read(path)[0]
-    # a window's frames are 1,024 of 25 ms each 10 ms: 164,080 samples, from every 163,840th on
-    parts = [waveform[start : start + 164080] for start in (0, 163840, 327680)]
-    assert [line[2] for line in lines] == [answer(checkpoint, part) for part in parts]
-
-
-def test_json_has_one_object_a_window_and_drops_a_tail_under_25_ms(checkpoint, clips, capsys):
-    arguments = ["describe", clips[1.0], clips[20.5], "--model", checkpoint, "--max-new-tokens", "8", "--json"]
-    assert cli_module.main(arguments) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [list(row) for row in rows] == [["audio", "start", "end", "text", "seconds"]] * 3
-    assert [(row["audio"], row["start"], row["end"], row["seconds"]) for row in rows] == [
-        (clips[1.0], 0.0, 1.0, 1.0),
-        (clips[20.5], 0.0, 10.24, 20.5),
-        (clips[20.5], 10.24, 20.48, 20.5),
-    ]
-    assert rows[0]["text"] == answer(checkpoint, soundfile.read(clips[1.0])[0])
-
-
-def test_batches_fill_across_files_and_keep_the_order(checkpoint, clips, capsys, monkeypatch):
-    def describe(size):
-        monkeypatch.setattr(cli_module, "BATCH_SIZE", size)
-        assert cli_module.main(["describe", *clips.values(), "--model", checkpoint, "--max-new-tokens", "8"]) == 0
-        return capsys.readouterr().out
-
-    sizes = []
-    generate = cli_module._generate
-    monkeypatch.setattr(
-        cli_module, "_generate", lambda m, p, rows, n: sizes.append(len(rows)) or generate(m, p, rows, n)
-    )
-    together = describe(3)
-    assert sizes == [3, 3, 2]  # windows: 1, 1, 1, 2 and 3
-    assert describe(1) == together
-
-
-def test_the_prompt_reaches_the_model(checkpoint, clips, capsys):
-    texts = []
-    for prompt in (PROMPT, "What else?"):
-        arguments = ["describe", clips[2.5], "--model", checkpoint, "--max-new-tokens", "8", "--prompt", prompt]
-        assert cli_module.main(arguments) == 0
-        texts.append(capsys.readouterr().out)
-    assert texts[0] != texts[1]
-
-
-def test_a_file_that_cannot_be_read_is_named_and_the_others_go_on(checkpoint, clips, tmp_path, capsys):
-    broken, short, missing = tmp_path / "broken.wav", tmp_path / "short.wav", tmp_path / "missing.wav"
-    broken.write_bytes(b"no sound at all")
-    soundfile.write(short, np.zeros(399), RATE)
-    paths = [str(broken), clips[1.0], str(short), str(missing), str(tmp_path), clips[2.5]]
-    assert cli_module.main(["describe", *paths, "--model", checkpoint, "--max-new-tokens", "2"]) == 1
-    output = capsys.readouterr()
-    assert [line.split("\t")[0] for line in output.out.splitlines()] == [clips[1.0], clips[2.5]]
-    errors = [line for line in output.err.splitlines() if line.startswith("sam-alm: ")]
-    assert [error.split(": ")[1] for error in errors] == [str(broken), str(short), str(missing), str(tmp_path)]
-
-
-def test_a_file_name_that_is_no_text_stops_nothing(checkpoint, clips, tmp_path, capsysbinary):
-    odd = os.fsdecode(os.path.join(os.fsencode(tmp_path), b"odd-\xff.wav"))
-    Path(odd).write_bytes(Path(clips[1.0]).read_bytes())
-    cli_module.main(["describe", odd, clips[2.5], "--model", checkpoint, "--max-new-tokens", "2"])
-    assert capsysbinary.readouterr().out.splitlines()[-1].startswith(os.fsencode(clips[2.5]) + b"\t")
-
-
-def test_without_a_checkout_there_are_no_defaults(clips, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli_module, "EXAMPLES", tmp_path / "examples")
-    assert cli_module.main(["describe", clips[1.0]]) == 1
-    assert "--model" in capsys.readouterr().err
-    assert cli_module.main(["describe", "--model", "x"]) == 1
-    assert "AUDIO" in capsys.readouterr().err
-
-
-def test_defaults_of_a_checkout(checkpoint, clips, tmp_path, monkeypatch, capsys):
-    (tmp_path / "audio").mkdir()
-    for name in ("b.wav", "a.wav"):
-        (tmp_path / "audio" / name).write_bytes(Path(clips[1.0]).read_bytes())
-    (tmp_path / "audio" / "ATTRIBUTION.md").write_text("not a clip")
-    (tmp_path / "sam-tiny").symlink_to(checkpoint)
-    monkeypatch.setattr(cli_module, "EXAMPLES", tmp_path)
-    monkeypatch.chdir(tmp_path)
-    assert cli_module.main(["describe", "--max-new-tokens", "2"]) == 0
-    assert [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()] == ["audio/a.wav", "audio/b.wav"]
-
-
-def test_a_wrong_model_or_device_is_one_line(checkpoint, clips, tmp_path, capsys):
-    from transformers import BertConfig, BertModel
-
-    other = BertModel(BertConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
-    other.save_pretrained(tmp_path)
-    tiny_processor().save_pretrained(tmp_path)
-    for arguments, word in (
-        (["--model", str(tmp_path / "nothing")], "--model"),
-        (["--model", str(tmp_path)], "'bert'"),
-        (["--model", checkpoint, "--device", "toaster"], "'toaster'"),
-    ):
-        assert cli_module.main(["describe", clips[1.0], *arguments]) == 1
-        error = capsys.readouterr().err
-        assert word in error and "Traceback" not in error
-
-
-def test_nobody_reading_on_is_no_crash(checkpoint, clips, monkeypatch, capsys):
-    reading, writing = os.pipe()
-    os.close(reading)
-    with os.fdopen(writing, "w") as stdout:  # closing it writes what is left, as the end of a process does
-        monkeypatch.setattr(sys, "stdout", stdout)
-        assert cli_module.main(["describe", clips[1.0], "--model", checkpoint, "--max-new-tokens", "2"]) == 1
-    assert "BrokenPipe" not in capsys.readouterr().err
-
-
-def test_the_quickstart_says_the_same(checkpoint, clips):
-    command = [sys.executable, "examples/quickstart.py", clips[2.5], checkpoint]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-    waveform = soundfile.read(clips[2.5])[0]
-    assert " ".join(result.stdout.split()) == answer(checkpoint, waveform, max_new_tokens=64)
-
-
-def test_the_prompt_is_that_of_training():
-
-    assert DEFAULT_PROMPT == PROMPT
-
-
-@pytest.mark.skipif(not (ROOT / "examples" / "sam-tiny" / "model.safetensors").exists(), reason="no examples/sam-tiny")
-def test_the_readme_shows_what_the_demo_says(monkeypatch, capsys):
-    """A row for each clip: | its file | what it is | what the model says of it |."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = re.search("<!-- demo:begin -->\n(.*)<!-- demo:end -->", text, re.DOTALL).group(1)
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines() if "|" in line][2:]
-    monkeypatch.chdir(ROOT)
-    assert cli_module.main(["describe"]) == 0
-    said = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert [[Path(row[0].strip("`")).name, row[2]] for row in rows] == [[Path(path).name, text] for path, text in said]
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# convert and env
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def test_convert_passes_on_what_was_given(monkeypatch, capsys):
-    calls = []
-    fake = SimpleNamespace(convert=lambda **arguments: calls.append(arguments) or "the report")
-    monkeypatch.setattr(sam_lab, "conversion", fake, raising=False)
-    base = ["convert", "--audio-encoder", "a", "--language-model", "l@main", "--tokenizer", "t", "--output", "o"]
-    assert cli_module.main(base) == 0
-    assert capsys.readouterr().out == "the report\n"
-    more = ["--connector", "time_major", "--dtype", "bfloat16", "--max-shard-size", "1GB", "--push-to-hub", "me/sam"]
-    assert cli_module.main([*base, *more, "--check", "x.wav", "x.npy"]) == 0
-    first = {"audio_encoder": "a", "language_model": "l@main", "tokenizer": "t", "output": "o"}
-    rest = {"connector": "time_major", "dtype": "bfloat16", "max_shard_size": "1GB", "push_to_hub": "me/sam"}
-    assert calls == [first, {**first, **rest, "check": ["x.wav", "x.npy"]}]
-
-
-def test_convert_tells_its_arguments_names_as_conversion_has_them():
-    import inspect
-
-    from sam_lab import conversion as conversion_module
-
-    names = set(inspect.signature(conversion_module.convert).parameters)
-    assert {"audio_encoder", "language_model", "tokenizer", "output", "connector"} <= names
-    assert {"dtype", "max_shard_size", "push_to_hub", "check"} <= names
-
-
-def test_convert_errors_are_one_message(tmp_path, capsys):
-    missing = str(tmp_path / "nothing.pt")
-    arguments = ["--audio-encoder", missing, "--language-model", missing, "--tokenizer", missing]
-    assert cli_module.main(["convert", *arguments, "--output", str(tmp_path / "out")]) == 1
-    error = capsys.readouterr().err
-    assert "nothing.pt" in error and "Traceback" not in error
-
-
-def test_env_reports_versions_devices_and_implementations(capsys):
-    import torch
-
-    assert cli_module.main(["env", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["versions"]["sam-alm"] == __version__
-    assert report["versions"]["torch"] == torch.__version__
-    assert {"mamba-ssm", "causal-conv1d", "flash-attn", "triton", "torchcodec", "libsndfile", "ffmpeg"} <= set(
-        report["versions"]
-    )
-    assert "cpu" in report["devices"]
-    assert report["implementations"] == kernels_sam.implementations()
-    operations = {row["operation"] for row in report["implementations"] if row["device"] == "cpu"}
-    assert {"scan", "convolution", "decode step", "encoder attention"} <= operations
-
-
-def test_env_is_readable(capsys):
-    assert cli_module.main(["env"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert f"sam-alm          {__version__}" in lines
-    head = next(line for line in lines if line.startswith("operation"))
-    row = next(line for line in lines if line.startswith("scan"))
-    assert row.index("cpu") == head.index("device") and row.index("torch") == head.index("implementation")
+    words = [sys.executable, "-m", "sam_alm", "--version"]
+    done = subprocess.run(words, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, f"sam-alm {__version__}"), done.stderr

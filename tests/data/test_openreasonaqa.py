@@ -3,9 +3,7 @@
 import itertools
 import json
 import math
-import runpy
 import shutil
-import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -446,19 +444,12 @@ def test_a_broken_build_is_done_again(files, tmp_path, monkeypatch):
     assert sorted(path.name for path in out.iterdir()) == ["openreasonaqa.json", "part-00000.parquet", "summary.json"]
 
 
-def run_example(monkeypatch, *arguments):
-    script = ROOT / "examples" / "build_openreasonaqa.py"
-    monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    runpy.run_path(str(script), run_name="__main__")
-
-
-def test_the_example(files, roots, tmp_path, monkeypatch, capsys):
+def test_the_command(command, files, roots, tmp_path, capsys):
     arguments = ["--openaqa", files[0], "--reasonaqa", *files[1], "--output", tmp_path / "out", "--size", 7]
     arguments += ["--reading", "replacement", "--caption-rule", "caption_words", "--max-missing", "0.2"]
     for source, target in roots:
         arguments += ["--audio-root", f"{source}={target}"]
-    run_example(monkeypatch, *arguments)
+    command("mix", *arguments)
     output = capsys.readouterr().out
     assert "OpenAQA closed: 4 read, 1,917,894 published" in output
     assert "7 rows of 4 distinct records of kind binary or multiple_choice: each is in the mix 1 to 2 times" in output
@@ -470,29 +461,24 @@ def test_the_example(files, roots, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--openaqa", "none.json"], "error: openaqa: there is no file 'none.json'"),
-        (["--reasonaqa", "none.json"], "error: reasonaqa: there is no file 'none.json'"),
-        (["--audio-root", "here"], "error: --audio-root: got 'here', expected FROM=TO"),
-        (["--seed", "-1"], "error: seed: got -1"),
-        (["--cutoff", "-5"], "error: cutoff: got -5"),
-        (["--max-missing", "5"], "error: max_missing: got 5"),
-        (["--tokenizer", "/none"], "error: tokenizer: got '/none'"),
-        ([], "error: 17 of 17 records have no audio file"),
+        (["--openaqa", "none.json"], "openaqa: there is no file 'none.json'"),
+        (["--reasonaqa", "none.json"], "reasonaqa: there is no file 'none.json'"),
+        (["--audio-root", "here"], "--audio-root: got 'here', expected FROM=TO"),
+        (["--tokenizer", "/none"], "tokenizer: got '/none'"),
+        ([], "17 of 17 records have no audio file"),
     ],
 )
-def test_the_example_says_what_is_wrong(files, tmp_path, monkeypatch, changes, message):
+def test_the_command_reports_what_is_wrong(command, files, tmp_path, changes, message):
     arguments = ["--openaqa", files[0], "--reasonaqa", *files[1], "--output", tmp_path / "out", *changes]
-    with pytest.raises(SystemExit, match=message):
-        run_example(monkeypatch, *arguments)
+    command("mix", *arguments, error=f"^sam-alm: {message}")
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_that_cannot_be_written_is_an_error(files, tmp_path, monkeypatch):
+def test_an_output_that_cannot_be_written_is_an_error(command, files, tmp_path):
     arguments = ["--openaqa", files[0], "--reasonaqa", *files[1], "--no-audio-check", "--output"]
-    with pytest.raises(SystemExit, match=r"error: folder: .*openaqa\.json' is a file"):
-        run_example(monkeypatch, *arguments, files[0])
+    command("mix", *arguments, files[0], error=r"sam-alm: folder: .*openaqa\.json' is a file")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "part-00007.parquet").write_text("mine")
-    with pytest.raises(SystemExit, match=r"error: folder: .*has part-00007\.parquet, which is not a shard of records"):
-        run_example(monkeypatch, *arguments, tmp_path / "out")
+    message = r"sam-alm: folder: .*has part-00007\.parquet, which is not a shard of records"
+    command("mix", *arguments, tmp_path / "out", error=message)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["part-00007.parquet"]

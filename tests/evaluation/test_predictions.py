@@ -1,11 +1,5 @@
-"""Answers in batches, over processes and after a kill; clips that break off."""
+"""Answers in batches, over processes and after a kill; truncated clips."""
 
-import json
-import os
-import shutil
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
-from tiny import NOTHING_OPEN, script, tiny_model, tiny_processor, tone
+from tiny import tiny_model, tiny_processor, tone
 
 from sam_lab.common.answers import generate_answers
 from sam_lab.evaluation import predictions as predictions_module
@@ -21,7 +15,6 @@ from sam_lab.evaluation.items import Item
 from sam_lab.evaluation.predictions import check_whole, load_clip, predict, read_parts
 
 ROOT = Path(__file__).parents[2]
-EVALUATE = ROOT / "examples" / "evaluate.py"
 LABELS = ["dog", "cow", "rain", "cat", "hen", "frog", "crow", "pig", "wind"]
 SETTINGS = {"model": "tiny"}
 
@@ -183,73 +176,3 @@ def test_a_wav_file_of_unknown_size_is_whole(tmp_path):
     content[4:8] = b"\xff" * 4  # written to a pipe
     (tmp_path / "a.wav").write_bytes(content)
     check_whole(tmp_path / "a.wav")
-
-
-# -------------------------------------------------------------------------------------------------- two processes
-
-
-@pytest.fixture(scope="module")
-def esc50(clips, tmp_path_factory):
-    """The clips in ESC-50's layout, and a tiny checkpoint beside."""
-    folder = tmp_path_factory.mktemp("esc50")
-    shutil.copytree(clips, folder / "audio")
-    (folder / "meta").mkdir()
-    lines = [f"{label}.wav,4,{label}" for label in LABELS]
-    (folder / "meta" / "esc50.csv").write_text("filename,fold,category\n" + "\n".join(lines) + "\n")
-    tiny_model().save_pretrained(folder / "model")
-    tiny_processor().save_pretrained(folder / "model")
-    return folder
-
-
-def command(esc50, output):
-    options = ["--model", esc50 / "model", "--data", esc50, "--fold", "4", "--output", output, "--device", "cpu"]
-    options += ["--protocol", "names_label", "--protocol", "likelihood", "--batch-size", "2", "--max-new-tokens", "4"]
-    return [str(word) for word in [EVALUATE, "esc50", *options]]
-
-
-def result_of(path):
-    """What does not depend on the clock, nor on how many processes there were."""
-    result = json.loads(path.read_text())
-    for name in ("seconds", "clips_per_second", "resumed"):
-        del result[name]
-    del result["config"]["processes"], result["config"]["output"]
-    return result
-
-
-def test_two_processes_end_what_one_began(run, esc50, tmp_path, monkeypatch, capsys):
-    """A run is killed, taken up again by two processes, and writes what one writes that nothing happened to."""
-    evaluate = script("evaluate")
-    run(evaluate, *command(esc50, tmp_path / "one.json")[1:])
-    whole, calls = predictions_module.answer_batch, []
-
-    def dying(*args):
-        calls.append(args)
-        if len(calls) == 3:
-            raise Killed
-        return whole(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(predictions_module, "answer_batch", dying)
-        with pytest.raises(Killed):
-            run(evaluate, *command(esc50, tmp_path / "two.json")[1:])
-    assert len(read_parts(tmp_path / "two.json.answers")) == 4
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
-    done = subprocess.run(
-        [sys.executable, *torchrun, NOTHING_OPEN, *command(esc50, tmp_path / "two.json")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "1 of 9 clips cannot be read, and count as wrong" in done.stdout
-    assert done.stdout.count("esc50, likelihood, accuracy:") == 1
-    two, one = result_of(tmp_path / "two.json"), result_of(tmp_path / "one.json")
-    assert two == one
-    assert [row["id"] for row in two["predictions"]] == [f"{label}.wav" for label in LABELS]
-    told = json.loads((tmp_path / "two.json").read_text())
-    assert told["config"]["processes"] == 2 and told["resumed"] == 4
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.json", "two.json"]

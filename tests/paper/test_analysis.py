@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tiny import script, tiny_config, tiny_model, tiny_processor, tone
+from tiny import tiny_config, tiny_model, tiny_processor, tone
 
 from audio_sam import SamFeatureExtractor
 from configuration_sam import CONNECTORS, SamConfig
 from modeling_sam import SamAudioModel
+from sam_lab.commands import analyze as analyze_module
 from sam_lab.paper import figures as figures_module
 from sam_lab.paper.analysis import (
     analyse_checkpoint,
@@ -36,7 +37,6 @@ from sam_lab.training.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = Path(os.environ.get("SAM_SHARED_REFERENCE", ROOT / ".." / "shared" / "reference"))
-analyze = script("analyze")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -506,12 +506,16 @@ def test_table_3_is_size_by_connector():
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def test_one_command_draws_figure_2_and_prints_table_3(run, runs, checkpoint, sounds, tmp_path, capsys, monkeypatch):
+def test_one_command_draws_figure_2_and_prints_table_3(
+    command, runs, checkpoint, sounds, tmp_path, capsys, monkeypatch
+):
     figures = []
-    monkeypatch.setattr(analyze, "draw_stages", lambda *args: figures.append(figures_module.draw_stages(*args)))
+    monkeypatch.setattr(analyze_module, "draw_stages", lambda *args: figures.append(figures_module.draw_stages(*args)))
     names = ["first=" + str(runs / "whole"), "second=" + str(runs / "half")]
     options = ["--start", checkpoint, "--clips", sounds, "--limit", 6, "--seed", 3, "--tau", 0.9, "--device", "cpu"]
-    run(analyze, "stages", *names, *options, "--figure", tmp_path / "new" / "f.png", "--output", tmp_path / "f.json")
+    command(
+        "analyze", "stages", *names, *options, "--figure", tmp_path / "new" / "f.png", "--output", tmp_path / "f.json"
+    )
     text = capsys.readouterr().out
     assert len(figures[0].axes[0].containers) == 2 and (tmp_path / "new" / "f.png").read_bytes().startswith(b"\x89PNG")
     written = json.loads((tmp_path / "f.json").read_text())
@@ -521,14 +525,14 @@ def test_one_command_draws_figure_2_and_prints_table_3(run, runs, checkpoint, so
     assert written["clips"] == {**expected.to_dict(), "names": list(expected.names)}
     counts = {point["count"] + len(point["failed"]) for c in written["curves"] for point in c["points"]}
     assert counts == {6}
-    assert f"{runs / 'half'}: stages 3, 4 are not finished, and left out" in text
+    assert f"{runs / 'half'}: stages 3, 4 are not finished, and are skipped" in text
     rows = [line.split() for line in text.split("0.9-effective rank\n")[1].splitlines()]
     assert rows[0] == ["after", "stage", "first", "second"]
     by_stage = {str(p["stage"]): f"{p['effective_rank']['mean']:.1f}" for p in written["curves"][0]["points"]}
     assert {row[0]: row[1] for row in rows[1:6]} == by_stage
     assert "first  " in text.split("cosine similarity")[1] and "second " in text.split("cosine similarity")[1]
     if "broken.wav" in expected.names:
-        assert "broken.wav is left out" in text
-    with pytest.raises(SystemExit, match=r"error: runs: two are .*name curves"):
-        run(analyze, "stages", runs / "half", runs / "half", *options, "--output", tmp_path / "g.json")
+        assert "broken.wav is skipped" in text
+    twice = ("stages", runs / "half", runs / "half", *options, "--output", tmp_path / "g.json")
+    command("analyze", *twice, error="sam-alm: runs: two are .*name curves")
     assert not (tmp_path / "g.json").exists()

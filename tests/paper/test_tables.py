@@ -5,17 +5,14 @@ import os
 from pathlib import Path
 
 import pytest
-from tiny import script
 
 from sam_lab.common.text_tables import markdown
-from sam_lab.paper.numbers import CITATION, compare, count_claims, paper_tables
+from sam_lab.paper.numbers import compare, count_claims, paper_tables
 from sam_lab.paper.tables import claims_table, load_results, measured_rows, table1, table2, table4, table5
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("SAM_SHARED_DATA", ROOT / ".." / "shared" / "data"))
 PAPER = SHARED.parent / "reference" / "paper-tables.json"
-
-tables = script("tables")
 
 
 def prediction(audio, text, reference, prompt="What?"):
@@ -276,41 +273,6 @@ def test_files_that_are_no_results(write, tmp_path):
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(ValueError, match="is no JSON"):
         load_results([str(tmp_path / "broken.json")])
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# The command
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def test_the_command_prints_and_writes(run, write, tmp_path, capsys):
-    run(tables, *write(result(), mmau()), "--json", tmp_path / "tables.json")
-    printed = capsys.readouterr().out
-    assert "**Table 1" in printed and "**Table 5" in printed and "Table 4" not in printed and CITATION in printed
-    written = json.loads((tmp_path / "tables.json").read_text())
-    assert written["tables"]["1"]["rows"][-1]["ESC"]["interval"] == [79.0, 83.0]
-    run(tables)
-    printed = capsys.readouterr().out
-    assert [f"**{title}" in printed for title in ("Table 1", "Table 4", "Table 5", "The paper's claims")] == [True] * 4
-    run(tables, "--table", "2", "--clips", "1.wav", "--", *write(result()))
-    assert "A dog." in capsys.readouterr().out
-
-
-def test_the_command_takes_other_numbers(run, tmp_path, capsys):
-    paper = paper_tables()
-    paper["table1"]["rows"][0]["ESC"] = 12.3
-    (tmp_path / "paper.json").write_text(json.dumps(paper))
-    run(tables, "--table", "1", "--paper", tmp_path / "paper.json")
-    assert "| 12.3 " in capsys.readouterr().out
-    (tmp_path / "paper.json").write_text("{}")
-    for options, message in [
-        (["--paper", tmp_path / "paper.json"], "has no 'source'"),
-        (["--paper", tmp_path / "none.json"], "there is no file"),
-        (["--table", "2"], "expected clips for Table 2"),
-        (["absent.json"], "there is no file 'absent.json'"),
-    ]:
-        with pytest.raises(SystemExit, match=message):
-            run(tables, *options)
 
 
 def test_claims_are_a_table():

@@ -1,7 +1,6 @@
 """Recipes and curricula: files, parts that train, hand-overs, resuming, what is kept, two processes."""
 
 import csv
-import importlib.util
 import json
 import os
 import shutil
@@ -940,15 +939,16 @@ def test_the_clock_goes_on_after_resuming():
     assert control.should_training_stop
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(world, tmp_path):
-    """`examples/train.py` under torchrun: the same global batches, so the same losses."""
-    recipe = ["--recipe", RECIPES / "toy.yaml", "--stage", "1"]
+    """`sam-alm train` under torchrun: the same global batches, so the same losses."""
+    recipe = ["train", "toy", "--stage", "1"]
     settings = [f"model={world / 'model'}", f"data_root={world}", "validation=null", "generated_rows=0"]
     settings += [f"data.{name}={{path: records, format: records}}" for name in ("classification", "closed", "mix")]
     arguments = [*recipe, *(word for setting in settings for word in ("--set", setting))]
     two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [sys.executable, *two, NOTHING_OPEN, ROOT / "examples" / "train.py", *arguments, "--output", tmp_path / "two"],
+        [sys.executable, *two, NOTHING_OPEN, *arguments, "--output", tmp_path / "two"],
         capture_output=True,
         text=True,
         timeout=300,
@@ -961,33 +961,16 @@ def test_two_processes_equal_one(world, tmp_path):
     assert len(one) == 4 and two == pytest.approx(one, rel=1e-4)
 
 
-def test_the_command_says_what_is_wrong_and_what_it_would_do(world, capsys, monkeypatch, tmp_path):
-    specification = importlib.util.spec_from_file_location("train", ROOT / "examples" / "train.py")
-    train = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(train)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["train.py", "--recipe", str(RECIPES / "toy.yaml"), *map(str, words)])
-        train.main()
-
-    run(
-        "--dry-run",
-        "--set",
-        f"model={world / 'model'}",
-        "--pairs-per-second",
-        "8",
-        "--set",
-        f"data_root={ROOT / 'examples'}",
-    )
+def test_the_command_reports_what_is_wrong_and_what_it_would_do(command, world, capsys, tmp_path):
+    settings = ("--set", f"model={world / 'model'}", "--set", f"data_root={ROOT / 'examples'}")
+    command("train", "toy", "--dry-run", *settings, "--pairs-per-second", "8")
     printed = capsys.readouterr().out
     assert "connector on classification; rows counted" in printed and "of 0.0" in printed
-    with pytest.raises(SystemExit, match=r"error: --set stages\.9x=1: stages: got the key '9x', expected an integer"):
-        run("--dry-run", "--set", "stages.9x=1")
-    with pytest.raises(SystemExit, match="error: model: there is no SAM checkpoint '/nowhere'"):
-        run("--output", tmp_path / "run", "--set", "model=/nowhere")
+    message = r"^sam-alm: --set stages\.9x=1: stages: got the key '9x', expected an integer"
+    command("train", "toy", "--dry-run", "--set", "stages.9x=1", error=message)
+    message = "^sam-alm: model: there is no SAM checkpoint '/nowhere'"
+    command("train", RECIPES / "toy.yaml", "--output", tmp_path / "run", "--set", "model=/nowhere", error=message)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(SystemExit):
-        run()
 
 
 class Rates(TrainerCallback):

@@ -1,6 +1,6 @@
-"""What the labels of short sound clips are called in English: `examples/make_sam_tiny.py` writes its texts with this.
+"""The labels of short sound clips in English, for the texts of make_sam_tiny.py.
 
-Every label has a headline ("Dog barking") and a clause ("a dog is barking"); all wordings are made of these two. The
+Every label has a headline ("Dog barking") and a clause ("a dog is barking"); all texts are made from these two. The
 headlines of ESC-50's fifty classes name their class, and no other, by the rule of `sam_lab.evaluation.wordforms.names_label`.
 """
 

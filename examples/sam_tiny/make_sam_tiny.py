@@ -1,18 +1,18 @@
-"""Makes what `examples/sam-tiny` is trained from, and finishes it afterwards (`examples/sam_tiny.sh` runs all of it).
+"""Makes what `examples/sam-tiny` is trained from, and finishes it afterwards (`train.sh` runs all of it).
 
-    python examples/make_sam_tiny.py prepare --data ../shared/data --work runs/sam-tiny [--development]
-    python examples/make_sam_tiny.py finish --data ../shared/data --work runs/sam-tiny
-    python examples/make_sam_tiny.py card --data ../shared/data --work runs/sam-tiny
+    python examples/sam_tiny/make_sam_tiny.py prepare --data ../shared/data --work runs/sam-tiny [--development]
+    python examples/sam_tiny/make_sam_tiny.py finish --data ../shared/data --work runs/sam-tiny
+    python examples/sam_tiny/make_sam_tiny.py card --data ../shared/data --work runs/sam-tiny
 
 `prepare` writes into the work folder: the tables that `recipes/sam-tiny.yaml` trains on, stage by stage (audio, prompt,
 answer, kind), the scenes' audio, `validation.csv`, `questions.csv` about the clips to validate on, `esc50/` (clips of
-folds 3 and 4 in ESC-50's own layout, for `examples/evaluate.py`) and `initial/`, a checkpoint of random weights with
-its own tokenizer. It takes the clips of the training split whose licence allows weights to be shared, less those of
-`examples/audio/excluded_from_training.txt`. With `--development` fold 3 of ESC-50 is left out of the training and is
+folds 3 and 4 in ESC-50's layout, for `sam-alm evaluate`) and `initial/`, a checkpoint of random weights with its
+tokenizer. It takes the clips of the training split whose licence allows weights to be shared, less those of
+`examples/audio/excluded_from_training.txt`. With `--development` fold 3 of ESC-50 is excluded from the training and is
 the validation split, so that settings can be chosen without looking at fold 4.
 
-`finish` stores what the recipe's last stage has left in bf16 as `sam-tiny/`, with attribution and licence; `card`
-writes its model card with what `examples/evaluate.py` has measured.
+`finish` stores the result of the recipe's last stage in bf16 as `sam-tiny/`, with attribution and licence; `card`
+writes its model card with what `sam-alm evaluate` has measured.
 """
 
 import argparse
@@ -31,10 +31,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import AutoProcessor, Mamba2Config, PreTrainedTokenizerFast
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
-import scenes  # noqa: E402
-from captions import (  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout works without installing it
+import scenes
+from captions import (
     CAPTION_PROMPT,
     CLASSIFICATION_PROMPT,
     PHRASES,
@@ -44,11 +43,12 @@ from captions import (  # noqa: E402
     sentence,
 )
 
-from configuration_sam import SamAudioConfig, SamConfig  # noqa: E402
-from modeling_sam import SamForConditionalGeneration  # noqa: E402
-from processing_sam import PROMPT_TEMPLATE, SamFeatureExtractor, SamProcessor  # noqa: E402
-from sam_lab.training.model import save_checkpoint  # noqa: E402
+from configuration_sam import SamAudioConfig, SamConfig
+from modeling_sam import SamForConditionalGeneration
+from processing_sam import PROMPT_TEMPLATE, SamFeatureExtractor, SamProcessor
+from sam_lab.training.model import save_checkpoint
 
+ROOT = Path(__file__).resolve().parents[2]
 EXCLUDED = ROOT / "examples" / "audio" / "excluded_from_training.txt"
 VOCABULARY = 2048
 PATCH = 16  # mel bins and frames, as in the paper
@@ -65,7 +65,7 @@ def training_clips(metadata: list[dict], development: bool = False) -> tuple[lis
 
     Args:
         metadata (list of `dict`): Rows of the clips' `metadata.csv`.
-        development (`bool`, *optional*, defaults to `False`): Leave ESC-50's fold 3 out and validate on it; else
+        development (`bool`, *optional*, defaults to `False`): Exclude ESC-50's fold 3 and validate on it; else
             validate on the clips of the validation split that are not of ESC-50.
     """
     excluded = excluded_files()
@@ -118,7 +118,7 @@ def write_stage_tables(
 ) -> list[str]:
     """Writes `text.csv`, `classification.csv`, `closed.csv` and `open.csv` for the stages of `recipes/sam-tiny.yaml`,
     the scenes' audio, `single.csv`, of `classification.csv` what is about one sound, and `questions.csv`, yes/no and
-    multiple choice about the clips that are validated on. Gives the texts that a tokenizer should know."""
+    multiple choice about the clips that are validated on. Returns the texts that a tokenizer should know."""
     rng = random.Random(args.seed + 1)
     labels = sorted({row["label"] for row in train})
     folder = args.work / "scenes"
@@ -141,7 +141,9 @@ def write_stage_tables(
     text += [(prompt, sentence(prompt, label), "sentence") for label in labels for prompt in SENTENCE_PROMPTS]
     tables["text"] = [table_row("", question) for question in text]
     heard = sorted({row["label"] for row in validation})
-    rng_asked = random.Random(args.seed + 2)  # of its own, so that the questions are the same for any number of scenes
+    rng_asked = random.Random(
+        args.seed + 2
+    )  # another one, so that the questions are the same for any number of scenes
     tables["questions"] = [
         table_row(str(data / "sounds" / row["file"]), question)
         for row in validation
@@ -308,7 +310,7 @@ def finish(args: argparse.Namespace) -> None:
     (output / "LICENSE").write_text(LICENSE, encoding="utf-8")
     save_checkpoint(model, processor, output)  # last, so that no weights are without their licence
     for code in output.glob("*_sam.py"):
-        code.unlink()  # the checkout has them; push_to_hub and save_pretrained add them to any copy
+        code.unlink()  # the checkout has it; push_to_hub and save_pretrained add it to any copy
 
 
 def percent(result: dict) -> dict[str, str]:
@@ -381,7 +383,7 @@ ESC-50, the others from
 {sources}.
 ATTRIBUTION.csv names their authors and licences. Captions and questions are made from the labels, and from how scenes
 of two or three of the recordings were mixed. The tokenizer and the language model's first stage also read the captions
-of AudioCaps (MIT). The recordings in `examples/audio` and their duplicates were left out.
+of AudioCaps (MIT). The recordings in `examples/audio` and their duplicates were excluded.
 
 ## Recipe
 
@@ -394,7 +396,7 @@ reads captions as text. Then come LTU's four stages (`sam_lab/training/recipes/s
 {command}
 ```
 
-The stages end by the clock, so another run comes out a little different.
+The stages end after a fixed time, so another run has a slightly different result.
 
 ## Limits
 

@@ -1,19 +1,16 @@
 """Scenes of several sounds, and the questions about them."""
 
 import random
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from tiny import script
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
-import captions  # noqa: E402
-import scenes  # noqa: E402
-from scenes import Sound  # noqa: E402
-
+captions = script("examples/sam_tiny/captions.py")
+scenes = script("examples/sam_tiny/scenes.py")
+Sound = scenes.Sound
 LABELS = sorted(captions.PHRASES)
 
 

@@ -1,10 +1,9 @@
-"""What `benchmark.py train` measures: LoRA, connector and encoder of a model with random weights."""
+"""How fast SAM trains: LoRA, connector and encoder of a model with random weights."""
 
 import argparse
 import gc
 import itertools
 import math
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,35 +11,24 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from transformers.utils import is_flash_attn_2_available
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout works without installing it
+import kernels_sam
 from audio_sam import SamFeatureExtractor
 from configuration_sam import SamAudioConfig, SamConfig, mamba2_config
 from modeling_sam import SamForConditionalGeneration, positions_with_loss
 from sam_lab.data.collation import pack_rows
+from sam_lab.timing.devices import choose_device, device_name, say, synchronize
 from sam_lab.training.model import choose_trainable, follow_autocast, with_adapters
 from sam_lab.training.plan import plan
 from sam_lab.training.recipe import load_recipe
 
-RECIPES = Path(__file__).resolve().parents[1] / "sam_lab" / "training" / "recipes"
+RECIPES = Path(__file__).resolve().parents[1] / "training" / "recipes"
 PEAK = 790e12  # FLOP/s of an 8192^3 bf16 matrix product, measured on an H100
 GIB = 2**30
-# LTU's classification data were not published; the steps that its scripts handed on bound their number.
+# LTU's classification data were not published; the checkpoint steps in its scripts bound their number.
 CLASSIFICATION_ROWS = (1_180_000, 1_470_000)
-
-
-def say(*words: Any) -> None:
-    print(time.strftime("%H:%M:%S"), *words, flush=True)
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -49,7 +37,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def benchmark_config(size: str, connector: str) -> SamConfig:
-    """The paper's preset; `"tiny"`, for trying the script, has the same spectrogram and slots."""
+    """The paper's preset; `"tiny"`, for trying the command, has the same spectrogram and slots."""
     if size != "tiny":
         return SamConfig.from_preset(size, connector)
     audio = SamAudioConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
@@ -61,7 +49,7 @@ def benchmark_config(size: str, connector: str) -> SamConfig:
 
 
 def benchmark_model(args: argparse.Namespace, connector: str, device: torch.device) -> torch.nn.Module:
-    """A model as a recipe's second to fourth stage train it: frozen bf16, what is trained float32."""
+    """A model as the second to fourth stage of a recipe train it: frozen weights in bf16, trained ones in float32."""
     attention = "flash_attention_2" if device.type == "cuda" and is_flash_attn_2_available() else "sdpa"
     torch.manual_seed(args.seed)
     with torch.device(device):
@@ -93,7 +81,7 @@ def text_lengths(args: argparse.Namespace, number: int, rng: np.random.Generator
 
     `--text-tokens N`: N in all, half of them the answer's. `--lengths mix`, the default: prompts of 20 to 50 tokens
     and answers of a log-normal distribution (median 58, sigma 0.55, 4 to 220 tokens), 101 tokens together on average:
-    an assumption about OpenAQA's mixture, whose text is not at hand. `--lengths captions`: the counts of GPT-NeoX's
+    an assumption about OpenAQA's mixture, whose text was not available. `--lengths captions`: the counts of GPT-NeoX's
     tokenizer for the 49,838 training captions of AudioCaps, and prompts of 20 to 35 tokens: 39 together.
     """
     if args.text_tokens:
@@ -119,7 +107,7 @@ def longest_text(args: argparse.Namespace) -> int:
 def make_batch(config: SamConfig, lengths: np.ndarray, args: argparse.Namespace, rng) -> dict[str, Any]:
     """A micro-batch of pairs with one clip each and random words: tensors on the CPU, as a loader's worker makes them.
 
-    `pairs`, `positions` (a list, without padding) and `labels_count` are taken out before the model sees it.
+    `pairs`, `positions` (a list, without padding) and `labels_count` are not passed to the model.
     """
     slots = [
         config.audio_token_id if is_audio else config.separator_token_id for is_audio in config.audio_slot_pattern
@@ -156,8 +144,8 @@ def make_batch(config: SamConfig, lengths: np.ndarray, args: argparse.Namespace,
 def make_steps(config: SamConfig, batch: int, args: argparse.Namespace) -> list[list[dict[str, Any]]]:
     """The micro-batches of `--steps` optimiser steps, in random order.
 
-    Rows of similar length stand together, as [`RecordBatches`] groups them: so all of the steps are to be run, which
-    differ in length, and together have the distribution's.
+    Rows of similar length are in one batch, as [`RecordBatches`] groups them. The steps differ in length and only
+    together have the distribution, so all of them should be run.
     """
     rng = np.random.default_rng(args.seed)
     accumulation = max(1, args.global_batch // batch)
@@ -178,8 +166,8 @@ def make_steps(config: SamConfig, batch: int, args: argparse.Namespace) -> list[
 def pair_flops(config: SamConfig, positions: float, labels: float, rank: int, joint_encoder: bool) -> float:
     """Floating-point operations of training on one pair, a multiplication and an addition being two.
 
-    Three times the forward pass where weights are trained, twice where only their inputs have a gradient; neither
-    padding nor what is computed again counts.
+    Three times the forward pass where weights are trained, twice where only their inputs have a gradient; padding
+    and recomputation do not count.
 
     Args:
         config ([`SamConfig`]): Sizes.
@@ -214,11 +202,11 @@ def pair_flops(config: SamConfig, positions: float, labels: float, rank: int, jo
 
 
 class Marks:
-    """Time between the marks of a training step, added up by the name of the mark that ends it.
+    """Time between the marks of a training step, summed by the name of the mark that ends it.
 
-    On a GPU the marks are CUDA events, recorded by hooks where a part begins and ends: forward, and backward where
-    the gradient of a part's output has been computed. While the GPU waits for Python, the time is the part's for
-    which it waits.
+    On a GPU the marks are CUDA events, recorded by hooks where a part starts and ends: forward, and backward where
+    the gradient of a part's output has been computed. While the GPU waits for Python, the time counts for the part
+    that it waits for.
     """
 
     def __init__(self, model: torch.nn.Module, device: torch.device):
@@ -246,7 +234,7 @@ class Marks:
         self.points.append((name, point))
 
     def end(self, output: Any, name: str) -> None:
-        """A part has ended; its output's gradient will end the backward pass of what comes behind it."""
+        """Marks the end of a part; its output's gradient will mark the end of the next part's backward pass."""
         self(f"{name}, forward")
         behind = {"encoder": "connector", "connector": "language model", "language model": "head and loss"}[name]
         tensor = output if torch.is_tensor(output) else output.last_hidden_state
@@ -254,7 +242,7 @@ class Marks:
             tensor.register_hook(lambda _: self(f"{behind}, backward"))
 
     def seconds(self) -> dict[str, float]:
-        """By part; begins anew, without the hooks."""
+        """Seconds by part; removes the hooks."""
         synchronize(self.device)
         totals: dict[str, float] = {}
         for (_, before), (name, point) in itertools.pairwise(self.points):
@@ -266,7 +254,7 @@ class Marks:
 
 
 class Training:
-    """One model and its optimiser, and steps of it.
+    """A model, its optimiser, and their steps.
 
     Args:
         args (`argparse.Namespace`): The command's arguments.
@@ -284,7 +272,7 @@ class Training:
         self.sound = None
 
     def features(self, clips: int) -> torch.Tensor:
-        """Random log-mel on the device, or with `--waveforms` computed there from random sound in the host's memory."""
+        """Random log-mel on the device, or with `--waveforms` log-mel of random sound in the host's memory."""
         shape = (160_000,) if self.args.waveforms else (1024, 128)
         if self.sound is None or len(self.sound) < clips:
             self.sound = torch.randn(clips, *shape, device="cpu" if self.args.waveforms else self.device)
@@ -297,17 +285,17 @@ class Training:
         return self.extractor.log_mel(sound.to(self.device, non_blocking=True), samples)
 
     def micro_step(self, batch: dict[str, Any], number: int, marks=None) -> None:
-        """Forward and backward of a micro-batch; `number` is the labels of the whole optimiser step."""
-        kept = {name: tensor for name, tensor in batch.items() if torch.is_tensor(tensor)}
+        """Forward and backward of a micro-batch; `number` is the number of labels in the whole optimiser step."""
+        inputs = {name: tensor for name, tensor in batch.items() if torch.is_tensor(tensor)}
         if self.device.type == "cuda":
-            kept = {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in kept.items()}
-        kept["input_features"] = self.features(batch["pairs"])
+            inputs = {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in inputs.items()}
+        inputs["input_features"] = self.features(batch["pairs"])
         if self.args.all_logits:
-            del kept["loss_positions"]
+            del inputs["loss_positions"]
         if marks is not None:
             marks("data")
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            loss = self.model(**kept, num_items_in_batch=number).loss
+            loss = self.model(**inputs, num_items_in_batch=number).loss
         if marks is not None:
             marks("head and loss, forward")
         loss.backward()
@@ -315,13 +303,13 @@ class Training:
             marks("connector, backward" if self.args.frozen_encoder else "encoder, backward")
 
     def update(self) -> None:
-        """The optimiser's part of a step."""
+        """Updates the weights."""
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def step(self, batches: list[dict[str, Any]], marks=None) -> None:
-        """An optimiser step."""
+        """Takes an optimiser step."""
         number = sum(batch["labels_count"] for batch in batches)
         for batch in batches:
             self.micro_step(batch, number, marks)
@@ -336,12 +324,12 @@ class Training:
         rows = make_batch(self.config, np.tile([text - text // 2, text // 2], (batch, 1)), self.args, rng)
         done = False
         try:
-            self.step([rows, rows])  # two, because the second one has the first one's gradients beside it
+            self.step([rows, rows])  # two, since the first one's gradients are in memory during the second
             synchronize(self.device)
             done = True
         except torch.OutOfMemoryError:
             pass
-        if not done:  # outside the handler, whose error keeps the tensors alive
+        if not done:  # outside the handler, whose error holds the tensors
             self.sound = None
             self.optimizer.zero_grad(set_to_none=True)
             gc.collect()
@@ -360,7 +348,7 @@ class Training:
         return works
 
     def profile(self, batches: list[dict[str, Any]], path: Path) -> None:
-        """Writes what a step's time goes to, kernel by kernel, and how long the GPU was busy."""
+        """Writes the time of each kernel in a step, and how long the GPU was busy."""
         activities = [torch.profiler.ProfilerActivity.CPU]
         activities += [torch.profiler.ProfilerActivity.CUDA] * (self.device.type == "cuda")
         synchronize(self.device)
@@ -383,7 +371,7 @@ class Training:
         args, begin = self.args, time.perf_counter()
         steps = make_steps(self.config, batch, args)
         accumulation = len(steps[0])
-        # Kernels are tuned at their first call, and compiled apart for numbers that are 1, multiples of 16 and others.
+        # Kernels are tuned at their first call, and compiled separately for sizes of 1, multiples of 16 and others.
         chunk = args.chunk_size or self.config.text_config.chunk_size
         kinds = {}
         for each in itertools.chain(*steps):
@@ -440,7 +428,7 @@ class Training:
 
 
 def experiments(args: argparse.Namespace, connector: str, rate: float) -> Iterator[dict[str, Any]]:
-    """GPU-days of the four stages for the experiments E1 to E6 that have this model, were all stages as fast."""
+    """GPU-days of the four stages for those of the experiments E1 to E6 that have this model, if all stages are as fast."""
     for number in range(1, 7):
         path = RECIPES / f"E{number}.yaml"
         recipe = load_recipe(path)
@@ -458,3 +446,80 @@ def experiments(args: argparse.Namespace, connector: str, rate: float) -> Iterat
             "assumed": f"all four stages at {rate:.1f} pairs/s; {' to '.join(map(str, CLASSIFICATION_ROWS))} records "
             "of classification; no time for loading, saving and evaluation",
         }
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The rows of `sam-alm benchmark train`
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def train_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Measures training steps for each connector and micro-batch.
+
+    Args:
+        args (`argparse.Namespace`): The arguments of `sam-alm benchmark train`.
+
+    Yields:
+        `dict`: A row of the result.
+    """
+    device = choose_device(args.device)
+    limit, context = args.memory_limit_gib, None
+    if limit is not None and device.type == "cuda":
+        device = torch.zeros(1, device=device).device  # with its index
+        free, total = torch.cuda.mem_get_info(device)
+        context = (total - free - torch.cuda.memory_reserved(device)) / GIB
+        torch.cuda.set_per_process_memory_fraction((limit - context) * GIB / total, device)
+    for connector in args.connector:
+        say(f"SAM-{args.size}, {connector}: building")
+        training = Training(args, connector, device)
+        attention = training.config.audio_config._attn_implementation
+        common = {
+            "work": "train",
+            "implementation": f"{'torch' if kernels_sam.missing or device.type == 'cpu' else 'mamba-ssm'}, {attention}",
+            "size": args.size,
+            "connector": connector,
+            "dtype": "bfloat16",
+            "state_dtype": "float32",
+            "per_second": None,
+            "floor_ms": None,
+            "device": device_name(device),
+        }
+        details = {
+            **{name: getattr(args, name) for name in ("rank", "recompute", "pack_to", "lengths", "text_tokens")},
+            **{name: getattr(args, name) for name in ("text_cutoff", "all_logits", "waveforms", "chunk_size")},
+            "joint_encoder": not args.frozen_encoder,
+            "memory_limit_gib": limit,
+            "context_gib": context,
+            "trained_parameters": sum(parameter.numel() for parameter in training.trained),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+        sizes = list(args.batch)
+        if limit is not None:
+            say("  looking for the largest micro-batch")
+            found = training.largest(args.largest_batch)
+            yield {**common, "work": "train: largest micro-batch", "batch": found, **details}
+            sizes = [found] if found else []
+        best = 0.0
+        for size in sizes:
+            row = {**common, "batch": size, **details}
+            try:
+                row.update(training.measure(size))
+                best = max(best, row["per_second"])
+            except torch.OutOfMemoryError:
+                row["error"] = "out of memory"
+            yield row
+            if "error" in row:
+                if limit is not None and size > 1:  # the search did not see how memory fragments
+                    sizes.append(size - max(1, size // 8))
+                training.optimizer.zero_grad(set_to_none=True)
+                training.sound = None
+                gc.collect()
+                torch.cuda.empty_cache()
+        if best:
+            for row in experiments(args, connector, best):
+                yield {**common, "batch": None, **row}
+        del training
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()

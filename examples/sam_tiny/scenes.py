@@ -1,4 +1,4 @@
-"""Scenes of one to three sounds and questions about them that their making answers: `examples/make_sam_tiny.py` uses it.
+"""Scenes of one to three sounds, and questions that the way they are made answers, for make_sam_tiny.py.
 
 A scene is a clip with its sounds, each with its label, its beginning and end in seconds and its level in dB. Questions
 are of OpenAQA's and ReasonAQA's kinds: captions, labels, order, loudness, number and length (closed), full sentences
@@ -6,17 +6,13 @@ are of OpenAQA's and ReasonAQA's kinds: captions, labels, order, loudness, numbe
 """
 
 import random
-import sys
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import soundfile
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
-from captions import (  # noqa: E402
+from captions import (
     CAPTION_PROMPT,
     CLASSIFICATION_PROMPT,
     PHRASES,
@@ -29,7 +25,7 @@ from captions import (  # noqa: E402
     upper_first,
 )
 
-from processing_sam import SAMPLING_RATE, load_audio  # noqa: E402
+from processing_sam import SAMPLING_RATE, load_audio
 
 SECONDS = 10.0  # of a scene, at most
 MODES = ("together", "in turn", "three")
@@ -78,7 +74,7 @@ def loud_seconds(path: str) -> float:
 
 
 def write_scene(task: tuple[str, list[tuple[str, str]], int, str]) -> list[Sound]:
-    """Mixes sounds into a clip, writes it as 16-bit FLAC, and says what is where.
+    """Mixes sounds into a clip, writes it as 16-bit FLAC, and returns what is where.
 
     Args:
         task (`tuple`): The mode, `(label, path)` of each sound, a seed, and the file to write. `"together"`: they
@@ -205,7 +201,7 @@ def open_ended(sounds: list[Sound], rng: random.Random) -> list[tuple[str, str, 
 
 
 def yes_or_no(sounds: list[Sound], among: list[str], rng: random.Random) -> list[tuple[str, str, str]]:
-    """A question whose answer is yes and one whose answer is no: what is heard, or, of several in turn, what is first."""
+    """A question whose answer is yes and one whose answer is no: about one sound, or about the first of several in turn."""
     labels = [sound.label for sound in sounds]
     heard, absent = rng.choice(labels), unlike(labels, among, 1, rng)
     ask = "Is there the sound of {}? Answer yes or no."

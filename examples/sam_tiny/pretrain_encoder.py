@@ -1,11 +1,11 @@
-"""Starts the audio encoder of a SAM checkpoint by masked patches, without labels.
+"""Pretrains the audio encoder of a SAM checkpoint on masked patches, without labels.
 
-    python examples/pretrain_encoder.py --model runs/sam-tiny/initial --train runs/sam-tiny/classification.csv \
+    python examples/sam_tiny/pretrain_encoder.py --model runs/sam-tiny/initial --train runs/sam-tiny/classification.csv \
         --output runs/sam-tiny/pretrained --steps 6000
 
 The idea is EAT's and the masked autoencoder's: `sam_lab.training.pretraining.MaskedPatches`, here on windows of five seconds. `--train`
-is what `examples/finetune.py` takes; only its audio is used. The log-mel of all clips is kept on the device. A run that
-was stopped goes on with `--resume`.
+is what `sam-alm finetune` takes; only its audio is used. The log-mel of all clips stays on the device. `--resume`
+continues an interrupted run.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout works without installing it
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamProcessor
 from sam_lab.common.files import written
@@ -45,7 +45,7 @@ def main() -> None:
         "--mask-ratio", type=float, default=0.75, help="share of hidden patches (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--resume", action="store_true", help="go on from the state left in --output")
+    parser.add_argument("--resume", action="store_true", help="continue from the state in --output")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
     args = parser.parse_args()
 

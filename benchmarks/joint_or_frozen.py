@@ -1,14 +1,14 @@
 """Is training the encoder jointly worth it? The paper's section 4.1 in miniature, on one GPU.
 
-    python examples/joint_or_frozen.py --data runs/sam-tiny --patches runs/sam-tiny/patches \
+    python benchmarks/joint_or_frozen.py --data runs/sam-tiny --patches runs/sam-tiny/patches \
         --work runs/joint-or-frozen --output joint_or_frozen.json
 
 From the same start (stage 0 of recipes/sam-tiny.yaml on an encoder that has only seen masked patches) it runs
 recipes/joint-or-frozen.yaml with the encoder frozen and trained, at a small and a large rank, with several seeds, some
-of the runs side by side, and scores each on a fold of ESC-50 that the data leave out (`make_sam_tiny.py prepare
---development`, and `--fold 3`). The clock ends the stages: runs side by side get fewer steps each, and
+of the runs side by side, and scores each on a fold of ESC-50 that the data exclude (`make_sam_tiny.py prepare
+--development`, and `--fold 3`). The stages end after a fixed time: runs side by side get fewer steps each, and
 a frozen encoder gets more of them than a trained one; `--set stages.2.max_seconds=null --set stages.2.epochs=20` gives
-all of them the same. What is finished is not run again.
+all of them the same number. Finished runs are not repeated.
 """
 
 import argparse
@@ -23,15 +23,11 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout works without installing it
 from sam_lab.common.files import write_json
-
-EXAMPLES = Path(__file__).resolve().parent
-ROOT = EXAMPLES.parent
 
 
 def call(log: Path, *command: str) -> None:
-    """Runs an example, its output into a file.
+    """Runs a command of `sam-alm`, its output into a file.
 
     Raises:
         RuntimeError: It failed; the message has the output's end.
@@ -40,7 +36,11 @@ def call(log: Path, *command: str) -> None:
     environment = {"SAM_KERNELS": "torch", **os.environ}  # tuning the kernels would take longer than a run
     with open(log, "a") as output:
         done = subprocess.run(
-            [sys.executable, *command], stdout=output, stderr=subprocess.STDOUT, env=environment, check=False
+            [sys.executable, "-m", "sam_alm", *command],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            check=False,
         )
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{log.read_text()[-2000:]}")
@@ -57,13 +57,10 @@ def run(args: argparse.Namespace, encoder: str, rank: int, seed: int) -> dict:
             changes += ["joint_encoder=false", "stages.2.trains=[connector, lora]"]
             changes += ["stages.2.encoder_learning_rate=null"]
         options = [word for change in changes for word in ("--set", change)]
-        recipe = ROOT / "sam_lab" / "training" / "recipes" / "joint-or-frozen.yaml"
-        call(
-            folder / "log.txt", str(EXAMPLES / "train.py"), "--recipe", str(recipe), "--output", str(folder), *options
-        )
+        call(folder / "log.txt", "train", "joint-or-frozen", "--output", str(folder), *options)
         where = ["--model", str(folder / "stage-2" / "last"), "--data", str(args.data / "esc50")]
         where += ["--fold", str(args.fold), "--batch-size", "128", "--output", str(score)]
-        call(folder / "log.txt", str(EXAMPLES / "evaluate.py"), "esc50", *where)
+        call(folder / "log.txt", "evaluate", "esc50", *where)
     result = json.loads(score.read_text())
     finished = json.loads((folder / "stage-2" / "finished.json").read_text())
     return {
@@ -91,13 +88,8 @@ def main() -> None:
 
     changes = [f"model={args.patches}", f"data_root={args.data}", *args.start_set]
     options = [word for change in changes for word in ("--set", change)]
-    recipe = [
-        "--recipe",
-        str(ROOT / "sam_lab" / "training" / "recipes" / "sam-tiny.yaml"),
-        "--output",
-        str(args.work / "start"),
-    ]
-    call(args.work / "start.txt", str(EXAMPLES / "train.py"), *recipe, "--stage", "0", *options)
+    output = ["--output", str(args.work / "start")]
+    call(args.work / "start.txt", "train", "sam-tiny", *output, "--stage", "0", *options)
 
     runs = list(itertools.product(("frozen", "joint"), args.ranks, args.seeds))
     with ThreadPoolExecutor(args.at_once) as pool:

@@ -1,14 +1,15 @@
 """Trains the same recipe with one process and with two, and compares losses and speed (after `pip install .`).
 
-    python examples/two_gpu_check.py --size 130m --work runs/two --json two_gpu.json --plot two_gpu.png
-    python examples/two_gpu_check.py --size tiny --batch 2 --bf16-batch 2 --bf16-steps 4 --work runs/two --json two_cpu.json
-    python examples/two_gpu_check.py --size 2.7b --fsdp --bf16-steps 6 --bf16-batch 8 --work runs/two --json fsdp.json
+    python benchmarks/two_gpu_check.py --size 130m --work runs/two --json two_gpu.json --plot two_gpu.png
+    python benchmarks/two_gpu_check.py --size tiny --batch 2 --bf16-batch 2 --bf16-steps 4 --work runs/two \
+        --json two_cpu.json
+    python benchmarks/two_gpu_check.py --size 2.7b --fsdp --bf16-steps 6 --bf16-batch 8 --work runs/two --json fsdp.json
 
-The global batch is the same, so the losses should be: in float32 (dropout 0, a few steps, the largest relative
-difference is to be 1e-3 at most) and, more loosely, in bf16. Two processes run on two GPUs under `accelerate launch
---config_file examples/accelerate_two_gpu_bf16.yaml`, or, where there is no GPU, on the CPU under torchrun. `--plot`
-needs matplotlib; `--plot-only` draws a JSON file of another machine. `--fsdp` instead trains the whole model, its
-language model too, divided over two GPUs by examples/accelerate_fsdp_bf16.yaml.
+The global batch is the same, so the losses should be equal: in float32 (dropout 0, a few steps, the largest relative
+difference at most 1e-3) and, more loosely, in bf16. Two processes run on two GPUs under `accelerate launch
+--config_file examples/accelerate_two_gpu_bf16.yaml`, or, without a GPU, on the CPU under torchrun. `--plot`
+needs matplotlib; `--plot-only` draws a JSON file of another machine. `--fsdp` instead trains the whole model, including
+its language model, divided over two GPUs by examples/accelerate_fsdp_bf16.yaml.
 """
 
 import argparse
@@ -31,7 +32,6 @@ import torch
 import yaml
 from transformers import TrainerCallback
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without installing it
 from audio_sam import load_audio
 from configuration_sam import SamConfig
 from modeling_sam import SamForConditionalGeneration
@@ -139,9 +139,9 @@ def write_recipe(path: Path, args: argparse.Namespace, model: Path, precision: s
 
 
 class StepTimes(TrainerCallback):
-    """Writes down when each step was over, and the first GPU's largest memory.
+    """Writes the time at which each step ended, and the first GPU's largest memory.
 
-    On a GPU that is when it came to that point, which nothing waits for: Python runs ahead, as in any training.
+    On a GPU that is the time at which the GPU reached the point, without waiting for it: Python runs ahead.
     """
 
     def __init__(self, path: Path):
@@ -156,7 +156,7 @@ class StepTimes(TrainerCallback):
             self.points.append(time.perf_counter())
 
     def on_train_end(self, args, state, control, **kwargs):
-        """The first process's times are all that are needed: the others wait for it in every step."""
+        """Writes the first process's times: the others wait for it in every step."""
         ends, peak = self.points, None
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -172,7 +172,7 @@ class StepTimes(TrainerCallback):
 
 
 def command(number: int, precision: str, words: list[str], config: str) -> list[str]:
-    """What starts so many processes of this script, those of accelerate by a configuration of this folder."""
+    """The command that starts a number of processes of this script, with a configuration of accelerate in examples/."""
     if number == 1:
         return [sys.executable, __file__, *words]
     with socket.socket() as free:
@@ -188,7 +188,7 @@ def command(number: int, precision: str, words: list[str], config: str) -> list[
 
 
 def run(number: int, precision: str, recipe: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Trains in processes of their own; gives the losses and the speed, or `error`."""
+    """Trains in new processes; returns the losses and the speed, or `error`."""
     config = "accelerate_fsdp_bf16.yaml" if args.fsdp else "accelerate_two_gpu_bf16.yaml"
     output = args.work / f"{precision}-{number}-{int(time.time())}"
     times, log = output.with_suffix(".times.json"), output.with_suffix(".log")
@@ -210,7 +210,7 @@ def run(number: int, precision: str, recipe: Path, args: argparse.Namespace) -> 
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
     with open(log, "w") as file:
-        # a group of its own, so that the processes which a launcher has started end with it
+        # a new group, so that the processes that a launcher has started end with it
         started = subprocess.Popen(
             command(number, precision, words, config),
             env=environment,
@@ -230,14 +230,14 @@ def run(number: int, precision: str, recipe: Path, args: argparse.Namespace) -> 
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
     measured = json.loads(times.read_text())
     ends = measured["ends"]
-    # Of the first steps, and of those where a kernel is tuned for a row of another shape, the median knows nothing.
+    # The median ignores the first steps, and those in which a kernel is tuned for a row of another shape.
     steps = [after - before for before, after in itertools.pairwise(ends)][min(len(ends) // 2, 6) :]
     rate = row["global_batch"] / statistics.median(steps)
     return {**row, "per_second": rate, "steps_timed": len(steps), "losses": losses, **measured}
 
 
 def compare(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
-    """What two runs of the same recipe say together."""
+    """The difference of two runs of the same recipe in losses and speed."""
     pairs = list(zip(one["losses"], two["losses"], strict=True))
     difference = max(abs(a - b) / abs(a) for a, b in pairs)
     row = {key: one[key] for key in ("size", "batch", "global_batch", "dtype", "state_dtype", "device")}
@@ -260,7 +260,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
     kinds = list(dict.fromkeys(row["dtype"] for row in rows if "losses" in row))
     if not kinds:
-        print("no plot: no run has ended well")
+        print("no plot: no run has succeeded")
         return
     figure, axes = pyplot.subplots(1, len(kinds), figsize=(5 * len(kinds), 3.6), squeeze=False, layout="constrained")
     for axis, kind in zip(axes[0], kinds):
@@ -280,7 +280,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="a folder for model, data and runs")
     parser.add_argument("--json", type=Path, help="the file of the result")
     parser.add_argument("--plot", type=Path, help="a PNG file for the losses")
-    parser.add_argument("--plot-only", action="store_true", help="draw the --json file that is there")
+    parser.add_argument("--plot-only", action="store_true", help="draw an existing --json file")
     parser.add_argument("--batch", type=int, default=32, help="pairs of a float32 micro-batch, half the global batch")
     parser.add_argument("--bf16-batch", type=int, default=192, help="the same in bf16")
     parser.add_argument("--rank", type=int, default=8, help="of LoRA")

