@@ -38,7 +38,7 @@ REFERENCE_CHUNK = 64  # short: on a CPU the work within chunks, quadratic in the
 UNLIMITED = (0.0, float("inf"))
 
 
-# --------------------------------------------------------------------------------------------------- convolution
+# -- Convolution --------------------------------------------------------------------------------------------------
 
 
 def causal_convolution(
@@ -145,7 +145,7 @@ def convolution_step_reference(x, state, weight, bias):
     return F.silu(y if bias is None else y + bias).to(x.dtype)
 
 
-# ---------------------------------------------------------------------------------------------------------- scan
+# -- Scan ---------------------------------------------------------------------------------------------------------
 
 
 def discretise(dt: torch.Tensor, dt_bias: torch.Tensor, limit=UNLIMITED, lengths: torch.Tensor | None = None):
@@ -331,7 +331,7 @@ def scan_step_reference(state, x, dt, A, B, C, D, dt_bias, limit=UNLIMITED):
     return y.to(x.dtype)
 
 
-# --------------------------------------------------------------------------------------------- gated norm, fused layer
+# -- Gated norm, fused layer --------------------------------------------------------------------------------------
 
 
 def gated_rms_norm(y: torch.Tensor, z: torch.Tensor, weight: torch.Tensor, eps: float, groups: int) -> torch.Tensor:
@@ -400,7 +400,7 @@ def fused_layer(
         )
 
 
-# ------------------------------------------------------------------------------------------------------- dispatch
+# -- Dispatch -----------------------------------------------------------------------------------------------------
 
 
 def fused_layer_why_not(zxbcdt: torch.Tensor, width: int) -> str:

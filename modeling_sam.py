@@ -41,7 +41,7 @@ except ImportError:
     from mamba_sam import SamCache, SamMamba2Model, SamOutput, given_cache, init_mamba2_weights, residual_stream
 
 
-# -------------------------------------------------------------------------------------------------- audio encoder
+# -- Audio encoder ------------------------------------------------------------------------------------------------
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
@@ -216,7 +216,7 @@ class SamAudioModel(SamPreTrainedModel):
         return BaseModelOutput(last_hidden_state=self.encode(self.embed(input_features)))
 
 
-# ------------------------------------------------------------------------------------------------------ connector
+# -- Connector ----------------------------------------------------------------------------------------------------
 
 
 class SamConnector(nn.Module):
@@ -253,7 +253,7 @@ class SamConnector(nn.Module):
         return self.linear_2(F.gelu(self.linear_1(self.arrange(hidden_states))))
 
 
-# ---------------------------------------------------------------------------------------------------------- model
+# -- Model --------------------------------------------------------------------------------------------------------
 
 
 @dataclass

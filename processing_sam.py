@@ -413,9 +413,7 @@ def _finish(data: dict[str, Any], return_tensors: str | None, single: bool) -> B
     return BatchFeature({key: data[key] for key in (*lists, "input_features") if key in data})
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Batches for training
-# ---------------------------------------------------------------------------------------------------------------
+# -- Batches for training -----------------------------------------------------------------------------------------
 
 
 class SamDataCollator:

@@ -45,9 +45,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 1e-3  # largest relative difference of float32 losses
 PROMPTS = ("Classify the sound events in the audio clip.", "What do you hear?", "Describe the sound in one sentence.")
 
-# ---------------------------------------------------------------------------------------------------------------
-# What is trained
-# ---------------------------------------------------------------------------------------------------------------
+# -- What is trained ----------------------------------------------------------------------------------------------
 
 
 def write_model(folder: Path, size: str) -> None:
@@ -166,9 +164,7 @@ class StepTimes(TrainerCallback):
             self.path.write_text(json.dumps({"ends": ends, "peak_allocated_gib": peak}))
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Running
-# ---------------------------------------------------------------------------------------------------------------
+# -- Running ------------------------------------------------------------------------------------------------------
 
 
 def command(number: int, precision: str, words: list[str], config: str) -> list[str]:

@@ -44,9 +44,7 @@ def _check_tensors(what: str, tensors: dict[str, Any], model_class: type, config
         raise ValueError(f"{what}: {len(problems)} tensors do not fit:\n  " + "\n  ".join(sorted(problems)))
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# The audio encoder
-# ---------------------------------------------------------------------------------------------------------------
+# -- The audio encoder --------------------------------------------------------------------------------------------
 
 # Tensors in EAT's files that SAM does not use; any other unexpected tensor is an error.
 UNUSED_AUDIO_TENSORS = re.compile(
@@ -105,9 +103,7 @@ def convert_audio_encoder(path: str | Path) -> tuple[SamAudioConfig, dict[str, t
     return config, tensors
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# The language model
-# ---------------------------------------------------------------------------------------------------------------
+# -- The language model -------------------------------------------------------------------------------------------
 
 # mamba_ssm's layer options: the configuration field of those for shapes, the only supported value of those that change
 # the mathematics, and those that only affect initialisation or kernels.
@@ -213,9 +209,7 @@ def convert_language_model(path: str | Path) -> tuple[Mamba2Config, dict[str, to
     return config, tensors
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# One SAM directory
-# ---------------------------------------------------------------------------------------------------------------
+# -- One SAM directory --------------------------------------------------------------------------------------------
 
 
 @dataclass

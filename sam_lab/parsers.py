@@ -111,9 +111,7 @@ def _truth(text: str) -> bool:
     return values[text.lower()]
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# describe, convert, env
-# ---------------------------------------------------------------------------------------------------------------
+# -- describe, convert, env ---------------------------------------------------------------------------------------
 
 
 def _describe(parser: argparse.ArgumentParser) -> None:
@@ -164,9 +162,7 @@ def _env(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# finetune, train
-# ---------------------------------------------------------------------------------------------------------------
+# -- finetune, train ----------------------------------------------------------------------------------------------
 
 
 def _finetune(parser: argparse.ArgumentParser) -> None:
@@ -276,9 +272,7 @@ def _check_train(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         parser.error("--output: got none, expected a folder")
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# evaluate, caption
-# ---------------------------------------------------------------------------------------------------------------
+# -- evaluate, caption --------------------------------------------------------------------------------------------
 
 
 def _evaluate(parser: argparse.ArgumentParser) -> None:
@@ -394,9 +388,7 @@ def _caption(parser: argparse.ArgumentParser) -> None:
     add("--retry-failures", action="store_true", help="try again what could not be read before")
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# analyze, tables, mix
-# ---------------------------------------------------------------------------------------------------------------
+# -- analyze, tables, mix -----------------------------------------------------------------------------------------
 
 
 def _analyze(parser: argparse.ArgumentParser) -> None:
@@ -504,9 +496,7 @@ def _mix(parser: argparse.ArgumentParser) -> None:
     add("--cutoff", type=_positive, default=108, metavar="N", help=f"text tokens; {DEFAULT}, LTU's")
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# benchmark
-# ---------------------------------------------------------------------------------------------------------------
+# -- benchmark ----------------------------------------------------------------------------------------------------
 
 
 def _benchmark(parser: argparse.ArgumentParser) -> None:

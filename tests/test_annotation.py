@@ -92,9 +92,7 @@ def naive(model, processor, waveform, prompt="What do you hear?"):
     return " ".join(processor.decode(tokens, skip_special_tokens=True).split())
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Windows and columns
-# ---------------------------------------------------------------------------------------------------------------
+# -- Windows and columns ------------------------------------------------------------------------------------------
 
 
 def test_a_long_file_is_described_by_windows(model, processor, folder, tmp_path):
@@ -172,9 +170,7 @@ def test_the_shards_are_read_by_datasets(model, processor, folder, tmp_path, fil
         assert annotation_module.shard_clips(Path(file)) == sorted(annotation_module.shard_clips(Path(file)))
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Processes, kills
-# ---------------------------------------------------------------------------------------------------------------
+# -- Processes, kills ---------------------------------------------------------------------------------------------
 
 
 def test_any_number_of_processes_and_workers_writes_the_same_rows(model, processor, folder, tmp_path):
@@ -258,9 +254,7 @@ def test_two_jobs_do_not_write_over_each_other(model, processor, folder, tmp_pat
     assert (tmp_path / "out" / "part-00000-00000.parquet").read_bytes() == b"another's"
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# What cannot be read
-# ---------------------------------------------------------------------------------------------------------------
+# -- What cannot be read ------------------------------------------------------------------------------------------
 
 
 def test_what_cannot_be_read_is_listed_and_the_rest_goes_on(model, processor, folder, tmp_path):
@@ -324,9 +318,7 @@ def test_names_with_line_ends_go_through_lines_of_json(model, processor, tmp_pat
     assert (summary["files"], summary["failures"]) == (3, 1)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Datasets
-# ---------------------------------------------------------------------------------------------------------------
+# -- Datasets -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -434,9 +426,7 @@ def test_a_table_that_cannot_be_read_is_named(name, content, streaming, tmp_path
         open_clips(str(tmp_path / name), streaming=streaming)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# The output folder
-# ---------------------------------------------------------------------------------------------------------------
+# -- The output folder --------------------------------------------------------------------------------------------
 
 
 def test_an_output_of_another_job(tmp_path):

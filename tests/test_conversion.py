@@ -33,9 +33,7 @@ WIDTH, DEPTH = 128, 2
 IMAGE = "modality_encoders.IMAGE."
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# EAT, written down a second time from its description, with fairseq's names
-# ---------------------------------------------------------------------------------------------------------------
+# -- EAT, written down a second time from its description, with fairseq's names -----------------------------------
 
 
 def eat_weights(width=WIDTH, depth=DEPTH, seed=0):
@@ -216,9 +214,7 @@ def test_files_that_are_no_encoder(tmp_path):
         convert_audio_encoder(tmp_path)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# What a checkpoint carries beside tensors
-# ---------------------------------------------------------------------------------------------------------------
+# -- What a checkpoint carries beside tensors ---------------------------------------------------------------------
 
 
 def omegaconf_configuration(monkeypatch):
@@ -317,9 +313,7 @@ def test_stand_ins_are_gone_after_loading(tmp_path):
     assert set(torch.serialization.get_safe_globals()) == before
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Mamba-2
-# ---------------------------------------------------------------------------------------------------------------
+# -- Mamba-2 ------------------------------------------------------------------------------------------------------
 
 ROWS = 272  # the tiny tokenizer's 259 entries in multiples of 16
 
@@ -439,9 +433,7 @@ def test_a_head_that_is_not_the_embedding_it_is_tied_to(tmp_path):
         convert_language_model(tmp_path)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# One SAM directory
-# ---------------------------------------------------------------------------------------------------------------
+# -- One SAM directory --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def read_metadata(data: Path) -> list[dict]:
         return list(csv.DictReader(handle))
 
 
-# ------------------------------------------------------------------------------------------------- tables by stage
+# -- Tables by stage ----------------------------------------------------------------------------------------------
 
 
 def scene_rows(
@@ -167,7 +167,7 @@ def write_table(path: Path, rows: list[dict[str, str]]) -> None:
         writer.writerows(rows)
 
 
-# -------------------------------------------------------------------------------------------- tokenizer and model
+# -- Tokenizer and model ------------------------------------------------------------------------------------------
 
 
 def train_tokenizer(texts: list[str], more: list[str]) -> PreTrainedTokenizerFast:
@@ -237,7 +237,7 @@ def initial_model(tokenizer: PreTrainedTokenizerFast) -> tuple[SamForConditional
     return model, processor
 
 
-# ------------------------------------------------------------------------------------------------------- commands
+# -- Commands -----------------------------------------------------------------------------------------------------
 
 
 def prepare(args: argparse.Namespace) -> None:

@@ -269,9 +269,7 @@ def _column(what: str, names: Sequence[str], there: Sequence[str], source: str) 
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Folders: read here, since `datasets` makes an Audio column of them, which needs torchcodec even for paths
-# ---------------------------------------------------------------------------------------------------------------
+# -- Folders: read here, since `datasets` makes an Audio column of them, which needs torchcodec even for paths ----
 
 
 def _is_hidden(name: str) -> bool:

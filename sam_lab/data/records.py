@@ -29,9 +29,7 @@ SUMMARY_FILE = "summary.json"
 MARKER_FILE = ".records"  # exists while the shards of a folder are being replaced
 CHUNK = 10_000  # records whose audio is looked up at once; also the rows of a Parquet row group
 
-# ---------------------------------------------------------------------------------------------------------------
-# Folders of records
-# ---------------------------------------------------------------------------------------------------------------
+# -- Folders of records -------------------------------------------------------------------------------------------
 
 
 def records_fingerprint(files: Iterable[str | Path], **settings: Any) -> str:

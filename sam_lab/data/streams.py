@@ -30,9 +30,7 @@ MAX_STREAMS = 16  # shards of a folder that are read side by side
 # Numbers of records of files of JSON lines, by time of change and size, and the special tokens they were checked for.
 _COUNTED: dict[Any, tuple[int, set[str]]] = {}
 
-# ---------------------------------------------------------------------------------------------------------------
-# Records
-# ---------------------------------------------------------------------------------------------------------------
+# -- Records ------------------------------------------------------------------------------------------------------
 
 
 class RecordSource:

@@ -41,9 +41,7 @@ PROTOCOLS = {
 }
 ANSWER_FORM = "{Label}"  # how a description starts
 
-# ---------------------------------------------------------------------------------------------------------------
-# Running
-# ---------------------------------------------------------------------------------------------------------------
+# -- Running ------------------------------------------------------------------------------------------------------
 
 
 def choose_protocols(task: Task, protocols: Sequence[str] | None, has_encoder: bool) -> tuple[str, ...]:
@@ -244,9 +242,7 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Protocols: each returns metric, value, interval, scores, ... and `items`, a dict for each item
-# ---------------------------------------------------------------------------------------------------------------
+# -- Protocols: each returns metric, value, interval, scores, ... and `items`, a dict for each item ---------------
 
 
 def _score(name, task, items, records, text_encoder, spice_jars, require_spice) -> dict[str, Any]:

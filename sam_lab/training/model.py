@@ -22,9 +22,7 @@ logger = logging.get_logger(__name__)
 # A pattern, because bare names would also match an `out_proj` outside the language model.
 LORA_TARGETS = r".*language_model\.layers\.\d+\.mixer\.(in_proj|out_proj)"
 
-# ---------------------------------------------------------------------------------------------------------------
-# Parameters
-# ---------------------------------------------------------------------------------------------------------------
+# -- Parameters ---------------------------------------------------------------------------------------------------
 
 
 def lora_config(rank: int, modules_to_save: Sequence[str] = (), dropout: float = 0.0) -> LoraConfig:
@@ -133,9 +131,7 @@ def save_checkpoint(model, processor, folder: str | Path) -> None:
     shutil.rmtree(unfinished.parent)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# The model
-# ---------------------------------------------------------------------------------------------------------------
+# -- The model ----------------------------------------------------------------------------------------------------
 
 
 def model_config(recipe: Recipe, plan: bool = False) -> SamConfig:

@@ -29,9 +29,7 @@ from sam_lab.training.recipe import PUBLISHED, Recipe
 
 Rows = Path | datasets.Dataset  # a folder of records, shards, or a table
 
-# ---------------------------------------------------------------------------------------------------------------
-# Preparing
-# ---------------------------------------------------------------------------------------------------------------
+# -- Preparing ----------------------------------------------------------------------------------------------------
 
 
 def prepare_data(recipe: Recipe, output: Path, names: Sequence[str]) -> dict[str, Rows]:
@@ -219,9 +217,7 @@ def _read_published(recipe: Recipe, name: str, counts: dict[str, int]) -> Iterat
     return read_reasonaqa(recipe.path(name), recipe.seed, counts=counts)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Rows
-# ---------------------------------------------------------------------------------------------------------------
+# -- Rows ---------------------------------------------------------------------------------------------------------
 
 
 def validation_rows(recipe: Recipe, source: Rows) -> datasets.Dataset:

@@ -14,9 +14,7 @@ from processing_sam import SamDataCollator, load_audio
 from sam_lab.data import collation as collation_module
 from sam_lab.data.collation import RowCollator, collate_rows, compute_features, pack_rows
 
-# ---------------------------------------------------------------------------------------------------------------
-# Rows
-# ---------------------------------------------------------------------------------------------------------------
+# -- Rows ---------------------------------------------------------------------------------------------------------
 
 
 def test_batches_are_the_collators(processor, folder, records):
@@ -88,9 +86,7 @@ def test_pinned_batches_say_what_was_read(processor, records, monkeypatch):
     assert {name: row["seen"] for name, row in batch.read.items()} == Counter(r["source"] for r in records[:3])
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Log-mel
-# ---------------------------------------------------------------------------------------------------------------
+# -- Log-mel ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -124,9 +120,7 @@ def test_log_mel_is_the_feature_extractors(processor, loud_and_long, features):
     assert batches.counts.total("truncated") == 1
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Packing
-# ---------------------------------------------------------------------------------------------------------------
+# -- Packing ------------------------------------------------------------------------------------------------------
 
 
 def test_rows_are_packed_first_fit_decreasing():

@@ -57,7 +57,7 @@ def jar_folder(folder, names):
     return folder
 
 
-# -------------------------------------------------------------------------------------------------- the given figures
+# -- The given figures --------------------------------------------------------------------------------------------
 
 
 def site_packages():
@@ -104,7 +104,7 @@ def test_nothing_is_written_beside_the_packages_and_nothing_that_downloads_is_im
     assert not any(name.startswith("pycocoevalcap.spice") for name in sys.modules)
 
 
-# -------------------------------------------------------------------------------------------------------- by hand
+# -- By hand ------------------------------------------------------------------------------------------------------
 
 
 @needs_packages
@@ -155,7 +155,7 @@ def test_sentence_similarity_by_hand():
             sentence_similarity(candidates, references, encoder)
 
 
-# ---------------------------------------------------------------------------------------------------- odd captions
+# -- Odd captions -------------------------------------------------------------------------------------------------
 
 
 @needs_packages
@@ -223,7 +223,7 @@ def test_what_cannot_be_scored():
         caption_scores(["a", "b"], [["a"], ["b", "..."]])
 
 
-# ------------------------------------------------------------------------------------------------------- preflight
+# -- Preflight ----------------------------------------------------------------------------------------------------
 
 
 def test_maven_fetches_the_jars_that_are_looked_for():

@@ -57,7 +57,7 @@ def write(folder, content, name="mmau-test-mini.json"):
     return folder / name
 
 
-# --------------------------------------------------------------------------------------------------- option letters
+# -- Option letters -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_choice_that_looks_lettered_stays_whole():
     assert strip_option_letter("a. Mark Twain", writers) == "Mark Twain"
 
 
-# ---------------------------------------------------------------------------------------------------------- the rule
+# -- The rule -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_the_official_rule(prediction, answer, choices, right):
     assert mmau_correct(prediction, answer, choices) is right
 
 
-# ----------------------------------------------------------------------------------------------------------- prompts
+# -- Prompts ------------------------------------------------------------------------------------------------------
 
 
 def test_prompts():
@@ -208,7 +208,7 @@ def test_shuffled_choices(style):
         shuffle_choices(items, style=other)
 
 
-# ----------------------------------------------------------------------------------------------------------- reading
+# -- Reading ------------------------------------------------------------------------------------------------------
 
 
 def test_reading_the_published_layout(tmp_path):
@@ -275,7 +275,7 @@ def test_what_cannot_be_read(tmp_path):
         read_mmau(write(tmp_path, records()), "test")
 
 
-# ------------------------------------------------------------------------------------------------------------ scores
+# -- Scores -------------------------------------------------------------------------------------------------------
 
 
 def test_scores_by_hand(caplog):
@@ -340,7 +340,7 @@ def test_what_cannot_be_scored():
         score_mmau([], [])
 
 
-# ------------------------------------------------------------------------------------------------- the published data
+# -- The published data -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -428,7 +428,7 @@ def test_nine_questions_have_a_wrong_choice_that_passes(mini):
     assert len(loose) == 9
 
 
-# --------------------------------------------------------------------------------------------------------- submission
+# -- Submission ---------------------------------------------------------------------------------------------------
 
 
 def test_submission(tmp_path):

@@ -147,7 +147,7 @@ def test_runs_are_not_mixed(tiny, items, tmp_path, monkeypatch):
         answered(tiny, [items[0], replace(items[1], id=items[0].id)], tmp_path)
 
 
-# ---------------------------------------------------------------------------------------------------------- clips
+# -- Clips --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

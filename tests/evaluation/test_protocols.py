@@ -125,7 +125,7 @@ def test_unknown_label():
         names_label("a unicorn", "unicorn")
 
 
-# ------------------------------------------------------------------------------------------------------ questions
+# -- Questions ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_questions_are_scored_by_kind(monkeypatch, tmp_path, clip):
         question_items([rows[0], {**rows[1], "answer": "nothing"}])
 
 
-# ------------------------------------------------------------------------------------------------------ protocols
+# -- Protocols ----------------------------------------------------------------------------------------------------
 
 
 def toy_task(metric="accuracy", name="toy", labels=("dog_bark", "rain", "sea_waves")):
@@ -404,7 +404,7 @@ def test_what_is_asked_for_wrongly(monkeypatch, tmp_path, clip):
         run(monkeypatch, tmp_path, toy_task(), few[1:], None, protocols=["likelihood"])
 
 
-# --------------------------------------------------------------------------------------------------------- models
+# -- Models -------------------------------------------------------------------------------------------------------
 
 
 def test_the_likelihood_picks_what_a_rigged_model_would_say(tmp_path, clip):

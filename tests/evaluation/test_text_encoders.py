@@ -34,9 +34,7 @@ BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())  # "!" comes first, as in GP
 END = len(BYTES) + 1  # <|endoftext|>, behind the one merged token, "!!"
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Microsoft CLAP: checkpoints and the forward pass
-# ---------------------------------------------------------------------------------------------------------------
+# -- Microsoft CLAP: checkpoints and the forward pass -------------------------------------------------------------
 
 HIDDEN, LAYERS, INNER, OUT, POSITIONS = 128, 2, 160, 24, 128
 
@@ -211,9 +209,7 @@ def load_microsoft(microsoft, version):
     return load_text_encoder(microsoft / FILES[version], tokenizer=microsoft / version)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Microsoft CLAP: tests
-# ---------------------------------------------------------------------------------------------------------------
+# -- Microsoft CLAP: tests ----------------------------------------------------------------------------------------
 
 
 def test_microsoft_clap_is_the_naive_forward(microsoft, version):
@@ -366,9 +362,7 @@ def test_the_words_fetch_the_published_file(microsoft, version, monkeypatch):
         load_text_encoder(f"clap-{version}")
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# LAION CLAP
-# ---------------------------------------------------------------------------------------------------------------
+# -- LAION CLAP ---------------------------------------------------------------------------------------------------
 
 LAION_WORDS = "<s> <pad> </s> <unk> sound of a dog and rain wind".split()
 
@@ -439,9 +433,7 @@ def test_laion_clap_out_of_the_whole_model(laion, tmp_path):
         load_text_encoder(tmp_path)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Sentence encoders
-# ---------------------------------------------------------------------------------------------------------------
+# -- Sentence encoders --------------------------------------------------------------------------------------------
 
 
 def save_sentence_encoder(folder, pooling, modules=("Transformer", "Pooling", "Normalize"), **settings):
@@ -585,9 +577,7 @@ def test_minilm_is_what_sentence_transformers_says(minilm):
     torch.testing.assert_close(minilm.embed(texts), torch.tensor(theirs), atol=1e-5, rtol=0)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Bad input
-# ---------------------------------------------------------------------------------------------------------------
+# -- Bad input ----------------------------------------------------------------------------------------------------
 
 
 def test_what_is_not_there_is_said(tmp_path, monkeypatch):

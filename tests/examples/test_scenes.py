@@ -73,7 +73,7 @@ def test_scenes_are_drawn_from_labels_that_differ(tmp_path):
     assert len({seed for *_, seed, _ in tasks}) == 300
 
 
-# ------------------------------------------------------------------------------------------------------ questions
+# -- Questions ----------------------------------------------------------------------------------------------------
 
 DOG_THEN_RAIN = [Sound("dog", 0.0, 1.0, 0.0), Sound("rain", 1.3, 4.0, -5.0)]
 TOGETHER = [Sound("dog", 0.0, 2.0, 0.0), Sound("rain", 1.0, 4.0, 1.0)]

@@ -90,7 +90,7 @@ def fresh(code, folder, path=()):
     return json.loads(done.stdout.split("result: ")[1])
 
 
-# --------------------------------------------------------------------------------------------------- our own names
+# -- Our own names ------------------------------------------------------------------------------------------------
 
 
 def test_every_auto_class_resolves_to_ours(saved):
@@ -144,7 +144,7 @@ def test_importing_twice_is_harmless():
     transformers.AutoProcessor.register(SamConfig, processing_sam.SamAudioLanguageProcessor, exist_ok=True)
 
 
-# ----------------------------------------------------------------------------------------------- Segment Anything
+# -- Segment Anything ---------------------------------------------------------------------------------------------
 
 
 SMALL_SEGMENT_ANYTHING = {
@@ -189,7 +189,7 @@ def test_segment_anything_keeps_its_own_classes(tmp_path):
         assert type(auto.from_pretrained(tmp_path)).__module__ == "transformers.models.sam.modeling_sam"
 
 
-# ------------------------------------------------------------------------------------------------------- pipeline
+# -- Pipeline -----------------------------------------------------------------------------------------------------
 
 
 def test_pipeline(saved, wave):
@@ -219,7 +219,7 @@ def test_pipeline(saved, wave):
     assert found[0]["generated_text"][-1] == {"role": "assistant", "content": expected}
 
 
-# ------------------------------------------------------------------------------------- the code of a checkpoint
+# -- The code of a checkpoint -------------------------------------------------------------------------------------
 
 
 def sibling_imports(body):
@@ -326,7 +326,7 @@ def test_transformers_trainer_stays_as_it_is(tmp_path):
     assert fresh(code, tmp_path / "process", path=[ROOT, ROOT / "tests"]) is True
 
 
-# ---------------------------------------------------------------------------------------------------- fresh processes
+# -- Fresh processes ----------------------------------------------------------------------------------------------
 
 
 def test_two_imports_register_everything(saved, tmp_path):

@@ -35,7 +35,7 @@ def count(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-# ------------------------------------------------------------------------------------------------------- presets
+# -- Presets ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", LANGUAGE_MODEL_PARAMETERS)
@@ -98,7 +98,7 @@ def test_connector_hidden_size_is_the_hidden_layer_of_the_connector():
     assert connector.linear_2.weight.shape == (768, 100)
 
 
-# --------------------------------------------------------------------------------------------------------- slots
+# -- Slots --------------------------------------------------------------------------------------------------------
 
 
 def test_concatenation_has_64_slots():
@@ -134,7 +134,7 @@ def test_slots_follow_the_encoders_sizes():
     assert SamConfig(audio_config=audio, connector="frequency_major").num_audio_slots == 4 * 33
 
 
-# ---------------------------------------------------------------------------------------------------------- JSON
+# -- JSON ---------------------------------------------------------------------------------------------------------
 
 
 def no_constant(name):
@@ -238,7 +238,7 @@ def test_several_ends_of_text_are_possible():
     assert SamConfig(eos_token_id=[0, 3]).text_config.eos_token_id == [0, 3]
 
 
-# ------------------------------------------------------------------------------------------------------- refused
+# -- Refused ------------------------------------------------------------------------------------------------------
 
 
 def text_dict(**changes):
@@ -309,7 +309,7 @@ def test_a_bad_field_in_a_file_is_refused_when_it_is_read(tmp_path):
         AutoConfig.from_pretrained(tmp_path)
 
 
-# ----------------------------------------------------------------------------------------------------------- card
+# -- Card ---------------------------------------------------------------------------------------------------------
 
 
 def test_model_card_says_what_the_configuration_tells(tmp_path):

@@ -77,7 +77,7 @@ def embedded(model, inputs):
     return {"inputs_embeds": embeds, "attention_mask": inputs["attention_mask"]}
 
 
-# -------------------------------------------------------------------------------------------------------- greedy
+# -- Greedy -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("connector", ["concatenation", "time_major", "frequency_major"])
@@ -177,7 +177,7 @@ def test_tokens_are_streamed():
     assert streamer.tokens == [*found[0].tolist(), "end"]
 
 
-# ------------------------------------------------------------------------------------------- beams and sampling
+# -- Beams and sampling -------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -283,7 +283,7 @@ def test_sampling_follows_the_distribution():
     assert torch.equal(found, again)
 
 
-# -------------------------------------------------------------------------------------------------------- defaults
+# -- Defaults -----------------------------------------------------------------------------------------------------
 
 
 def test_default_is_greedy_and_is_saved(tmp_path):
@@ -333,7 +333,7 @@ def test_max_new_tokens_is_what_is_new():
         assert answer(model, inputs, max_new_tokens=number, **ENDLESS).shape == (1, number)
 
 
-# ---------------------------------------------------------------------------------------------------------- cache
+# -- Cache --------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -550,7 +550,7 @@ def test_a_bfloat16_state_is_possible():
     assert 0 < (ours - theirs).abs().max() < 0.1
 
 
-# -------------------------------------------------------------------------------------------------------- refused
+# -- Refused ------------------------------------------------------------------------------------------------------
 
 
 def test_what_a_recurrent_state_cannot_do_is_refused():

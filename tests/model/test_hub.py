@@ -62,9 +62,7 @@ def hub():
         yield hub
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# With the package: pushes, a load, transformers' own Trainer
-# ---------------------------------------------------------------------------------------------------------------
+# -- With the package: pushes, a load, transformers' own Trainer --------------------------------------------------
 
 # acme/sam: the tiny model and its processor, which are also saved to a directory. acme/flag: the processor alone, by
 # save_pretrained(push_to_hub=True).
@@ -201,9 +199,7 @@ def test_pushes_in_the_middle_of_training_carry_code_and_processor(hub, pushed):
     assert PROCESSOR | {"adapter_config.json", "adapter_model.safetensors"} <= set(first.files)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Without the package
-# ---------------------------------------------------------------------------------------------------------------
+# -- Without the package ------------------------------------------------------------------------------------------
 
 # `make test` has installed the package: here it cannot be imported.
 LOAD = """

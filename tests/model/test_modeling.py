@@ -77,7 +77,7 @@ def assert_same_gradients(ours, theirs, atol=1e-5):
         )
 
 
-# ------------------------------------------------------------------------------------------------------- encoder
+# -- Encoder ------------------------------------------------------------------------------------------------------
 
 
 def naive_positions(width, steps, bands):
@@ -249,7 +249,7 @@ def test_encoder_alone_is_saved_and_loaded(tmp_path):
         assert torch.equal(loaded(clips(1)).last_hidden_state, model(clips(1)).last_hidden_state)
 
 
-# ----------------------------------------------------------------------------------------------------- connector
+# -- Connector ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("connector", CONNECTORS)
@@ -327,7 +327,7 @@ def test_separators_are_heard_where_the_connector_has_them(connector, heard):
     assert bool((before[..., other] != after[..., other]).any()) is heard
 
 
-# ------------------------------------------------------------------------------------------------- loss and logits
+# -- Loss and logits ----------------------------------------------------------------------------------------------
 
 
 def test_loss_is_next_token_cross_entropy():
@@ -442,7 +442,7 @@ def test_autocast_trains_close_to_float32():
         assert cosine > 0.9, (name, cosine)
 
 
-# -------------------------------------------------------------------------------------------------------- padding
+# -- Padding ------------------------------------------------------------------------------------------------------
 
 
 def mixed_rows(connector="concatenation"):
@@ -511,7 +511,7 @@ def test_a_mask_of_another_batch_is_refused():
             model(ids, attention_mask=mask)
 
 
-# ---------------------------------------------------------------------------------------------------------- clips
+# -- Clips --------------------------------------------------------------------------------------------------------
 
 
 def test_clips_matter_and_their_order_does():
@@ -594,7 +594,7 @@ def test_a_foreign_cache_is_refused():
         tiny_model()(torch.tensor([tokens("text")]), past_key_values=DynamicCache())
 
 
-# -------------------------------------------------------------------------------------------------------- packing
+# -- Packing ------------------------------------------------------------------------------------------------------
 
 
 def packed_and_apart(connector="concatenation"):
@@ -640,7 +640,7 @@ def test_packed_rows_can_be_evaluated():
         model(**packed, use_cache=True)
 
 
-# ------------------------------------------------------------------------------------------------------- training
+# -- Training -----------------------------------------------------------------------------------------------------
 
 
 def test_every_parameter_of_a_batch_with_audio_gets_a_gradient():
@@ -714,7 +714,7 @@ def test_gradient_checkpointing_of_the_encoder_alone():
         assert torch.equal(gradient, results[1][name]), name
 
 
-# -------------------------------------------------------------------------------------------------- fresh weights
+# -- Fresh weights ------------------------------------------------------------------------------------------------
 
 
 def test_fresh_weights_start_as_mamba2_does():
@@ -760,7 +760,7 @@ def test_only_what_a_checkpoint_lacks_is_made_new(tmp_path):
     assert 1 <= loaded.get_parameter(lost[1]).exp().min()
 
 
-# --------------------------------------------------------------------------------------------------- save and load
+# -- Save and load ------------------------------------------------------------------------------------------------
 
 
 def dtypes(directory):
@@ -885,7 +885,7 @@ def test_a_wrong_size_is_an_error(tmp_path):
         SamForConditionalGeneration.from_pretrained(tmp_path, config=tiny_config(hidden_size=64, num_heads=8))
 
 
-# ----------------------------------------------------------------------------------------------------------- LoRA
+# -- LoRA ---------------------------------------------------------------------------------------------------------
 
 
 def with_lora(model, **changes):
@@ -980,7 +980,7 @@ def test_labels_need_all_logits():
         model(**inputs, labels=inputs["input_ids"], logits_to_keep=1)
 
 
-# ------------------------------------------------------------------------------------------------- the loss alone
+# -- The loss alone -----------------------------------------------------------------------------------------------
 
 
 def answers_only(inputs, *lengths):

@@ -71,9 +71,7 @@ def moved(before, model) -> set[str]:
     return {name for name, parameter in model.named_parameters() if not torch.equal(before[name], parameter)}
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Plain Trainer
-# ---------------------------------------------------------------------------------------------------------------
+# -- Plain Trainer ------------------------------------------------------------------------------------------------
 
 
 def test_trainers_defaults_on_mapped_columns(mapped, processor, tmp_path):
@@ -153,9 +151,7 @@ def test_a_decoded_audio_column(rows, processor):
     assert (decoded["input_features"] - read["input_features"]).abs().max() < 1e-3
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# The same result by other ways
-# ---------------------------------------------------------------------------------------------------------------
+# -- The same result by other ways --------------------------------------------------------------------------------
 
 
 def test_resuming_equals_the_straight_run(mapped, processor, tmp_path):
@@ -211,9 +207,7 @@ def test_recomputing_activations_does_not_change_the_loss(rows, processor, tmp_p
     assert largest_difference(models[0][0], models[1][0]) < 1e-6
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# bf16 and LoRA
-# ---------------------------------------------------------------------------------------------------------------
+# -- bf16 and LoRA ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -398,9 +392,7 @@ def test_a_checkpoint_of_trainer_loads_alone(mapped, rows, processor, tmp_path):
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Two processes
-# ---------------------------------------------------------------------------------------------------------------
+# -- Two processes ------------------------------------------------------------------------------------------------
 
 TWO_PROCESSES = """
 import os, sys
@@ -473,9 +465,7 @@ def test_two_processes_equal_one(tmp_path):
     assert all(not torch.equal(start[name], value) for name, value in two[0]["parameters"].items())
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Features and augmentation
-# ---------------------------------------------------------------------------------------------------------------
+# -- Features and augmentation ------------------------------------------------------------------------------------
 
 
 def still(**options) -> AugmentLogMel:
