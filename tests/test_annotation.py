@@ -120,6 +120,7 @@ def test_a_tail_under_25_ms_is_dropped(model, processor, tmp_path, long_clip):
     assert Counter(row["clip"] for row in rows_of(tmp_path / "out")) == {"short.wav": 2, "exact.wav": 3}
 
 
+@pytest.mark.slow
 def test_several_prompts_are_columns_and_labels_are_scored(model, processor, folder, tmp_path):
     prompts = {"what": "What do you hear?", "where": "Where was it?"}
     labels = ["dog", "a dog barking", "rain"]
@@ -173,6 +174,7 @@ def test_the_shards_are_read_by_datasets(model, processor, folder, tmp_path, fil
 # -- Processes, kills ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_and_workers_writes_the_same_rows(model, processor, folder, tmp_path):
     describe(model, processor, folder, tmp_path / "one")
     rows = rows_of(tmp_path / "one")
@@ -334,6 +336,7 @@ def expected_texts(model, processor):
     return {index: naive(model, processor, load_audio(path)) for index, path in enumerate(AUDIO[:7]) if index != 4}
 
 
+@pytest.mark.slow
 def test_a_dataset_by_any_way(model, processor, table, tmp_path):
     texts = expected_texts(model, processor)
     table.save_to_disk(str(tmp_path / "saved"))

@@ -603,6 +603,7 @@ def test_check_compares_with_published_features(tmp_path, sources, cls):
         convert(**sources, output=tmp_path / "other", check=check)
 
 
+@pytest.mark.slow
 def test_sources_on_the_hub_and_a_push(tmp_path, sources):
     """Each source from a repository, one of them by its revision; the result goes up as one commit."""
     tiny_tokenizer(audio_token=False).save_pretrained(tmp_path / "tokenizer")

@@ -136,6 +136,7 @@ def installed():
     return Path(site).resolve()
 
 
+@pytest.mark.slow
 def test_the_installed_package_works_away_from_the_checkout(installed, tmp_path):
     code = f"import {', '.join(MODULES)}; print(*[m.__file__ for m in ({', '.join(MODULES)})], sep='\\n')"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -159,6 +160,7 @@ def test_only_the_model_and_the_lab_are_installed(installed):
     assert len(recipes) >= 25
 
 
+@pytest.mark.slow
 def test_the_command_is_installed(installed, tmp_path):
     command = Path(sys.executable).parent / "sam-alm"
     result = subprocess.run([command, "--version"], cwd=tmp_path, capture_output=True, text=True)

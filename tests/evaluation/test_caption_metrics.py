@@ -85,6 +85,7 @@ def clotho():
     return given, scores, before, site_packages()
 
 
+@pytest.mark.slow
 @needs_packages
 @needs_jars
 def test_clotho_scores_are_the_given_ones(clotho):
@@ -175,6 +176,7 @@ def test_tokens(monkeypatch):
     ]
 
 
+@pytest.mark.slow
 @needs_packages
 @needs_jars
 def test_odd_captions_are_scored(tmp_path, monkeypatch):
@@ -195,6 +197,7 @@ def test_odd_captions_are_scored(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []  # nor anything left in the temporary folder
 
 
+@pytest.mark.slow
 @needs_packages
 def test_meteor_of_nothing_and_of_unequally_many_references():
     whole, (same, nothing, some, bar) = caption_metrics_module.meteor_scores(

@@ -282,6 +282,7 @@ def test_a_process_that_is_not_the_main_one_saves_no_code(tmp_path):
     assert not [*tmp_path.glob("*.py"), *tmp_path.glob("README.md")]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_whose_code_lacks_a_name_is_refused_though_the_package_has_it(saved, tmp_path):
     shutil.copytree(saved["folder"] / "sam", tmp_path / "sam")
     module = tmp_path / "sam" / "mamba_sam.py"
@@ -297,6 +298,7 @@ def test_a_checkpoint_whose_code_lacks_a_name_is_refused_though_the_package_has_
     assert last.startswith("ImportError: cannot import name 'given_cache' from 'transformers_modules."), done.stderr
 
 
+@pytest.mark.slow
 def test_a_processor_alone_needs_no_code_of_the_model(saved, tmp_path):
     shutil.copytree(saved["folder"] / "sam", tmp_path / "sam")
     for name in ("modeling_sam", "generation_sam", "mamba_sam", "kernels_sam"):
@@ -314,6 +316,7 @@ def test_a_processor_alone_needs_no_code_of_the_model(saved, tmp_path):
     assert copied == {"configuration_sam", "hub_sam", "audio_sam", "processing_sam"}
 
 
+@pytest.mark.slow
 def test_transformers_trainer_stays_as_it_is(tmp_path):
     code = f"""
     from transformers import Trainer
@@ -329,6 +332,7 @@ def test_transformers_trainer_stays_as_it_is(tmp_path):
 # -- Fresh processes ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_imports_register_everything(saved, tmp_path):
     code = f"""
     import transformers
@@ -349,6 +353,7 @@ def test_two_imports_register_everything(saved, tmp_path):
     assert "sam_lab" not in unwanted
 
 
+@pytest.mark.slow
 def test_a_saved_directory_is_enough(saved, tmp_path):
     """Without the package: every Auto class, the same answer, a copy for another process, and an adapter."""
     folder = saved["folder"]
@@ -417,6 +422,7 @@ def test_a_saved_directory_is_enough(saved, tmp_path):
     assert answers == [saved["tokens"], saved["adapted"], saved["adapted"]]
 
 
+@pytest.mark.slow
 def test_an_encoder_alone_needs_no_package(saved, tmp_path):
     code = f"""
     import torch

@@ -292,8 +292,9 @@ def test_gpu_equals_cpu(noise):
     torch.testing.assert_close(features["input_features"].cpu(), expected["input_features"], atol=3e-4, rtol=0)
 
 
+@pytest.mark.timing
 def test_speed(noise):
-    """At least 150 ten-second clips a second on two idle cores; here one third, for a machine that is shared."""
+    """At least 150 ten-second clips a second on two idle cores; here one third."""
     extractor, clips = SamFeatureExtractor(), [noise] * 16
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -17,6 +17,8 @@ from loopback_hub import LoopbackHub
 
 from hub_sam import CHECKPOINT_MODULES
 
+pytestmark = pytest.mark.slow  # what they share is pushed by processes of its own
+
 ROOT = Path(__file__).resolve().parents[2]
 CODE = {f"{name}.py" for name in CHECKPOINT_MODULES}
 PROCESSOR = {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}

@@ -282,6 +282,7 @@ def test_out_proj_is_called_as_a_module():
     assert len(calls) == 4
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("length", [128])
 def test_prefill_on_a_cpu_is_faster_than_transformers(length):
     """At least 1.5 times as fast on the same shape; four layers of the 130M size, one thread, the best of three."""

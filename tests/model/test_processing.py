@@ -315,6 +315,7 @@ def test_save_and_load(tmp_path, audio_token):
     ).read_text()
 
 
+@pytest.mark.slow
 def test_loads_by_remote_code(tmp_path):
     SamProcessor(SamFeatureExtractor(), tiny_tokenizer(), connector="frequency_major").save_pretrained(
         tmp_path / "sam"

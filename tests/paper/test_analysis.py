@@ -369,6 +369,7 @@ def runs(checkpoint, sounds, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_curve_begins_at_the_untouched_encoder(runs, checkpoint, sounds):
     clips = choose_clips(sounds / "clips.csv")
     start = analyse_checkpoint(checkpoint, clips)

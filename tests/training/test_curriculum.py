@@ -423,6 +423,7 @@ def straight(world, tmp_path_factory):
     return output
 
 
+@pytest.mark.slow
 def test_four_stages_hand_on_exactly_and_train_their_parts(world, straight):
     steps = [json.loads((straight / f"stage-{n}" / "finished.json").read_text())["steps"] for n in (1, 2, 3, 4)]
     assert steps == [4, 4, 2, 2]
@@ -796,6 +797,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_stage_is_that_of_all_its_steps(world, tmp_path):
     for steps in (3, 20):
         options = [f"logging_steps={steps}", f"save_steps={steps}"]
@@ -807,6 +809,7 @@ def test_the_loss_of_a_stage_is_that_of_all_its_steps(world, tmp_path):
     assert found == pytest.approx([np.mean(losses(tmp_path / "1" / "stage-1"))] * 3, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_an_adapter_is_pushed_as_it_lies(world, tmp_path):
     run_recipe(toy(world, "base_id=acme/base"), tmp_path, stage=1)
     adapter = tmp_path / "stage-1" / "adapter"
@@ -900,6 +903,7 @@ def test_a_whole_model_by_the_clock_with_features_on_the_device(world, tmp_path)
     assert tensors(output / "stage-1" / "last")["model.connector.linear_1.weight"].dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_packing_features_on_the_device_recomputing_and_bf16(world, tmp_path):
     """The ways to compute a stage give nearly the same losses."""
     found = {}

@@ -60,6 +60,7 @@ def test_shards_are_counted_looked_through_and_drawn_from(noises, path, capsys):
     assert [row["steps"] for row in plan(recipe)] == [4, 4, 2, 2]
 
 
+@pytest.mark.slow
 def test_a_recipe_trains_on_shards_and_knows_them_again(noises):
     recipe = toy(noises, "lines")
     last = run_recipe(recipe, noises / "run", stage=1)
@@ -236,6 +237,7 @@ def test_lines_are_counted_once_until_they_change(noises, monkeypatch):
     assert count_rows(noises / "lines") == 9
 
 
+@pytest.mark.slow
 def test_shards_held_as_a_table_keep_their_sources(noises):
     rows = [json.loads(line) for line in (noises / "lines" / "part-0.jsonl").read_text().splitlines()]
     rows[0]["source"] = "birds"
@@ -458,6 +460,7 @@ def test_a_number_of_rows_may_be_written_short(noises):
     assert toy(noises, "lines", "data.mix.rows=1.3e6").data["mix"].rows == 1_300_000
 
 
+@pytest.mark.slow
 def test_hours_are_of_what_was_measured():
     def speeds(name, *overrides):
         values = ["model=nowhere/at-all", "data.classification.rows=1000000", *overrides]

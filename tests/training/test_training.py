@@ -441,6 +441,7 @@ end_processes()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(TWO_PROCESSES)
