@@ -9,19 +9,19 @@ and AudioSet's `class_labels_indices.csv`. The names lie in `classes/`, one a li
 from pathlib import Path
 
 
-def read_classes(name: str) -> tuple[str, ...]:
+def read_lines(name: str) -> tuple[str, ...]:
     """The lines of `classes/NAME.txt`."""
     file = Path(__file__).parent / "classes" / f"{name}.txt"
     return tuple(file.read_text(encoding="utf-8").splitlines())
 
 
-ESC50 = read_classes("esc50")
-DCASE2017 = read_classes("dcase2017")
-VOCALSOUND = read_classes("vocalsound")
-TUT2017 = read_classes("tut2017")
-BEIJING_OPERA = read_classes("beijing_opera")
-VGGSOUND = read_classes("vggsound")
-FSD50K = read_classes("fsd50k")
+ESC50 = read_lines("esc50")
+DCASE2017 = read_lines("dcase2017")
+VOCALSOUND = read_lines("vocalsound")
+TUT2017 = read_lines("tut2017")
+BEIJING_OPERA = read_lines("beijing_opera")
+VGGSOUND = read_lines("vggsound")
+FSD50K = read_lines("fsd50k")
 # Class identifier and display name: AudioSet's own segment files contain identifiers.
-AUDIOSET_NAMES = dict(line.split(" ", 1) for line in read_classes("audioset"))
+AUDIOSET_NAMES = dict(line.split(" ", 1) for line in read_lines("audioset"))
 AUDIOSET = tuple(AUDIOSET_NAMES.values())

@@ -2,7 +2,7 @@
 
 import re
 
-from sam_lab.evaluation.labels import read_classes
+from sam_lab.evaluation.labels import read_lines
 
 # The 50 classes of ESC-50 and the words that name them: label -> forms -> slots -> words. A line of the file has the
 # format `label: form; form`; a form is one or more slots joined by `+`, a slot is words joined by `|`. A text names a
@@ -10,7 +10,7 @@ from sam_lab.evaluation.labels import read_classes
 # names `engine`), but a text that names two of the fifty classes is wrong.
 ESC50_FORMS = {
     label: [[frozenset(slot.split("|")) for slot in form.split(" + ")] for form in forms.split("; ")]
-    for label, forms in (line.split(": ") for line in read_classes("esc50_forms"))
+    for label, forms in (line.split(": ") for line in read_lines("esc50_forms"))
 }
 
 MAX_WORDS = 25
