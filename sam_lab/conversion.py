@@ -16,7 +16,7 @@ from huggingface_hub import HfApi
 from tqdm import tqdm
 from transformers import AutoTokenizer, Mamba2Config, Mamba2ForCausalLM, PreTrainedTokenizerFast
 
-from audio_sam import SamFeatureExtractor, load_audio
+from audio_sam import SamFeatureExtractor, check_choice, load_audio
 from configuration_sam import SamAudioConfig, SamConfig, audio_slot_pattern
 from hub_sam import write_model_card
 from modeling_sam import SamAudioModel, SamForConditionalGeneration
@@ -290,8 +290,7 @@ def convert(
     output = Path(output).expanduser()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"output: {output} exists and is not an empty directory; choose another or remove it.")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}.")
+    check_choice("dtype", dtype, DTYPES)
     audio_slot_pattern(connector)  # raises for an unknown connector, before anything is downloaded
 
     given = {"audio encoder": audio_encoder, "language model": language_model, "tokenizer": tokenizer}

@@ -545,7 +545,7 @@ def test_nothing_is_left_behind_by_a_failure_and_nothing_is_overwritten(tmp_path
     ("changes", "error", "message"),
     [
         ({"connector": "linear"}, ValueError, "connector: got 'linear'"),
-        ({"dtype": "int8"}, ValueError, "dtype: got 'int8', expected one of float32"),
+        ({"dtype": "int8"}, ValueError, "dtype: got 'int8', expected one of 'float32'"),
         ({"audio_encoder": "no/such/file.pt"}, FileNotFoundError, "expected a file, a directory or a Hub id"),
         ({"tokenizer": __file__}, ValueError, "is not a tokenizer.json"),
     ],

@@ -82,16 +82,23 @@ def mmau_prompt(question: str, choices: Sequence[str], style: str = "reasonaqa")
     return (text.lower() if style == "reasonaqa" else text) + _options(choices, style)
 
 
+def lettered_choices(choices: Sequence[str], style: str) -> list[str]:
+    """The choices as a prompt of a style writes them, such as `a) a dog` (`"reasonaqa"`) or `(A) A dog`."""
+    texts = [" ".join(choice.split()) for choice in choices]
+    if style == "reasonaqa":
+        return [f"{letter}) {text.lower()}" for letter, text in zip(string.ascii_lowercase, texts)]
+    return [f"({letter}) {text}" for letter, text in zip(string.ascii_uppercase, texts)]
+
+
 def _options(choices: Sequence[str], style: str) -> str:
     """The part of the prompt after the question."""
     if style not in PROMPT_STYLES:
         raise ValueError(f"style: got {style!r}, expected one of {', '.join(PROMPT_STYLES)}.")
     if not 1 <= len(choices) <= 26 or isinstance(choices, str):
         raise ValueError(f"choices: got {choices!r}, expected a list of 1 to 26 texts.")
-    texts = [" ".join(choice.split()) for choice in choices]
     if style == "reasonaqa":
-        return "".join(f" {letter}) {text.lower()}" for letter, text in zip(string.ascii_lowercase, texts))
-    lines = "".join(f"\n({letter}) {text}" for letter, text in zip(string.ascii_uppercase, texts))
+        return "".join(f" {choice}" for choice in lettered_choices(choices, style))
+    lines = "".join(f"\n{choice}" for choice in lettered_choices(choices, style))
     return lines if style == "plain" else f" Choose the correct option from the following options:{lines}"
 
 
@@ -185,9 +192,8 @@ def shuffle_choices(items: Sequence[Item], seed: int = 0, style: str = "reasonaq
                 f"items: the prompt of {item.id!r} does not end with {old!r}, expected the style {style!r}; pass the "
                 "style that they were read with."
             )
-        shuffled.append(
-            replace(item, prompt=item.prompt.removesuffix(old) + _options(choices, style), choices=choices)
-        )
+        prompt = item.prompt.removesuffix(old) + _options(choices, style)
+        shuffled.append(replace(item, prompt=prompt, choices=choices))
     return shuffled
 
 
@@ -304,15 +310,13 @@ def _baselines(items: Sequence[Item], seed: int) -> dict[str, dict[str, Any]]:
             [sum(rule(item, guess) for guess in some) / len(some) for item, some in zip(items, guessed)]
             for rule in (lambda item, guess: guess == item.references[0], _is_right)
         )
-        result[name] = {
-            "value": _share(items, true)["value"],
-            "by_task": {task: share["value"] for task, share in _shares(items, true, "task").items()},
-            "by_rule": {
-                "value": _share(items, passing)["value"],
-                "by_task": {task: share["value"] for task, share in _shares(items, passing, "task").items()},
-            },
-        }
+        result[name] = {**_values(items, true), "by_rule": _values(items, passing)}
     return result
+
+
+def _values(items: Sequence[Item], right: Sequence[float]) -> dict[str, Any]:
+    by_task = {task: share["value"] for task, share in _shares(items, right, "task").items()}
+    return {"value": _share(items, right)["value"], "by_task": by_task}
 
 
 def write_mmau_submission(

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import string
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from accelerate import PartialState
 
 from sam_lab.evaluation.caption_metrics import caption_preflight, caption_scores, human_scores, sentence_similarity
 from sam_lab.evaluation.items import Item
-from sam_lab.evaluation.mmau import score_mmau
+from sam_lab.evaluation.mmau import lettered_choices, score_mmau
 from sam_lab.evaluation.predictions import predict
 from sam_lab.evaluation.questions import answers_question
 from sam_lab.evaluation.scoring import (
@@ -32,9 +31,7 @@ from sam_lab.evaluation.wordforms import names_label
 
 # A task's metric -> its protocols; the first one determines the value of the result.
 PROTOCOLS = {
-    "accuracy": ("text_encoder", "likelihood"),
-    "micro_f1": ("text_encoder", "likelihood"),
-    "map": ("text_encoder", "likelihood"),
+    **dict.fromkeys(METRICS, ("text_encoder", "likelihood")),
     "caption": ("captions",),
     "mmau": ("mmau_correct", "likelihood"),
     "questions": ("answers_question",),
@@ -219,10 +216,9 @@ def candidate_texts(item: Item, task: Task, answer_form: str = ANSWER_FORM) -> l
             answer_form.replace("{label}", text).replace("{Label}", text[:1].upper() + text[1:])
             for text in task.label_texts
         ]
-    texts = [" ".join(choice.split()) for choice in item.choices]
-    small = [f"{letter}) {text.lower()}" for letter, text in zip(string.ascii_lowercase, texts)]
-    large = [f"({letter}) {text}" for letter, text in zip(string.ascii_uppercase, texts)]
-    return next((form for form in (small, large) if all(text in item.prompt for text in form)), texts)
+    forms = (lettered_choices(item.choices, style) for style in ("reasonaqa", "plain"))
+    unlettered = [" ".join(choice.split()) for choice in item.choices]
+    return next((form for form in forms if all(text in item.prompt for text in form)), unlettered)
 
 
 def _prediction(item: Item, record: dict[str, Any], by_protocol: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -305,12 +301,11 @@ def score_likelihoods(items: Sequence[Item], records: Sequence[dict[str, Any]], 
     """The metrics of the candidates' log-likelihoods: the sums decide, `by_mean` reports the means per token."""
     result = {}
     for name in ("sums", "means"):
+        found = [_likelihoods(record, name) for record in records]
         if task.labels:
-            nothing = [-np.inf] * len(task.labels)
-            scores = np.array([_likelihoods(record, name) or nothing for record in records])
+            scores = np.array([row or [-np.inf] * len(task.labels) for row in found])
             result[name] = score_labels(scores, items, task)
         else:
-            found = [_likelihoods(record, name) for record in records]
             chosen = [item.choices[int(np.argmax(row))] if row else None for row, item in zip(found, items)]
             result[name] = score_choices(chosen, items)
             for row, choice in zip(result[name]["items"], chosen):

@@ -13,6 +13,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ logger = logging.get_logger(__name__)
 MICROSOFT_REPOSITORY = "microsoft/msclap"
 MICROSOFT_FILES = {"clap-2022": "CLAP_weights_2022.pth", "clap-2023": "CLAP_weights_2023.pth"}
 MICROSOFT_TOKENS = {"2022": 100, "2023": 77}  # longest text, its special tokens included
+MICROSOFT_WORDS = {"2022": "base.embeddings.word_embeddings.weight", "2023": "base.wte.weight"}
 MICROSOFT_TOKENIZERS = {"2022": "bert-base-uncased", "2023": "gpt2"}
 # Constants that transformers 4 saved with GPT-2 and BERT; transformers 5 neither saves nor loads them.
 CONSTANTS = re.compile(r"base\.(h\.\d+\.attn\.(masked_)?bias|embeddings\.position_ids)")
@@ -58,36 +60,31 @@ TEXT_ENCODER_NAMES = (
 )
 
 
+@dataclass(eq=False)
 class TextEncoder:
     """A text encoder with its tokenizer and pooling; created by [`load_text_encoder`].
 
     Attributes:
         name (`str`): Kind, source and the first twelve digits of a SHA-256 of the weights.
+        forward (`Callable`): Embeddings `[B, d]` of ids and mask, both `[B, L]` and right-padded.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         max_length (`int`): Longest text in tokens, including special tokens; longer texts are truncated.
         dimension (`int`): Length d of an embedding.
+        tail (`list[int]`): Ids that end every text, also a truncated one.
+        lower (`bool`): Whether texts are lower-cased.
+        device (`str` or `torch.device`): The device that it computes on.
         cut_texts (`set[str]`): The texts that were truncated.
     """
 
-    def __init__(
-        self,
-        name: str,
-        forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-        tokenizer: PreTrainedTokenizerBase,
-        max_length: int,
-        dimension: int,
-        tail: Sequence[int] = (),
-        lower: bool = False,
-        device: str | torch.device = "cpu",
-    ):
-        self.name = name
-        self.max_length = max_length
-        self.dimension = dimension
-        self.cut_texts: set[str] = set()
-        self._forward = forward  # ids and mask, both [B, L] and right-padded -> [B, d]
-        self._tokenizer = tokenizer
-        self._tail = list(tail)  # ids that end every text, also a truncated one
-        self._lower = lower
-        self._device = device
+    name: str
+    forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    dimension: int
+    tail: list[int] = field(default_factory=list)
+    lower: bool = False
+    device: str | torch.device = "cpu"
+    cut_texts: set[str] = field(default_factory=set)
 
     @property
     def num_cut(self) -> int:
@@ -129,16 +126,16 @@ class TextEncoder:
             ids = [torch.tensor(rows[index]) for index in batch]
             mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
             ids = pad_sequence(ids, batch_first=True)  # padding is masked, so its id does not matter
-            vectors[batch] = F.normalize(self._forward(ids.to(self._device), mask.to(self._device)), dim=-1).cpu()
+            vectors[batch] = F.normalize(self.forward(ids.to(self.device), mask.to(self.device)), dim=-1).cpu()
         return vectors[torch.tensor([position[text] for text in texts], dtype=torch.long)]
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
-        cased = [text.lower() for text in texts] if self._lower else texts
-        room = self.max_length - len(self._tail)
-        whole = self._tokenizer(cased, verbose=False)["input_ids"]
-        rows = self._tokenizer(cased, truncation=True, max_length=room)["input_ids"]
+        cased = [text.lower() for text in texts] if self.lower else texts
+        room = self.max_length - len(self.tail)
+        whole = self.tokenizer(cased, verbose=False)["input_ids"]
+        rows = self.tokenizer(cased, truncation=True, max_length=room)["input_ids"]
         cut = {text for text, row, ids in zip(texts, rows, whole) if len(row) < len(ids)}
         if cut and not self.cut_texts:
             logger.warning(
@@ -146,7 +143,7 @@ class TextEncoder:
                 "truncated; this warning is shown once, `num_cut` counts all of them."
             )
         self.cut_texts |= cut
-        rows = [row + self._tail for row in rows]
+        rows = [row + self.tail for row in rows]
         if not all(rows):
             raise ValueError("texts: got an empty text, which this encoder has no tokens for; remove it.")
         return rows
@@ -274,24 +271,23 @@ class _MicrosoftClap(nn.Module):
 def _microsoft_clap(
     file: Path, source: str, tokenizer_source: str | Path | None, device: str | torch.device
 ) -> TextEncoder:
+    prefix = "caption_encoder."
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-        state = {key: tensor for key, tensor in state["model"].items() if key.startswith("caption_encoder.")}
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))["model"]
+        state = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
     except Exception as error:  # a damaged file raises anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"text encoder: {str(file)!r} is no checkpoint of Microsoft CLAP: {reason}") from error
-    state = {key.removeprefix("caption_encoder."): tensor for key, tensor in state.items()}
     state = {key: tensor for key, tensor in state.items() if not CONSTANTS.fullmatch(key)}
-    version = {"base.wte.weight": "2023", "base.embeddings.word_embeddings.weight": "2022"}.get(
-        next((key for key in state if key.endswith(("wte.weight", "word_embeddings.weight"))), "")
-    )
+    version = next((version for version, key in MICROSOFT_WORDS.items() if key in state), None)
     if version is None or "projection.linear1.weight" not in state:
         raise ValueError(
             f"text encoder: {str(file)!r} has no text branch of Microsoft CLAP (caption_encoder.base, of GPT-2 or "
             "BERT, and caption_encoder.projection); expected CLAP_weights_2023.pth or CLAP_weights_2022.pth."
         )
     try:
-        model = _MicrosoftClap(_microsoft_base(state, version), len(state["projection.linear1.weight"]))
+        dimension = len(state["projection.linear1.weight"])
+        model = _MicrosoftClap(_microsoft_base(state, version), dimension)
         model.load_state_dict(state, strict=True)
     except (KeyError, RuntimeError) as error:
         raise ValueError(f"text encoder: {str(file)!r}: its text branch is not that of {version}: {error}") from error
@@ -302,8 +298,8 @@ def _microsoft_clap(
         model,
         tokenizer,
         MICROSOFT_TOKENS[version],
-        len(state["projection.linear1.weight"]),
-        tail=tokenizer(" <|endoftext|>")["input_ids"] if version == "2023" else (),
+        dimension,
+        tail=tokenizer(" <|endoftext|>")["input_ids"] if version == "2023" else [],
         device=device,
     )
 
@@ -375,13 +371,9 @@ def _laion_clap(folder: Path, source: str, device: str | torch.device) -> TextEn
     # the whole model's configuration sets its text branch's projection
     config = ClapConfig.from_pretrained(folder).text_config if is_whole else ClapTextConfig.from_pretrained(folder)
     model = _load(ClapTextModelWithProjection, folder, device, config=config)
-
-    def forward(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return model(input_ids=ids, attention_mask=mask).text_embeds
-
     return TextEncoder(
         _name("LAION CLAP", source, model),
-        forward,
+        lambda ids, mask: model(input_ids=ids, attention_mask=mask).text_embeds,
         _own_tokenizer(folder, config.vocab_size),
         min(LAION_TOKENS, config.max_position_embeddings - 2),  # RoBERTa counts positions from 2
         config.projection_dim,

@@ -2,76 +2,16 @@
 
 import re
 
-# The 50 classes of ESC-50 and the words that name them. A line has the format `label: form; form`; a form is one or
-# more slots joined by `+`, a slot is words joined by `|`. A text names a label if, for one of its forms, the text
-# contains a word of every slot. Single forms are loose on purpose ("a motor" names `engine`), but a text that names
-# two of the fifty classes is wrong.
-ESC50_FORMS_TEXT = """
-airplane: airplane|airplanes|aeroplane|aeroplanes|plane|planes|aircraft|jet
-breathing: breath|breaths|breathe|breathes|breathing
-brushing_teeth: brush|brushes|brushing + tooth|teeth; toothbrush|toothbrushing
-can_opening: can|cans|tin + open|opens|opening|opened
-car_horn: horn|horns; honk|honks|honking
-cat: cat|cats|kitten; meow|meows|meowing|mew
-chainsaw: chainsaw|chainsaws
-chirping_birds: bird|birds; chirp|chirps|chirping|tweet|tweets|tweeting + bird|birds|sparrow|sparrows
-church_bells: bell|bells; church
-clapping: clap|claps|clapping; applause|applaud|applauds|applauding
-clock_alarm: alarm|alarms
-clock_tick: tick|ticks|ticking
-coughing: cough|coughs|coughing
-cow: cow|cows|cattle; moo|moos|mooing
-crackling_fire: fire|fires|campfire|fireplace; crackle|crackles|crackling|crackled
-crickets: cricket|crickets
-crow: crow|caw|caws|cawing
-crying_baby: baby|babies|infant|infants + cry|cries|crying|cried|wail|wails|wailing
-dog: dog|dogs|puppy; bark|barks|barking
-door_wood_creaks: creak|creaks|creaking|creaky
-door_wood_knock: knock|knocks|knocking
-drinking_sipping: drink|drinks|drinking; sip|sips|sipping
-engine: engine|engines|motor|motors
-fireworks: firework|fireworks
-footsteps: footstep|footsteps; step|steps|walk|walks|walking
-frog: frog|frogs; croak|croaks|croaking
-glass_breaking: glass|glasses + break|breaks|breaking|shatter|shatters|shattering|smash|smashes|smashing
-hand_saw: handsaw|handsaws; saw|saws|sawing
-helicopter: helicopter|helicopters|chopper
-hen: hen|hens; cluck|clucks|clucking
-insects: insect|insects; buzz|buzzes|buzzing; bee|bees|mosquito|mosquitoes
-keyboard_typing: keyboard; type|types|typing|typed
-laughing: laugh|laughs|laughing|laughter
-mouse_click: mouse + click|clicks|clicking
-pig: pig|pigs; oink|oinks|oinking
-pouring_water: pour|pours|pouring|poured
-rain: rain|rains|raining|rainfall
-rooster: rooster|roosters|cockerel
-sea_waves: wave|waves; sea|ocean
-sheep: sheep|lamb|lambs; bleat|bleats|bleating
-siren: siren|sirens
-sneezing: sneeze|sneezes|sneezing
-snoring: snore|snores|snoring
-thunderstorm: thunder|thunders|thunderstorm|thunderstorms
-toilet_flush: toilet; flush|flushes|flushing
-train: train|trains
-vacuum_cleaner: vacuum|vacuums|vacuuming
-washing_machine: washing + machine
-water_drops: drip|drips|dripping; drop|drops|droplet|droplets
-wind: wind|winds|windy
-"""
+from sam_lab.evaluation.labels import read_lines
 
-
-def _parse_forms(text: str) -> dict[str, list[list[frozenset[str]]]]:
-    forms = {}
-    for line in text.strip().splitlines():
-        label, alternatives = line.split(": ")
-        forms[label] = [
-            [frozenset(slot.strip().split("|")) for slot in form.split(" + ")] for form in alternatives.split("; ")
-        ]
-    return forms
-
-
-# label -> forms -> slots -> words
-ESC50_FORMS = _parse_forms(ESC50_FORMS_TEXT)
+# The 50 classes of ESC-50 and the words that name them: label -> forms -> slots -> words. A line of the file has the
+# format `label: form; form`; a form is one or more slots joined by `+`, a slot is words joined by `|`. A text names a
+# label if, for one of its forms, the text contains a word of every slot. Single forms are loose on purpose ("a motor"
+# names `engine`), but a text that names two of the fifty classes is wrong.
+ESC50_FORMS = {
+    label: [[frozenset(slot.split("|")) for slot in form.split(" + ")] for form in forms.split("; ")]
+    for label, forms in (line.split(": ") for line in read_lines("esc50_forms"))
+}
 
 MAX_WORDS = 25
 

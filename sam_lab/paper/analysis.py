@@ -214,8 +214,8 @@ def analyse_encoder(
     if isinstance(clips, ClipSet):
         names, sources = clips.names, [clip.audio for clip in clips.clips]
     else:
-        is_path = [isinstance(clip, (str, os.PathLike)) for clip in clips]
-        names, sources = [str(c) if path else f"clip {n}" for n, (c, path) in enumerate(zip(clips, is_path))], clips
+        names = [str(c) if isinstance(c, (str, os.PathLike)) else f"clip {n}" for n, c in enumerate(clips)]
+        sources = clips
     measured: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     shapes: dict[str, list[int]] = {}
@@ -259,12 +259,12 @@ def _numbers(tokens: torch.Tensor, tau: float) -> dict[str, Any]:
 
 
 def _summaries(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
-    return {key: _summary([row[key] for row in rows]) for key in ("effective_rank", "token_similarity")}
-
-
-def _summary(values: Sequence[float]) -> dict[str, float | None]:
-    std = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "std": std, "min": min(values), "max": max(values)}
+    summaries = {}
+    for key in ("effective_rank", "token_similarity"):
+        values = [row[key] for row in rows]
+        std = statistics.stdev(values) if len(values) > 1 else None
+        summaries[key] = {"mean": statistics.fmean(values), "std": std, "min": min(values), "max": max(values)}
+    return summaries
 
 
 def analyse_checkpoint(

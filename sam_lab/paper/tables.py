@@ -46,8 +46,7 @@ def load_results(specifications: Sequence[str]) -> list[dict[str, Any]]:
             files = [path for path in sorted(Path(place).glob("*.json")) if not path.stem.endswith("-submission")]
         if not files or not files[0].is_file():
             raise FileNotFoundError(f"results: there is no file {place!r}, nor a folder of that name with results.")
-        for file in files:
-            results.append(_checked_result(file, name))
+        results += [_checked_result(file, name) for file in files]
     _check_together(results)
     return results
 
@@ -270,12 +269,9 @@ def table2(results: Sequence[Mapping[str, Any]], clips: Sequence[str]) -> dict[s
         found = {}
         for result in results:
             for each in result["predictions"]:
-                names = {each["audio"], each.get("id"), Path(each["audio"]).stem}
-                if clip in names:
-                    text = each["prediction"] or "(no answer)"
-                    found.setdefault(result["benchmark"], {}).setdefault(
-                        (result["label"], each["prompt"]), (text, each)
-                    )
+                if clip in (each["audio"], each.get("id"), Path(each["audio"]).stem):
+                    answers = found.setdefault(result["benchmark"], {})
+                    answers.setdefault((result["label"], each["prompt"]), each)
         if len(found) != 1:
             where = f"is in {', '.join(found)}" if found else "is in none of the results"
             raise ValueError(f"clips: {clip!r} {where}, expected a clip of one benchmark; pass its full name.")
@@ -283,14 +279,13 @@ def table2(results: Sequence[Mapping[str, Any]], clips: Sequence[str]) -> dict[s
         absent = [label for label in labels if label not in {label for label, _ in answers}]
         if absent:
             raise ValueError(f"clips: {absent[0]} has no answer for {clip!r}; remove the clip or the model.")
-        references = next(iter(answers.values()))[1]["reference"]
+        references = next(iter(answers.values()))["reference"]
         for text in [references] if isinstance(references, str) else references:
             rows.append({"clip": clip, "who": "Reference", "text": text})
         prompts = {prompt for _, prompt in answers}
-        for (label, prompt), (text, _) in answers.items():
-            rows.append(
-                {"clip": clip, "who": label if len(prompts) == 1 else f"{label}, asked: {prompt}", "text": text}
-            )
+        for (label, prompt), each in answers.items():
+            who = label if len(prompts) == 1 else f"{label}, asked: {prompt}"
+            rows.append({"clip": clip, "who": who, "text": each["prediction"] or "(no answer)"})
         if len(prompts) == 1:
             notes.append(f"{clip} was asked: {next(iter(prompts))}")
     return _table("Table 2: answers about chosen clips", ["clip", "who", "text"], rows, notes)

@@ -238,8 +238,8 @@ def test_batches_change_nothing_and_a_text_is_embedded_once(microsoft, version):
     vectors = encoder.embed(TEXTS, batch_size=1)
     for size in (2, 64):
         torch.testing.assert_close(encoder.embed(TEXTS, batch_size=size), vectors, atol=1e-5, rtol=0)
-    sizes, forward = [], encoder._forward
-    encoder._forward = lambda ids, mask: sizes.append(tuple(ids.shape)) or forward(ids, mask)
+    sizes, forward = [], encoder.forward
+    encoder.forward = lambda ids, mask: sizes.append(tuple(ids.shape)) or forward(ids, mask)
     doubled = encoder.embed(["rain", "sound of dog", "rain", " rain\n"] * 5, batch_size=64)
     assert [rows for rows, _ in sizes] == [2]
     assert torch.equal(doubled[0], doubled[2]) and torch.equal(doubled[0], doubled[3])
@@ -625,6 +625,6 @@ def test_a_tokenizer_that_knows_nothing_is_refused(tmp_path):
 
 def test_an_empty_text_without_any_token_is_refused(laion):
     encoder = load_text_encoder(laion)
-    encoder._tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
+    encoder.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
     with pytest.raises(ValueError, match="got an empty text"):
         encoder.embed(["rain", ""])
