@@ -17,10 +17,13 @@ ROOT = Path(__file__).resolve().parents[2]
 SAM_TINY = ROOT / "examples" / "sam-tiny"
 
 
+OPTIONS = ("--set", "save_steps=1")
+
+
 def training(output, log) -> subprocess.Popen:
     """The command for the toy recipe, started in a process group of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "sam_alm", "train", "toy", "--output", output, "--set", "save_steps=1"],
+        [sys.executable, "-m", "sam_alm", "train", "toy", "--output", output, *OPTIONS],
         cwd=ROOT,
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -29,15 +32,19 @@ def training(output, log) -> subprocess.Popen:
     )
 
 
-def trained_to_the_end(output, log) -> str:
-    """What the command printed."""
-    with open(log, "w") as handle, training(output, handle) as process:
-        try:
-            code = process.wait(timeout=300)
-        finally:
-            process.kill()
-    assert code == 0, log.read_text()[-3000:]
-    return log.read_text()
+@pytest.fixture
+def trained_to_the_end(command, capsys, monkeypatch):
+    """Runs the command in this process, with one thread as the one that is killed, and returns what it printed."""
+    monkeypatch.chdir(ROOT)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def run(output) -> str:
+        command("train", "toy", "--output", output, *OPTIONS)
+        return capsys.readouterr().out
+
+    yield run
+    torch.set_num_threads(threads)
 
 
 def killed_behind(checkpoint, output, log) -> None:
@@ -59,17 +66,17 @@ def killed_behind(checkpoint, output, log) -> None:
 @pytest.mark.skipif(
     not (SAM_TINY / "model.safetensors").exists(), reason="examples/sam-tiny is not here: it is not trained yet"
 )
-def test_a_run_killed_within_a_stage_goes_on_to_the_same_losses(tmp_path):
-    """All four stages by the command itself, killed with three of the second stage's four steps ahead."""
+def test_a_run_killed_within_a_stage_goes_on_to_the_same_losses(trained_to_the_end, tmp_path):
+    """All four stages by the command, its process killed with three of the second stage's four steps ahead."""
     straight, output = tmp_path / "straight", tmp_path / "killed"
-    printed = trained_to_the_end(straight, tmp_path / "straight.log")
+    printed = trained_to_the_end(straight)
     assert "finished" not in printed and "resuming from" not in printed
     killed_behind("stage-2/checkpoint-1", output, tmp_path / "killed.log")
     assert (output / "stage-1" / "finished.json").exists()
     assert not (output / "stage-2" / "trained.json").exists(), (
         "stage 2 ended before the kill: this machine stood still"
     )
-    printed = trained_to_the_end(output, tmp_path / "again.log")
+    printed = trained_to_the_end(output)
     assert "stage 1, connector on classification: finished\n" in printed
     assert re.findall(r"resuming from .*/(stage-\d/checkpoint)-\d\n", printed) == ["stage-2/checkpoint"]
     for stage, steps in {"stage-1": 4, "stage-2": 4, "stage-3": 2, "stage-4": 2}.items():
