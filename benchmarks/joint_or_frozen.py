@@ -46,6 +46,12 @@ def call(log: Path, *command: str) -> None:
         raise RuntimeError(f"{' '.join(command)} failed:\n{log.read_text()[-2000:]}")
 
 
+def train(log: Path, recipe: str, output: Path, changes: list[str], *options: str) -> None:
+    """Trains by a recipe with other values of its keys."""
+    settings = [word for change in changes for word in ("--set", change)]
+    call(log, "train", recipe, "--output", str(output), *options, *settings)
+
+
 def run(args: argparse.Namespace, encoder: str, rank: int, seed: int) -> dict:
     """One training and its score."""
     folder = args.work / f"{encoder}-r{rank}-seed{seed}"
@@ -56,8 +62,7 @@ def run(args: argparse.Namespace, encoder: str, rank: int, seed: int) -> dict:
         if encoder == "frozen":
             changes += ["joint_encoder=false", "stages.2.trains=[connector, lora]"]
             changes += ["stages.2.encoder_learning_rate=null"]
-        options = [word for change in changes for word in ("--set", change)]
-        call(folder / "log.txt", "train", "joint-or-frozen", "--output", str(folder), *options)
+        train(folder / "log.txt", "joint-or-frozen", folder, changes)
         where = ["--model", str(folder / "stage-2" / "last"), "--data", str(args.data / "esc50")]
         where += ["--fold", str(args.fold), "--batch-size", "128", "--output", str(score)]
         call(folder / "log.txt", "evaluate", "esc50", *where)
@@ -87,9 +92,7 @@ def main() -> None:
     args = parser.parse_args()
 
     changes = [f"model={args.patches}", f"data_root={args.data}", *args.start_set]
-    options = [word for change in changes for word in ("--set", change)]
-    output = ["--output", str(args.work / "start")]
-    call(args.work / "start.txt", "train", "sam-tiny", *output, "--stage", "0", *options)
+    train(args.work / "start.txt", "sam-tiny", args.work / "start", changes, "--stage", "0")
 
     runs = list(itertools.product(("frozen", "joint"), args.ranks, args.seeds))
     with ThreadPoolExecutor(args.at_once) as pool:

@@ -82,7 +82,7 @@ def read_metadata(data: Path) -> list[dict]:
 def scene_rows(
     audio: str, sounds: list[scenes.Sound], labels: list[str], rng: random.Random
 ) -> dict[str, list[dict[str, str]]]:
-    """The rows of a scene, by the table that they belong to."""
+    """The rows of a scene by table."""
     groups = {
         "classification": scenes.classification(sounds),
         "closed": scenes.closed(sounds, rng),
@@ -192,7 +192,7 @@ def train_tokenizer(texts: list[str], more: list[str]) -> PreTrainedTokenizerFas
 def initial_model(tokenizer: PreTrainedTokenizerFast) -> tuple[SamForConditionalGeneration, SamProcessor]:
     """SAM in small: EAT of 8 x 192, connector (a), Mamba-2 of 4 x 256.
 
-    The weights are random but for the patch embedding, which begins as the lowest two-dimensional cosines: a few
+    The weights are random except for the patch embedding, which starts as the lowest two-dimensional cosines: a few
     thousand clips are better spent on other things than finding those.
     """
     processor = SamProcessor(SamFeatureExtractor(), tokenizer, connector="concatenation", patch_size=PATCH)
@@ -258,7 +258,7 @@ def prepare(args: argparse.Namespace) -> None:
     texts += [sentence(prompt, label) for label in labels for prompt in SENTENCE_PROMPTS]
     texts += [PROMPT_TEMPLATE.format(prompt=prompt) for prompt in prompts] * 20
     texts += ["Yes.", "No."] * 20
-    audiocaps = data / "text" / "audiocaps" / "train.csv"  # MIT; Clotho's captions are not, and stay out
+    audiocaps = data / "text" / "audiocaps" / "train.csv"  # MIT; Clotho's captions are not, and are excluded
     more = [row["caption"] for row in read_rows(audiocaps)] if audiocaps.exists() else []
     fold = "fold3" if args.development else "fold4"
     held_out = [row for row in metadata if row["official_fold"] == fold and row["label"] in PHRASES]

@@ -74,7 +74,7 @@ def loud_seconds(path: str) -> float:
 
 
 def write_scene(task: tuple[str, list[tuple[str, str]], int, str]) -> list[Sound]:
-    """Mixes sounds into a clip, writes it as 16-bit FLAC, and returns what is where.
+    """Mixes sounds into a clip, writes it as 16-bit FLAC, and returns its sounds.
 
     Args:
         task (`tuple`): The mode, `(label, path)` of each sound, a seed, and the file to write. `"together"`: they
@@ -133,7 +133,7 @@ def draw_scenes(
 
 
 def words(label: str) -> set[str]:
-    """The words of a label's headline that say something."""
+    """The words of a label's headline that carry its meaning."""
     return {word.strip(",-") for word in PHRASES[label][0].lower().split() if len(word) > 3}
 
 
@@ -153,7 +153,7 @@ def options(right: str, wrong: list[str], rng: random.Random) -> tuple[str, str]
 
 
 def classification(sounds: list[Sound]) -> list[tuple[str, str, str]]:
-    """What the sounds are: caption and labels, the loudest first. All of these give `(prompt, answer, kind)`."""
+    """What the sounds are: caption and labels, the loudest first. All of these return `(prompt, answer, kind)`."""
     labels = [sound.label for sound in sorted(sounds, key=lambda sound: -sound.level)]
     return [(CAPTION_PROMPT, caption(*labels), "caption"), (CLASSIFICATION_PROMPT, label_list(*labels), "labels")]
 
