@@ -96,11 +96,11 @@ def _score_model(arguments: argparse.Namespace) -> None:
         }
         write_json(result, output)
         if name in MMAU_SPLITS and arguments.limit is None:
-            said = {each["id"]: each["prediction"] for each in result["predictions"]}
+            predicted = {each["id"]: each["prediction"] for each in result["predictions"]}
             source = Path(arguments.data[name])
             source = source / MMAU_FILES[MMAU_SPLITS[name].removeprefix("test-")] if source.is_dir() else source
             submission = output.with_name(f"{output.stem}-submission.json")
-            write_mmau_submission(items, [said.get(item.id) for item in items], source, submission)
+            write_mmau_submission(items, [predicted.get(item.id) for item in items], source, submission)
         _report(result)
         if task.paper_column is not None:
             written.append(str(output))
