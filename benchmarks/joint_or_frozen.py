@@ -46,12 +46,6 @@ def call(log: Path, *command: str) -> None:
         raise RuntimeError(f"{' '.join(command)} failed:\n{log.read_text()[-2000:]}")
 
 
-def train(log: Path, recipe: str, output: Path, changes: list[str], *options: str) -> None:
-    """Trains by a recipe with other values of its keys."""
-    settings = [word for change in changes for word in ("--set", change)]
-    call(log, "train", recipe, "--output", str(output), *options, *settings)
-
-
 def run(args: argparse.Namespace, encoder: str, rank: int, seed: int) -> dict:
     """One training and its score."""
     folder = args.work / f"{encoder}-r{rank}-seed{seed}"
@@ -62,7 +56,8 @@ def run(args: argparse.Namespace, encoder: str, rank: int, seed: int) -> dict:
         if encoder == "frozen":
             changes += ["joint_encoder=false", "stages.2.trains=[connector, lora]"]
             changes += ["stages.2.encoder_learning_rate=null"]
-        train(folder / "log.txt", "joint-or-frozen", folder, changes)
+        options = [word for change in changes for word in ("--set", change)]
+        call(folder / "log.txt", "train", "joint-or-frozen", "--output", str(folder), *options)
         where = ["--model", str(folder / "stage-2" / "last"), "--data", str(args.data / "esc50")]
         where += ["--fold", str(args.fold), "--batch-size", "128", "--output", str(score)]
         call(folder / "log.txt", "evaluate", "esc50", *where)
@@ -92,7 +87,9 @@ def main() -> None:
     args = parser.parse_args()
 
     changes = [f"model={args.patches}", f"data_root={args.data}", *args.start_set]
-    train(args.work / "start.txt", "sam-tiny", args.work / "start", changes, "--stage", "0")
+    options = [word for change in changes for word in ("--set", change)]
+    output = ["--output", str(args.work / "start")]
+    call(args.work / "start.txt", "train", "sam-tiny", *output, "--stage", "0", *options)
 
     runs = list(itertools.product(("frozen", "joint"), args.ranks, args.seeds))
     with ThreadPoolExecutor(args.at_once) as pool:
