@@ -53,9 +53,8 @@ def write_model(folder: Path, size: str) -> None:
     if (folder / "config.json").is_file():
         return
     processor = SamProcessor.from_pretrained(ROOT / "examples/sam-tiny")
-    tokens = SamConfig.from_pretrained(ROOT / "examples/sam-tiny")
     config = SamConfig.from_preset(
-        size, audio_token_id=tokens.audio_token_id, separator_token_id=tokens.separator_token_id
+        size, audio_token_id=processor.audio_token_id, separator_token_id=processor.separator_token_id
     )
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
@@ -99,7 +98,8 @@ def batch_of(precision: str, args: argparse.Namespace) -> int:
 
 def write_recipe(path: Path, args: argparse.Namespace, model: Path, precision: str, steps: int) -> Path:
     """A recipe of one stage, without dropout, that trains what the curriculum does; all weights with `--fsdp`."""
-    on_gpu = torch.cuda.is_available()
+    batch = batch_of(precision, args)
+    table = write_data(path.parent / path.stem, steps * 2 * batch)
     recipe = {
         "model": str(model),
         "data_root": str(path.parent),
@@ -109,19 +109,14 @@ def write_recipe(path: Path, args: argparse.Namespace, model: Path, precision: s
         "base_dtype": "float32" if precision == "fp32" else "bfloat16",
         "precision": precision,
         "text_cutoff": None,
-        "global_batch_size": 2 * batch_of(precision, args),
-        "micro_batch_size": batch_of(precision, args),
+        "global_batch_size": 2 * batch,
+        "micro_batch_size": batch,
         "warmup_steps": 0,
-        "features": "device" if on_gpu else "workers",
+        "features": "device" if torch.cuda.is_available() else "workers",
         "num_workers": args.workers,
         "logging_steps": 1 if precision == "fp32" or steps < 20 else 5,  # which waits for the GPU
         "save_steps": 100_000,
-        "data": {
-            "rows": {
-                "path": str(write_data(path.parent / path.stem, steps * 2 * batch_of(precision, args))),
-                "format": "table",
-            }
-        },
+        "data": {"rows": {"path": str(table), "format": "table"}},
         "stages": {
             1: {
                 "name": f"{precision}, {steps} steps",
@@ -206,14 +201,9 @@ def run(number: int, precision: str, recipe: Path, args: argparse.Namespace) -> 
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
     with open(log, "w") as file:
+        words = command(number, precision, words, config)
         # a new group, so that the processes that a launcher has started end with it
-        started = subprocess.Popen(
-            command(number, precision, words, config),
-            env=environment,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
+        started = subprocess.Popen(words, env=environment, stdout=file, stderr=file, start_new_session=True)
         try:
             code = started.wait(timeout=args.seconds)
         except subprocess.TimeoutExpired:
@@ -307,20 +297,20 @@ def main() -> None:
     if args.size != "tiny":
         write_model(model, args.size)
     rows: list[dict[str, Any]] = []
+
+    def add(row: dict[str, Any]) -> None:
+        rows.append(row)
+        write_json(rows, args.json)
+        print(json.dumps(row), flush=True)
+
     for precision, steps in (("fp32", 0 if args.fsdp else args.steps), ("bf16", args.bf16_steps)):
         if steps == 0:
             continue
         recipe = write_recipe(args.work / f"{precision}.yaml", args, model, precision, steps)
-        pair: list[dict[str, Any]] = []
         for number in (2,) if args.fsdp else (1, 2):
-            pair.append(run(number, precision, recipe, args))
-            rows.append(pair[-1])
-            write_json(rows, args.json)
-            print(json.dumps(pair[-1]), flush=True)
-        if len(pair) == 2 and not any("error" in row for row in pair):
-            rows.append(compare(*pair))
-            write_json(rows, args.json)
-            print(json.dumps(rows[-1]), flush=True)
+            add(run(number, precision, recipe, args))
+        if not args.fsdp and not any("error" in row for row in rows[-2:]):
+            add(compare(*rows[-2:]))
     if args.plot is not None:
         plot(rows, args.plot)
     if any("error" in row or row.get("within_1e-3") is False for row in rows):

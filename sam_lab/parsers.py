@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sam_lab.common.cores import num_cores
 from sam_lab.common.prompts import CLASSIFICATION_PROMPT, DEFAULT_PROMPT
 
 # What modules that are slow to import define; tests/commands/test_cli.py compares both.
@@ -513,24 +514,19 @@ def _benchmark(parser: argparse.ArgumentParser) -> None:
     works = parser.add_subparsers(dest="work", required=True, metavar="{load,train}")
 
     def add_work(name: str, seconds: float, text: str) -> Any:
-        work = works.add_parser(name, help=text, description=text)
-        work.add_argument("--json", type=Path, required=True, metavar="FILE", help="the file to write")
-        work.add_argument(
-            "--batch", type=_positive, nargs="+", default=[32], metavar="N", help="rows of a micro-batch"
-        )
-        work.add_argument(
-            "--seconds", type=_above_zero, default=seconds, metavar="S", help=f"of each, at most; {DEFAULT}"
-        )
-        work.add_argument("--device", metavar="D", help="by default cuda where available")
-        work.add_argument("--seed", type=int, default=0, metavar="N", help=DEFAULT)
-        return work.add_argument
+        add = works.add_parser(name, help=text, description=text).add_argument
+        add("--json", type=Path, required=True, metavar="FILE", help="the file to write")
+        add("--batch", type=_positive, nargs="+", default=[32], metavar="N", help="rows of a micro-batch")
+        add("--seconds", type=_above_zero, default=seconds, metavar="S", help=f"of each, at most; {DEFAULT}")
+        add("--device", metavar="D", help="by default cuda where available")
+        add("--seed", type=int, default=0, metavar="N", help=DEFAULT)
+        return add
 
     add = add_work("load", 10.0, "Clips a second from compressed stereo files of 44.1 kHz to batches.")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     add("--clips", type=_positive, default=64, metavar="N", help=f"files of each format; {DEFAULT}")
     add("--workers", type=_not_negative, nargs="+", default=[0, 2, 4, 8], metavar="N", help="processes that load")
     add("--features", nargs="+", choices=("workers", "device"), default=["workers", "device"], help="place of log-mel")
-    add("--threads", type=_positive, default=cores, metavar="N", help=f"of torch without workers; {DEFAULT}")
+    add("--threads", type=_positive, default=num_cores(), metavar="N", help=f"of torch without workers; {DEFAULT}")
 
     add = add_work("train", 60.0, "LoRA, connector and encoder, bf16 autocast, AdamW: pairs a second, memory, shares.")
     add("--size", choices=(*SIZES, "tiny"), required=True, help="of the model; tiny is for trying the command")

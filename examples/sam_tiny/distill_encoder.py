@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout works without installing it
 from captions import caption
+from pretrain_encoder import resume_state, save_state
 
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamProcessor, load_audio
@@ -70,11 +71,7 @@ def yamnet_log_mel(waveform: np.ndarray) -> torch.Tensor:
 
 
 class Teacher:
-    """YAMNet in ONNX, quantised to 8 bits.
-
-    Args:
-        path (`str`): The model.
-    """
+    """YAMNet in ONNX, quantised to 8 bits."""
 
     def __init__(self, path: str):
         import onnx
@@ -110,7 +107,7 @@ def start_teacher(path: str) -> None:
 
 
 def teach(clip: str) -> np.ndarray:
-    """What this worker's teacher hears in a clip."""
+    """The scores that this worker's teacher gives a clip."""
     return teacher(load_audio(clip))
 
 
@@ -165,21 +162,9 @@ def train(args: argparse.Namespace) -> None:
     augment = AugmentLogMel(processor.feature_extractor.mean, processor.feature_extractor.std)
     args.output.mkdir(parents=True, exist_ok=True)
     state_file = args.output / "distilling.pt"
-    spent, step, totals = 0.0, 0, torch.zeros(3, device=device)
-    if args.resume and state_file.exists():
-        state = torch.load(state_file, map_location="cpu", weights_only=True)
-        listener.load_state_dict(state["listener"])
-        optimizer.load_state_dict(state["optimizer"])
-        spent, step, totals = state["spent"], state["step"], state["totals"].to(device)
-        torch.manual_seed(args.seed + step)  # other random numbers than those already used
-    else:
-        state_file.unlink(missing_ok=True)  # another training's
-
-    def save() -> None:
-        state = {"listener": listener.state_dict(), "optimizer": optimizer.state_dict()}
-        with written(state_file) as place:
-            torch.save(state | {"spent": spent, "step": step, "totals": totals}, place)
-
+    parts = {"listener": listener, "optimizer": optimizer}
+    state = resume_state(state_file, parts, args)
+    spent, step, totals = state["spent"], state["step"], state.get("totals", torch.zeros(3)).to(device)
     begin, saved = time.monotonic() - spent, spent
     bar = tqdm(initial=step, desc="distilling", unit="step")
     while (share := (time.monotonic() - begin) / args.seconds) < 1:
@@ -209,10 +194,10 @@ def train(args: argparse.Namespace) -> None:
             totals.zero_()
             bar.write(f"step {step}, {spent:.0f} s: scores {alike:.3f}, answers {named_loss:.3f}, right {hits:.3f}")
         if spent - saved > SAVE_SECONDS:
-            save()
+            save_state(state_file, parts, spent=spent, step=step, totals=totals)
             saved = spent
     bar.close()
-    save()
+    save_state(state_file, parts, spent=spent, step=step, totals=totals)
     print(f"{step} steps of {args.batch_size} clips")
     if args.validation is not None:
         score = validate(listener, names, processor, args.validation, args.fold)
@@ -244,7 +229,6 @@ def main() -> None:
     first = commands.add_parser("scores", help="run the teacher")
     first.add_argument("--teacher", required=True, help="YAMNet in ONNX")
     first.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; default: one a core")
-    first.set_defaults(command=scores)
     second = commands.add_parser("train", help="train the encoder")
     second.add_argument("--model", required=True, help="the SAM checkpoint whose encoder is trained")
     second.add_argument("--scores", type=Path, required=True, help="what the first command wrote")
@@ -255,8 +239,8 @@ def main() -> None:
     second.add_argument("--fold", type=int, default=4, help="of ESC-50 (default: %(default)s)")
     second.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     second.add_argument("--resume", action="store_true", help="continue from the state in --output")
-    second.set_defaults(command=train)
-    for each in (first, second):
+    for each, command in ((first, scores), (second, train)):
+        each.set_defaults(command=command)
         each.add_argument("--train", type=Path, required=True, help="CSV file of make_sam_tiny.py")
         each.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()

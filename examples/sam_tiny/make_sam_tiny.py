@@ -29,21 +29,13 @@ import torch
 from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
-from transformers import AutoProcessor, Mamba2Config, PreTrainedTokenizerFast
+from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout works without installing it
 import scenes
-from captions import (
-    CAPTION_PROMPT,
-    CLASSIFICATION_PROMPT,
-    PHRASES,
-    SENTENCE_PROMPTS,
-    caption,
-    label_list,
-    sentence,
-)
+from captions import CAPTION_PROMPT, CLASSIFICATION_PROMPT, PHRASES, SENTENCE_PROMPTS, caption, label_list, sentence
 
-from configuration_sam import SamAudioConfig, SamConfig
+from configuration_sam import SamAudioConfig, SamConfig, mamba2_config
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import PROMPT_TEMPLATE, SamFeatureExtractor, SamProcessor
 from sam_lab.training.model import save_checkpoint
@@ -81,8 +73,7 @@ def training_clips(metadata: list[dict], development: bool = False) -> tuple[lis
 
 def read_metadata(data: Path) -> list[dict]:
     """Rows of `sounds/metadata.csv`."""
-    with open(data / "sounds" / "metadata.csv", newline="", encoding="utf-8") as handle:
-        return list(csv.DictReader(handle))
+    return read_rows(data / "sounds" / "metadata.csv")
 
 
 # -- Tables by stage ----------------------------------------------------------------------------------------------
@@ -91,7 +82,7 @@ def read_metadata(data: Path) -> list[dict]:
 def scene_rows(
     audio: str, sounds: list[scenes.Sound], labels: list[str], rng: random.Random
 ) -> dict[str, list[dict[str, str]]]:
-    """The rows of a scene, by the table that they belong to."""
+    """The rows of a scene by table."""
     groups = {
         "classification": scenes.classification(sounds),
         "closed": scenes.closed(sounds, rng),
@@ -141,22 +132,23 @@ def write_stage_tables(
     text += [(prompt, sentence(prompt, label), "sentence") for label in labels for prompt in SENTENCE_PROMPTS]
     tables["text"] = [table_row("", question) for question in text]
     heard = sorted({row["label"] for row in validation})
-    rng_asked = random.Random(
-        args.seed + 2
-    )  # another one, so that the questions are the same for any number of scenes
+    rng_asked = random.Random(args.seed + 2)  # a separate one: the same questions for any number of scenes
     tables["questions"] = [
         table_row(str(data / "sounds" / row["file"]), question)
         for row in validation
-        for sound in [scenes.Sound(row["label"], 0.0, 5.0)]
-        for question in [
-            *scenes.yes_or_no([sound], heard, rng_asked),
-            *scenes.multiple_choice([sound], heard, rng_asked),
-        ]
+        for ask in (scenes.yes_or_no, scenes.multiple_choice)
+        for question in ask([scenes.Sound(row["label"], 0.0, 5.0)], heard, rng_asked)
     ]
     for name, rows in tables.items():
         write_table(args.work / f"{name}.csv", rows)
     asked = rng.sample([*tables["closed"], *tables["open"]], min(2000, len(tables["closed"])))
     return [row[key] for row in asked for key in ("prompt", "answer")]
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with open(path, newline="", encoding="utf-8") as handle:
+        return list(csv.DictReader(handle))
 
 
 def write_table(path: Path, rows: list[dict[str, str]]) -> None:
@@ -200,7 +192,7 @@ def train_tokenizer(texts: list[str], more: list[str]) -> PreTrainedTokenizerFas
 def initial_model(tokenizer: PreTrainedTokenizerFast) -> tuple[SamForConditionalGeneration, SamProcessor]:
     """SAM in small: EAT of 8 x 192, connector (a), Mamba-2 of 4 x 256.
 
-    The weights are random but for the patch embedding, which begins as the lowest two-dimensional cosines: a few
+    The weights are random except for the patch embedding, which starts as the lowest two-dimensional cosines: a few
     thousand clips are better spent on other things than finding those.
     """
     processor = SamProcessor(SamFeatureExtractor(), tokenizer, connector="concatenation", patch_size=PATCH)
@@ -208,19 +200,8 @@ def initial_model(tokenizer: PreTrainedTokenizerFast) -> tuple[SamForConditional
         audio_config=SamAudioConfig(
             hidden_size=192, num_hidden_layers=8, num_attention_heads=3, intermediate_size=768, patch_size=PATCH
         ),
-        text_config=Mamba2Config(
-            hidden_size=256,
-            num_hidden_layers=4,
-            num_heads=8,
-            head_dim=64,
-            state_size=64,
-            n_groups=1,
-            vocab_size=VOCABULARY,
-            pad_token_id=0,
-            bos_token_id=0,
-            eos_token_id=0,
-            tie_word_embeddings=True,
-            initializer_range=0.02,
+        text_config=mamba2_config(
+            hidden_size=256, num_hidden_layers=4, num_heads=8, state_size=64, vocab_size=VOCABULARY
         ),
         connector="concatenation",
         audio_token_id=processor.audio_token_id,
@@ -272,17 +253,13 @@ def prepare(args: argparse.Namespace) -> None:
                 if not (esc50 / "audio" / name).exists():
                     os.symlink(data / "sounds" / row["file"], esc50 / "audio" / name)
 
+    prompts = (CAPTION_PROMPT, CLASSIFICATION_PROMPT, *SENTENCE_PROMPTS)
     texts = [text for label in labels for text in (caption(label), label_list(label))]
     texts += [sentence(prompt, label) for label in labels for prompt in SENTENCE_PROMPTS]
-    texts += [
-        PROMPT_TEMPLATE.format(prompt=prompt) for prompt in (CAPTION_PROMPT, CLASSIFICATION_PROMPT, *SENTENCE_PROMPTS)
-    ] * 20
+    texts += [PROMPT_TEMPLATE.format(prompt=prompt) for prompt in prompts] * 20
     texts += ["Yes.", "No."] * 20
-    audiocaps = data / "text" / "audiocaps" / "train.csv"  # MIT; Clotho's captions are not, and stay out
-    more = []
-    if audiocaps.exists():
-        with open(audiocaps, newline="", encoding="utf-8") as handle:
-            more = [row["caption"] for row in csv.DictReader(handle)]
+    audiocaps = data / "text" / "audiocaps" / "train.csv"  # MIT; Clotho's captions are not, and are excluded
+    more = [row["caption"] for row in read_rows(audiocaps)] if audiocaps.exists() else []
     fold = "fold3" if args.development else "fold4"
     held_out = [row for row in metadata if row["official_fold"] == fold and row["label"] in PHRASES]
     held_out = [row for row in held_out if (data / "sounds" / row["file"]).exists()]
@@ -328,16 +305,21 @@ def card(args: argparse.Namespace) -> None:
     with safe_open(args.work / "sam-tiny" / "model.safetensors", "pt") as weights:
         numbers = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())
     shown = {"names": results, "binary": asked["binary"], "choice": asked["multiple_choice"], "plain": classifier}
-    text = CARD.format(
-        clips=len(train),
-        labels=len({row["label"] for row in train}),
-        sources=", ".join(sorted({row["source"] for row in train} - {"ESC-50"})),
-        esc50=sum(row["source"] == "ESC-50" for row in train),
-        millions=f"{numbers / 1e6:.1f}",
-        correct=sum(prediction["correct"] for prediction in results["predictions"]),
-        count=results["count"],
-        command=(args.work / "command.txt").read_text().strip(),
-        **{f"{name}_{key}": value for name, result in shown.items() for key, value in percent(result).items()},
+    text = (
+        Path(__file__)
+        .with_name("card.md")
+        .read_text(encoding="utf-8")
+        .format(
+            clips=len(train),
+            labels=len({row["label"] for row in train}),
+            sources=", ".join(sorted({row["source"] for row in train} - {"ESC-50"})),
+            esc50=sum(row["source"] == "ESC-50" for row in train),
+            millions=f"{numbers / 1e6:.1f}",
+            correct=sum(prediction["correct"] for prediction in results["predictions"]),
+            count=results["count"],
+            command=(args.work / "command.txt").read_text().strip(),
+            **{f"{name}_{key}": value for name, result in shown.items() for key, value in percent(result).items()},
+        )
     )
     (args.work / "sam-tiny" / "README.md").write_text(text, encoding="utf-8")
 
@@ -350,80 +332,19 @@ domain. ATTRIBUTION.csv lists every recording with its author and licence. The c
 License 2.0; these weights are not.
 """
 
-CARD = """---
-license: other
-license_name: non-commercial-research
-license_link: LICENSE
-library_name: transformers
-pipeline_tag: audio-text-to-text
-language: en
-tags: [audio, mamba2, sam-alm]
----
-
-# sam-tiny
-
-A small SAM, made to try the code with: EAT encoder of 8 layers x 192, connector (a), Mamba-2 of 4 layers x 256,
-{millions} million parameters in bf16. It answers short questions about short everyday sounds, in English, from a
-vocabulary of {labels} kinds of sound. It is no research result, and none of the paper's checkpoints.
-
-## Measured
-
-On the {count} clips at hand of ESC-50's fold 4, whose recordings no training saw, the greedy answer to "Close-ended
-question: Write an audio caption describing the sound." names the right one of the 50 classes, and no other, for
-**{names_value} %** ({correct} clips; 95 % interval {names_low} to {names_high} %; chance is 2 %; the rule is
-`sam_lab.evaluation.wordforms.names_label`). A plain classifier on the encoder before it met the language model: {plain_value} %
-({plain_low} to {plain_high} %). Of the questions made from the labels of those clips and of others that were held out,
-{binary_value} % of the yes/no ones are answered right ({binary_low} to {binary_high} %; chance is 50 %) and
-{choice_value} % of the multiple-choice ones ({choice_low} to {choice_high} %; chance is 25 %). One run, one seed.
-
-## Data
-
-{clips} recordings of {labels} labels, each allowed to go into weights that are shared: {esc50} from folds 1 to 3 of
-ESC-50, the others from
-{sources}.
-ATTRIBUTION.csv names their authors and licences. Captions and questions are made from the labels, and from how scenes
-of two or three of the recordings were mixed. The tokenizer and the language model's first stage also read the captions
-of AudioCaps (MIT). The recordings in `examples/audio` and their duplicates were excluded.
-
-## Recipe
-
-First the encoder alone learns, on the same recordings: to fill in masked patches, then their labels and the class
-scores of YAMNet (AudioSet's 521 classes, Apache-2.0), so some of what it knows comes from there. The language model
-reads captions as text. Then come LTU's four stages (`sam_lab/training/recipes/sam-tiny.yaml`). On one NVIDIA H100, `encoder`,
-`stages` and `finish` of
-
-```
-{command}
-```
-
-The stages end after a fixed time, so another run has a slightly different result.
-
-## Limits
-
-It knows {labels} labels and answers with one or two of them whatever it hears. Names of sounds that are alike (rain
-and frying, engines and washing machines) are mixed up. It has learnt neither speech nor music beyond the names of
-some instruments.
-
-## Licence
-
-Non-commercial research use; see LICENSE. The code is under Apache-2.0, these weights are not.
-"""
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("prepare", help="tables, scenes, tokenizer, initial checkpoint")
-    command.add_argument("--development", action="store_true", help="hold ESC-50's fold 3 out")
-    command.add_argument("--scenes", type=int, default=4000, help="mixtures of sounds (default: %(default)s)")
-    command.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    command.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; default: one a core")
-    command.set_defaults(command=prepare)
+    first = commands.add_parser("prepare", help="tables, scenes, tokenizer, initial checkpoint")
+    first.add_argument("--development", action="store_true", help="hold ESC-50's fold 3 out")
+    first.add_argument("--scenes", type=int, default=4000, help="mixtures of sounds (default: %(default)s)")
+    first.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    first.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; default: one a core")
     second = commands.add_parser("finish", help="weights in bf16, attribution, licence")
-    second.set_defaults(command=finish)
     third = commands.add_parser("card", help="model card")
-    third.set_defaults(command=card)
-    for each in (command, second, third):
+    for each, command in ((first, prepare), (second, finish), (third, card)):
+        each.set_defaults(command=command)
         each.add_argument("--data", type=Path, required=True, help="folder with sounds/metadata.csv and text/")
         each.add_argument("--work", type=Path, required=True, help="folder for what is made")
     args = parser.parse_args()

@@ -3,9 +3,9 @@
     python examples/sam_tiny/pretrain_encoder.py --model runs/sam-tiny/initial --train runs/sam-tiny/classification.csv \
         --output runs/sam-tiny/pretrained --steps 6000
 
-The idea is EAT's and the masked autoencoder's: `sam_lab.training.pretraining.MaskedPatches`, here on windows of five seconds. `--train`
-is what `sam-alm finetune` takes; only its audio is used. The log-mel of all clips stays on the device. `--resume`
-continues an interrupted run.
+The idea is EAT's and the masked autoencoder's: `sam_lab.training.pretraining.MaskedPatches`, here on windows of five
+seconds. `--train` is what `sam-alm finetune` takes; only its audio is used. The log-mel of all clips stays on the
+device. `--resume` continues an interrupted run.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,6 +31,24 @@ from sam_lab.training.pretraining import MaskedPatches
 from sam_lab.training.trainer import warmup_cosine
 
 WINDOW = 512  # frames, 5.12 seconds
+
+
+def save_state(file: Path, parts: dict[str, Any], **numbers: Any) -> None:
+    """Writes the states of a training's modules and optimizer, and its numbers, for [`resume_state`]."""
+    with written(file) as place:
+        torch.save({name: part.state_dict() for name, part in parts.items()} | numbers, place)
+
+
+def resume_state(file: Path, parts: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """Loads the parts of an interrupted training with `--resume`; returns its numbers, `step` 0 for a new training."""
+    if not (args.resume and file.exists()):
+        file.unlink(missing_ok=True)  # another training's
+        return {"spent": 0.0, "step": 0}
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state.pop(name))
+    torch.manual_seed(args.seed + state["step"])  # other random numbers than those already used
+    return state
 
 
 def main() -> None:
@@ -81,21 +100,9 @@ def main() -> None:
 
     args.output.mkdir(parents=True, exist_ok=True)
     state_file = args.output / "pretraining.pt"
-    spent, step = 0.0, 0
-    if args.resume and state_file.exists():
-        state = torch.load(state_file, map_location=device, weights_only=True)
-        learner.load_state_dict(state["learner"])
-        optimizer.load_state_dict(state["optimizer"])
-        spent, step = state["spent"], state["step"]
-        torch.manual_seed(args.seed + step)  # other random numbers than those already used
-    else:
-        state_file.unlink(missing_ok=True)  # another training's
-
-    def save() -> None:
-        state = {"learner": learner.state_dict(), "optimizer": optimizer.state_dict(), "spent": spent, "step": step}
-        with written(state_file) as place:
-            torch.save(state, place)
-
+    parts = {"learner": learner, "optimizer": optimizer}
+    state = resume_state(state_file, parts, args)
+    spent, step = state["spent"], state["step"]
     bar = tqdm(total=args.steps if args.seconds is None else None, initial=step, desc="masked patches", unit="step")
     before, begin, saved, losses = spent, time.monotonic(), spent, []
     while (share := step / args.steps if args.seconds is None else spent / args.seconds) < 1:
@@ -124,10 +131,10 @@ def main() -> None:
             if step % 500 == 0:
                 bar.write(f"step {step}, {spent:.0f} s: pixels {pixels:.4f}, level {level:.4f}")
         if spent - saved > 60:
-            save()
+            save_state(state_file, parts, spent=spent, step=step)
             saved = spent
     bar.close()
-    save()
+    save_state(state_file, parts, spent=spent, step=step)
     print(f"{step} steps of {args.batch_size} windows in {spent:.0f} s")
     save_checkpoint(model, processor, args.output)
 

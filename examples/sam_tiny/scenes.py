@@ -19,8 +19,8 @@ from captions import (
     SENTENCE_PROMPTS,
     caption,
     gerund,
+    headline,
     label_list,
-    lower_first,
     sentence,
     upper_first,
 )
@@ -74,7 +74,7 @@ def loud_seconds(path: str) -> float:
 
 
 def write_scene(task: tuple[str, list[tuple[str, str]], int, str]) -> list[Sound]:
-    """Mixes sounds into a clip, writes it as 16-bit FLAC, and returns what is where.
+    """Mixes sounds into a clip, writes it as 16-bit FLAC, and returns its sounds.
 
     Args:
         task (`tuple`): The mode, `(label, path)` of each sound, a seed, and the file to write. `"together"`: they
@@ -113,14 +113,7 @@ def write_scene(task: tuple[str, list[tuple[str, str]], int, str]) -> list[Sound
 def draw_scenes(
     clips: list[tuple[str, str]], folder: Path, count: int, rng: random.Random
 ) -> list[tuple[str, list[tuple[str, str]], int, str]]:
-    """Tasks for [`write_scene`]: every label about equally often, the modes in turn.
-
-    Args:
-        clips (list): `(label, path)` of each clip to mix.
-        folder (`Path`): Where the scenes go.
-        count (`int`): How many.
-        rng (`random.Random`): Chooses.
-    """
+    """`count` tasks for [`write_scene`] from `(label, path)` of clips: every label about equally often, modes in turn."""
     by_label: dict[str, list[str]] = {}
     for label, path in clips:
         by_label.setdefault(label, []).append(path)
@@ -140,7 +133,7 @@ def draw_scenes(
 
 
 def words(label: str) -> set[str]:
-    """The words of a label's headline that say something."""
+    """The words of a label's headline that carry its meaning."""
     return {word.strip(",-") for word in PHRASES[label][0].lower().split() if len(word) > 3}
 
 
@@ -149,11 +142,6 @@ def unlike(labels: list[str], among: list[str], count: int, rng: random.Random) 
     taken = set().union(*(words(label) for label in labels)) if labels else set()
     others = [name for name in among if name not in labels and not words(name) & taken]
     return rng.sample(others, min(count, len(others)))
-
-
-def headline(label: str) -> str:
-    """ "dog barking"."""
-    return lower_first(PHRASES[label][0])
 
 
 def options(right: str, wrong: list[str], rng: random.Random) -> tuple[str, str]:
@@ -165,7 +153,7 @@ def options(right: str, wrong: list[str], rng: random.Random) -> tuple[str, str]
 
 
 def classification(sounds: list[Sound]) -> list[tuple[str, str, str]]:
-    """What the sounds are: caption and labels, the loudest first. All of these give `(prompt, answer, kind)`."""
+    """What the sounds are: caption and labels, the loudest first. All of these return `(prompt, answer, kind)`."""
     labels = [sound.label for sound in sorted(sounds, key=lambda sound: -sound.level)]
     return [(CAPTION_PROMPT, caption(*labels), "caption"), (CLASSIFICATION_PROMPT, label_list(*labels), "labels")]
 
@@ -217,12 +205,9 @@ def yes_or_no(sounds: list[Sound], among: list[str], rng: random.Random) -> list
 
 def multiple_choice(sounds: list[Sound], among: list[str], rng: random.Random) -> list[tuple[str, str, str]]:
     """A question with four options: the sound, or, of several in turn, the first."""
+    if len(sounds) > 1 and not in_turn(sounds):
+        return []
     labels = [sound.label for sound in sounds]
-    if len(sounds) == 1:
-        text, answer = options(headline(labels[0]), [headline(name) for name in unlike(labels, among, 3, rng)], rng)
-        return [(f"{WHAT_CHOICE} {text}", answer, "multiple_choice")]
-    if in_turn(sounds):
-        wrong = [*labels[1:], *unlike(labels, among, 4 - len(labels), rng)]
-        text, answer = options(headline(labels[0]), [headline(name) for name in wrong], rng)
-        return [(f"{FIRST_CHOICE} {text}", answer, "multiple_choice")]
-    return []
+    wrong = [*labels[1:], *unlike(labels, among, 4 - len(labels), rng)]
+    text, answer = options(headline(labels[0]), [headline(name) for name in wrong], rng)
+    return [(f"{FIRST_CHOICE if len(sounds) > 1 else WHAT_CHOICE} {text}", answer, "multiple_choice")]

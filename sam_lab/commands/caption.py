@@ -29,13 +29,11 @@ def run(arguments: argparse.Namespace) -> int:
     processor = SamProcessor.from_pretrained(arguments.model)
     settings: dict = {}
     if state.is_main_process:
+        names = ("split", "audio_column", "keep", "streaming", "max_new_tokens")
         settings = {
             "source": arguments.source,
             "fingerprint": source.fingerprint,
-            **{
-                name: getattr(arguments, name)
-                for name in ("split", "audio_column", "keep", "streaming", "max_new_tokens")
-            },
+            **{name: getattr(arguments, name) for name in names},
             "model_hash": weights_hash(model),
             "dtype": str(model.dtype).removeprefix("torch."),
             "prompts": prompts,

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from configuration_sam import SamConfig
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamProcessor
+from sam_lab.common.checks import check_model
 from sam_lab.common.files import write_json
 from sam_lab.common.provenance import checkpoint_hash, versions
 from sam_lab.common.text_tables import markdown
@@ -50,17 +50,15 @@ def _score_model(arguments: argparse.Namespace) -> None:
     on_cpu = not torch.cuda.is_available() or (arguments.device or "").startswith("cpu")
     state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))  # processes wait while the main one scores
     device = arguments.device or ("cpu" if on_cpu else state.device)
-    _check_model(arguments.model)
+    check_model(arguments.model)
     plan, written = [], []
     for name in arguments.benchmarks:  # every mistake is found before anything is generated
         task, items = TASKS.get(name, QUESTIONS), _items(name, arguments)
         protocols = choose_protocols(task, arguments.protocol, arguments.text_encoder is not None)
         coverage = coverage_line(task, items, arguments.min_coverage)
-        missing = (
-            caption_preflight(arguments.spice_jars, arguments.require_spice)["missing"]
-            if "captions" in protocols
-            else None
-        )
+        missing = None
+        if "captions" in protocols:
+            missing = caption_preflight(arguments.spice_jars, arguments.require_spice)["missing"]
         state.print(coverage + (f"\n{missing}" if missing else ""))
         plan.append((task, items, protocols))
     encoder = None
@@ -86,26 +84,23 @@ def _score_model(arguments: argparse.Namespace) -> None:
         )
         if result is None:  # another process than the main one
             continue
-        config = {
-            **vars(arguments),
-            "output": str(arguments.output),
-            "device": str(device),
-            "processes": state.num_processes,
-        }
+        used = {"output": str(arguments.output), "device": str(device), "processes": state.num_processes}
         result |= {
             "fold": arguments.fold if name == "esc50" else None,
             "limit": arguments.limit,
             "model": arguments.model,
             "checkpoint_hash": checkpoint,
+            "versions": versions(),
+            "config": {**vars(arguments), **used},
+            "model_config": model.config.to_diff_dict(),
         }
-        result |= {"versions": versions(), "config": config, "model_config": model.config.to_diff_dict()}
         write_json(result, output)
         if name in MMAU_SPLITS and arguments.limit is None:
-            said = {each["id"]: each["prediction"] for each in result["predictions"]}
+            predicted = {each["id"]: each["prediction"] for each in result["predictions"]}
             source = Path(arguments.data[name])
             source = source / MMAU_FILES[MMAU_SPLITS[name].removeprefix("test-")] if source.is_dir() else source
             submission = output.with_name(f"{output.stem}-submission.json")
-            write_mmau_submission(items, [said.get(item.id) for item in items], source, submission)
+            write_mmau_submission(items, [predicted.get(item.id) for item in items], source, submission)
         _report(result)
         if task.paper_column is not None:
             written.append(str(output))
@@ -114,15 +109,6 @@ def _score_model(arguments: argparse.Namespace) -> None:
             shutil.rmtree(_answers(task.name, arguments))
     if written:
         print("\n" + markdown(table1(load_results(written), only_ours=True)))
-
-
-def _check_model(model: str) -> None:
-    """Reads the configuration only: without a network each file of the processor would be tried for half a minute."""
-    try:
-        SamConfig.from_pretrained(model)
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise FileNotFoundError(f"--model: got {model!r}, expected a SAM checkpoint: {reason}") from None
 
 
 def _items(name: str, arguments: argparse.Namespace) -> list[Any]:
@@ -168,11 +154,8 @@ def _report(result: dict) -> None:
 
 def _output(name: str, arguments: argparse.Namespace) -> Path:
     """Where a benchmark's result is written."""
-    return (
-        arguments.output / f"{name}.json"
-        if len(arguments.benchmarks) > 1 or arguments.output.is_dir()
-        else arguments.output
-    )
+    is_folder = len(arguments.benchmarks) > 1 or arguments.output.is_dir()
+    return arguments.output / f"{name}.json" if is_folder else arguments.output
 
 
 def _answers(name: str, arguments: argparse.Namespace) -> Path:

@@ -9,10 +9,10 @@ from huggingface_hub import HfApi
 from transformers import AutoProcessor, HfArgumentParser, TrainingArguments, set_seed
 from transformers.trainer_utils import HubStrategy
 
-from configuration_sam import SamConfig
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamDataCollator
 from sam_lab.common.answers import generate_answers
+from sam_lab.common.checks import check_model
 from sam_lab.common.processes import end_processes
 from sam_lab.data.plain_tables import read_table, rows_with_audio
 from sam_lab.training.augmentation import AugmentLogMel
@@ -66,11 +66,7 @@ def _set_up(arguments: argparse.Namespace, training: TrainingArguments) -> tuple
     if arguments.lora_rank:
         training.hub_strategy = HubStrategy.END  # AutoModel would load an adapter on top of the merged weights
 
-    try:
-        SamConfig.from_pretrained(arguments.model)
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise FileNotFoundError(f"--model: got {arguments.model!r}, expected a SAM checkpoint: {reason}") from None
+    check_model(arguments.model)
     table, truths = _read_rows(arguments, training)
     processor = AutoProcessor.from_pretrained(arguments.model)
     set_seed(training.seed)  # adapters start at random

@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,13 +16,14 @@ import torch
 
 from audio_sam import load_audio
 from processing_sam import SamProcessor
+from sam_lab.common.cores import num_cores
+from sam_lab.common.files import AUDIO_SUFFIXES
 from sam_lab.data.batches import RecordBatches
 from sam_lab.data.collation import RowCollator, compute_features
 from sam_lab.data.order import BatchOrder
 from sam_lab.timing.devices import choose_device, device_name, say, synchronize
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-CLIP_TYPES = {".flac", ".ogg", ".wav"}
 
 
 def measure_loader(
@@ -87,7 +87,7 @@ def write_clips(folder: Path, number: int, seed: int) -> dict[str, list[str]]:
         `dict`: The files by format, `"flac"` and `"ogg"`.
     """
     rng = np.random.default_rng(seed)
-    sounds = [load_audio(path) for path in sorted((EXAMPLES / "audio").iterdir()) if path.suffix in CLIP_TYPES]
+    sounds = [load_audio(path) for path in sorted((EXAMPLES / "audio").iterdir()) if path.suffix in AUDIO_SUFFIXES]
     sounds = [soxr.resample(sound, 16000, 44100) for sound in sounds]
     files: dict[str, list[str]] = {"flac": [], "ogg": []}
     for index in range(number):
@@ -107,14 +107,8 @@ def write_clips(folder: Path, number: int, seed: int) -> dict[str, list[str]]:
 
 
 def load_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Measures clips a second for each format, place of log-mel and number of workers.
-
-    Args:
-        args (`argparse.Namespace`): The arguments of `sam-alm benchmark load`.
-
-    Yields:
-        `dict`: A row of the result.
-    """
+    """Measures clips a second for each format, place of log-mel and number of workers: the rows of
+    `sam-alm benchmark load`."""
     if not (EXAMPLES / "audio").is_dir():
         raise FileNotFoundError(f"benchmark load: there is no {EXAMPLES}, expected a checkout; run it in one.")
     device = choose_device(args.device)
@@ -146,7 +140,7 @@ def load_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     "device": device_name(device),
                     "format": f"{kind}, 10 s, 44.1 kHz, stereo, {size / 1000:.0f} kB a file",
                     "workers": workers,
-                    "cores": len(os.sched_getaffinity(0)),
+                    "cores": num_cores(),
                     "clips": row["clips"],
                     "seconds": row["seconds"],
                 }

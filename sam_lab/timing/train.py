@@ -5,7 +5,8 @@ import gc
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from sam_lab.training.model import choose_trainable, follow_autocast, with_adapt
 from sam_lab.training.plan import plan
 from sam_lab.training.recipe import load_recipe
 
-RECIPES = Path(__file__).resolve().parents[1] / "training" / "recipes"
 PEAK = 790e12  # FLOP/s of an 8192^3 bf16 matrix product, measured on an H100
 GIB = 2**30
 # LTU's classification data were not published; the checkpoint steps in its scripts bound their number.
@@ -63,7 +63,7 @@ def benchmark_model(args: argparse.Namespace, connector: str, device: torch.devi
     overrides = [f"lora_rank={args.rank}", f"joint_encoder={str(not args.frozen_encoder).lower()}"]
     overrides += [f"stages.{stage}.trains=[{', '.join(trained)}]" for stage in (2, 3, 4)]
     with torch.device(device):
-        model = with_adapters(model, load_recipe(RECIPES / "E6.yaml", overrides))
+        model = with_adapters(model, load_recipe("E6", overrides))
     choose_trainable(model, trained)
     follow_autocast(model)
     if args.recompute:
@@ -107,9 +107,8 @@ def make_batch(config: SamConfig, lengths: np.ndarray, args: argparse.Namespace,
 
     `pairs`, `positions` (a list, without padding) and `labels_count` are not passed to the model.
     """
-    slots = [
-        config.audio_token_id if is_audio else config.separator_token_id for is_audio in config.audio_slot_pattern
-    ]
+    tokens = (config.separator_token_id, config.audio_token_id)
+    slots = [tokens[is_audio] for is_audio in config.audio_slot_pattern]
     rows = []
     for prompt, answer in lengths.tolist():
         words = rng.integers(1, 250, prompt + answer).tolist()
@@ -118,22 +117,17 @@ def make_batch(config: SamConfig, lengths: np.ndarray, args: argparse.Namespace,
     packed = [[row] for row in rows] if args.pack_to is None else pack_rows(rows, args.pack_to)
     width = max(sum(len(row["input_ids"]) for row in group) for group in packed)
     width += -width % args.pad_to_multiple_of
-    batch = {
-        "input_ids": torch.zeros(len(packed), width, dtype=torch.int64),
-        "labels": torch.full((len(packed), width), -100),
-        "attention_mask": torch.zeros(len(packed), width, dtype=torch.int64),
-    }
+    fills = {"input_ids": 0, "labels": -100, "attention_mask": 0}
     if args.pack_to is not None:
-        batch["seq_idx"] = torch.full((len(packed), width), len(rows), dtype=torch.int64)
+        fills["seq_idx"] = len(rows)
+    batch = {name: torch.full((len(packed), width), fill) for name, fill in fills.items()}
     for index, group in enumerate(packed):
         begin = 0
         for number, row in enumerate(group):
             place = slice(begin, begin := begin + len(row["input_ids"]))
-            batch["input_ids"][index, place] = torch.tensor(row["input_ids"])
-            batch["labels"][index, place] = torch.tensor(row["labels"])
-            batch["attention_mask"][index, place] = 1
-            if "seq_idx" in batch:
-                batch["seq_idx"][index, place] = number
+            for name, value in {**row, "attention_mask": 1, "seq_idx": number}.items():
+                if name in batch:
+                    batch[name][index, place] = torch.as_tensor(value)
     batch["loss_positions"] = positions_with_loss(batch["labels"])
     positions = [len(row["input_ids"]) for row in rows]
     return {**batch, "pairs": len(rows), "positions": positions, "labels_count": len(batch["loss_positions"])}
@@ -204,20 +198,15 @@ class Marks:
     """
 
     def __init__(self, model: torch.nn.Module, device: torch.device):
-        self.device, self.points = device, []
+        self.device, self.points, self.handles = device, [], []
         parts = model.get_base_model().model
-        self.handles = [
-            handle
-            for module, name in (
-                (parts.audio_tower, "encoder"),
-                (parts.connector, "connector"),
-                (parts.language_model, "language model"),
-            )
-            for handle in (
-                module.register_forward_pre_hook(lambda *_: self("rest")),
-                module.register_forward_hook(lambda _, __, output, name=name: self.end(output, name)),
-            )
-        ]
+        for module, name, behind in (
+            (parts.audio_tower, "encoder", "connector"),
+            (parts.connector, "connector", "language model"),
+            (parts.language_model, "language model", "head and loss"),
+        ):
+            self.handles.append(module.register_forward_pre_hook(lambda *_: self("rest")))
+            self.handles.append(module.register_forward_hook(partial(self.end, name, behind)))
 
     def __call__(self, name: str) -> None:
         if self.device.type == "cuda":
@@ -227,10 +216,9 @@ class Marks:
             point = time.perf_counter()
         self.points.append((name, point))
 
-    def end(self, output: Any, name: str) -> None:
+    def end(self, name: str, behind: str, module: torch.nn.Module, inputs: Any, output: Any) -> None:
         """Marks the end of a part; its output's gradient will mark the end of the next part's backward pass."""
         self(f"{name}, forward")
-        behind = {"encoder": "connector", "connector": "language model", "language model": "head and loss"}[name]
         tensor = output if torch.is_tensor(output) else output.last_hidden_state
         if tensor.requires_grad:
             tensor.register_hook(lambda _: self(f"{behind}, backward"))
@@ -247,14 +235,14 @@ class Marks:
         return totals
 
 
-class Training:
-    """A model, its optimiser, and their steps.
+def free_memory() -> None:
+    """Returns the GPU memory of deleted tensors to the system."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
-    Args:
-        args (`argparse.Namespace`): The command's arguments.
-        connector (`str`): The connector.
-        device (`torch.device`): Where to train.
-    """
+
+class Training:
+    """A model, its optimiser, and their steps, for the arguments of `sam-alm benchmark train`."""
 
     def __init__(self, args: argparse.Namespace, connector: str, device: torch.device):
         self.args, self.device = args, device
@@ -278,7 +266,7 @@ class Training:
         samples = torch.full((clips,), shape[0], device=self.device)
         return self.extractor.log_mel(sound.to(self.device, non_blocking=True), samples)
 
-    def micro_step(self, batch: dict[str, Any], number: int, marks=None) -> None:
+    def micro_step(self, batch: dict[str, Any], number: int, mark: Callable[[str], None]) -> None:
         """Forward and backward of a micro-batch; `number` is the number of labels in the whole optimiser step."""
         inputs = {name: tensor for name, tensor in batch.items() if torch.is_tensor(tensor)}
         if self.device.type == "cuda":
@@ -286,48 +274,42 @@ class Training:
         inputs["input_features"] = self.features(batch["pairs"])
         if self.args.all_logits:
             del inputs["loss_positions"]
-        if marks is not None:
-            marks("data")
+        mark("data")
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             loss = self.model(**inputs, num_items_in_batch=number).loss
-        if marks is not None:
-            marks("head and loss, forward")
+        mark("head and loss, forward")
         loss.backward()
-        if marks is not None:
-            marks("connector, backward" if self.args.frozen_encoder else "encoder, backward")
+        mark("connector, backward" if self.args.frozen_encoder else "encoder, backward")
 
-    def update(self) -> None:
-        """Updates the weights."""
-        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def step(self, batches: list[dict[str, Any]], marks=None) -> None:
+    def step(self, batches: list[dict[str, Any]], mark: Callable[[str], None] = lambda _: None) -> None:
         """Takes an optimiser step."""
         number = sum(batch["labels_count"] for batch in batches)
         for batch in batches:
-            self.micro_step(batch, number, marks)
-        self.update()
-        if marks is not None:
-            marks("optimiser")
+            self.micro_step(batch, number, mark)
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        mark("optimiser")
+
+    def release(self) -> None:
+        """Frees what a step without enough memory has left; call it outside the handler, whose error holds tensors."""
+        self.sound = None
+        self.optimizer.zero_grad(set_to_none=True)
+        free_memory()
 
     def fits(self, batch: int) -> bool:
         """Whether a micro-batch of the longest rows, and an optimiser step, fit into memory."""
         rng = np.random.default_rng(self.args.seed)
         text = longest_text(self.args)
         rows = make_batch(self.config, np.tile([text - text // 2, text // 2], (batch, 1)), self.args, rng)
-        done = False
         try:
             self.step([rows, rows])  # two, since the first one's gradients are in memory during the second
             synchronize(self.device)
             done = True
         except torch.OutOfMemoryError:
-            pass
-        if not done:  # outside the handler, whose error holds the tensors
-            self.sound = None
-            self.optimizer.zero_grad(set_to_none=True)
-            gc.collect()
-            torch.cuda.empty_cache()
+            done = False
+        if not done:
+            self.release()
         say(f"  micro-batch {batch} {'fits' if done else 'does not fit'}")
         return done
 
@@ -424,14 +406,13 @@ class Training:
 def experiments(args: argparse.Namespace, connector: str, rate: float) -> Iterator[dict[str, Any]]:
     """GPU-days of the four stages for those of the experiments E1 to E6 that have this model, if all stages are as fast."""
     for number in range(1, 7):
-        path = RECIPES / f"E{number}.yaml"
-        recipe = load_recipe(path)
-        has_same_model = (recipe.size, recipe.connector, recipe.lora_rank) == (args.size, connector, args.rank)
-        if not has_same_model or recipe.joint_encoder == args.frozen_encoder:
+        recipe = load_recipe(f"E{number}")
+        of_recipe = (recipe.size, recipe.connector, recipe.lora_rank, recipe.joint_encoder)
+        if of_recipe != (args.size, connector, args.rank, not args.frozen_encoder):
             continue
         days = []
         for rows in CLASSIFICATION_ROWS:
-            stages = plan(load_recipe(path, [f"data.classification.rows={rows}"]), rate)
+            stages = plan(load_recipe(f"E{number}", [f"data.classification.rows={rows}"]), rate)
             days.append(sum(stage["hours"] for stage in stages) / 24)
         yield {
             "work": "train: extrapolation, not run",
@@ -446,14 +427,7 @@ def experiments(args: argparse.Namespace, connector: str, rate: float) -> Iterat
 
 
 def train_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Measures training steps for each connector and micro-batch.
-
-    Args:
-        args (`argparse.Namespace`): The arguments of `sam-alm benchmark train`.
-
-    Yields:
-        `dict`: A row of the result.
-    """
+    """Measures training steps for each connector and micro-batch: the rows of `sam-alm benchmark train`."""
     device = choose_device(args.device)
     limit, context = args.memory_limit_gib, None
     if limit is not None and device.type == "cuda":
@@ -476,9 +450,9 @@ def train_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "floor_ms": None,
             "device": device_name(device),
         }
+        names = "rank recompute pack_to lengths text_tokens text_cutoff all_logits waveforms chunk_size".split()
         details = {
-            **{name: getattr(args, name) for name in ("rank", "recompute", "pack_to", "lengths", "text_tokens")},
-            **{name: getattr(args, name) for name in ("text_cutoff", "all_logits", "waveforms", "chunk_size")},
+            **{name: getattr(args, name) for name in names},
             "joint_encoder": not args.frozen_encoder,
             "memory_limit_gib": limit,
             "context_gib": context,
@@ -504,14 +478,9 @@ def train_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             if "error" in row:
                 if limit is not None and size > 1:  # the search did not see how memory fragments
                     sizes.append(size - max(1, size // 8))
-                training.optimizer.zero_grad(set_to_none=True)
-                training.sound = None
-                gc.collect()
-                torch.cuda.empty_cache()
+                training.release()
         if best:
             for row in experiments(args, connector, best):
                 yield {**common, "batch": None, **row}
         del training
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory()
