@@ -52,7 +52,9 @@ def parse(argv: Sequence[str] | None = None) -> tuple[str, argparse.Namespace]:
         SystemExit: Wrong usage (status 2), `--help` and `--version` (status 0).
     """
     parser = argparse.ArgumentParser(prog="sam-alm", description="SAM, the Mamba-2 audio-language model.")
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, dest=argparse.SUPPRESS, help="print the version and exit"
+    )
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     for name, add_options in COMMANDS.items():
         text = inspect.cleandoc(add_options.__doc__ or "")
