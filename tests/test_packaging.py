@@ -154,7 +154,8 @@ def test_only_the_model_and_the_lab_are_installed(installed):
     assert places == expected
     code = {str(file.relative_to(ROOT)) for file in (ROOT / "sam_lab").rglob("*.py")}
     recipes = {str(file.relative_to(ROOT)) for file in (ROOT / "sam_lab/training/recipes").iterdir()}
-    assert {file for file in files if file.startswith("sam_lab/")} == code | recipes | {"sam_lab/py.typed"}
+    texts = {"sam_lab/py.typed", "sam_lab/data/published.yaml", "sam_lab/training/adapter_card.md"}
+    assert {file for file in files if file.startswith("sam_lab/")} == code | recipes | texts
     assert [file for file in files if file.startswith("..")] == ["../../../bin/sam-alm"]
     assert len(recipes) >= 25
 
