@@ -100,7 +100,7 @@ def locked(folder: Path, seconds: float | None = None, name: str = ".lock") -> I
     """Excludes other processes that use the same lock from a folder.
 
     The lock ends with the process that holds it, even if that is killed. Systems without `fcntl` (Windows) have no such
-    lock: a warning is given, and a second process is not excluded.
+    lock: a warning is issued, and a second process is not excluded.
 
     Args:
         folder (`Path`): An existing folder.
