@@ -181,10 +181,10 @@ def open_clips(
         ValueError: A folder without audio or tables, a missing split or column, an option that does not fit.
     """
     path = Path(source)
-    if path.is_dir():
-        saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
-        folder = None if saved else FolderClips(path)
-        if folder is not None and folder.keys:
+    saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    if path.is_dir() and not saved:
+        folder = FolderClips(path)
+        if folder.keys:
             given = {"audio_column": audio_column, "keep": list(keep), "streaming": streaming}
             wrong = [name for name, value in given.items() if value]
             if wrong:
@@ -192,13 +192,13 @@ def open_clips(
                     f"{', '.join(wrong)}: given for {source!r}, a folder of audio files, expected a dataset; remove it."
                 )
             return folder
-        if folder is not None and not folder.skipped.keys() & set(DATASET_SUFFIXES):
+        if not folder.skipped.keys() & set(DATASET_SUFFIXES):
             found = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in folder.skipped.items())
             raise ValueError(
                 f"source: the folder {source!r} has no audio files ({', '.join(AUDIO_SUFFIXES)}) and no dataset "
                 f"({', '.join(DATASET_SUFFIXES)}), found: {found or 'nothing'}."
             )
-    table = _load_table(source, path, split, streaming)
+    table = _load_table(source, path, saved, split, streaming)
     base = path if path.is_dir() else path.parent
     column = _audio_column(table.features, audio_column, source)
     absent = [name for name in keep if name not in table.features]
@@ -215,8 +215,9 @@ def open_clips(
     return TableClips(table, column, keep, base)
 
 
-def _load_table(source: str, path: Path, split: str, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:
-    saved = [path / name for name in ("dataset_dict.json", "state.json") if (path / name).is_file()]
+def _load_table(
+    source: str, path: Path, saved: bool, split: str, streaming: bool
+) -> datasets.Dataset | datasets.IterableDataset:
     if saved:
         if streaming:
             raise ValueError(f"streaming: given for {source!r}, which is prepared on disk already; remove it.")
