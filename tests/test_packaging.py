@@ -153,8 +153,10 @@ def test_only_the_model_and_the_lab_are_installed(installed):
     places = {file.split("/")[0] for file in files}
     expected = {f"{module}.py" for module in MODULES} | {"sam_lab", f"sam_alm-{__version__}.dist-info", ".."}
     assert places == expected
-    tracked = subprocess.run(["git", "ls-files", "sam_lab"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert {file for file in files if file.startswith("sam_lab/")} == set(tracked.stdout.splitlines())
+    checkout = [file for file in (ROOT / "sam_lab").rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+    assert {file for file in files if file.startswith("sam_lab/")} == {
+        str(file.relative_to(ROOT)) for file in checkout
+    }
     assert [file for file in files if file.startswith("..")] == ["../../../bin/sam-alm"]
     assert sum(file.startswith("sam_lab/training/recipes/") for file in files) >= 25
 

@@ -42,35 +42,33 @@ def written(path: str | os.PathLike, folder: bool = False) -> Iterator[Path]:
         `Path`: [`unfinished`] of `path`.
     """
     path, place = Path(path), unfinished(path)
-    replaced = path.with_name(f"{path.name}.replaced")
     discard(place)
-    discard(replaced)
+    discard(_replaced(path))
     if folder:
         place.mkdir(parents=True)
     try:
         yield place
-        publish(path, replaced)
+        publish(path)
     except BaseException:
         discard(place)
         raise
 
 
-def publish(path: Path, replaced: Path | None = None) -> None:
-    """Moves the complete file or folder at [`unfinished`] of `path` to `path`.
+def _replaced(path: Path) -> Path:
+    """Where an existing folder is moved until it is deleted."""
+    return path.with_name(f"{path.name}.replaced")
 
-    Args:
-        path (`Path`): The file or folder.
-        replaced (`Path`, *optional*): Where an existing folder is moved until it is deleted.
-    """
+
+def publish(path: Path) -> None:
+    """Moves the complete file or folder at [`unfinished`] of `path` to `path`."""
     place = unfinished(path)
     for file in [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]:
         with open(file, "rb+") as handle:  # Windows flushes only what is open for writing
             os.fsync(handle.fileno())
-    if replaced is not None and path.is_dir():
-        os.replace(path, replaced)
+    if path.is_dir():
+        os.replace(path, _replaced(path))
     os.replace(place, path)
-    if replaced is not None:
-        discard(replaced)
+    discard(_replaced(path))
 
 
 def discard(path: Path) -> None:
@@ -100,7 +98,7 @@ def locked(folder: Path, seconds: float | None = None, name: str = ".lock") -> I
     """Excludes other processes that use the same lock from a folder.
 
     The lock ends with the process that holds it, even if that is killed. Systems without `fcntl` (Windows) have no such
-    lock: a warning is given, and a second process is not excluded.
+    lock: a warning is issued, and a second process is not excluded.
 
     Args:
         folder (`Path`): An existing folder.

@@ -108,11 +108,8 @@ def _list_records(file: BinaryIO, name: str, chunk_size: int) -> Iterator[tuple[
 
 
 def _line_records(file: BinaryIO, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    number = 0
-    for line_number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        number += 1
+    lines = ((line_number, line) for line_number, line in enumerate(file, 1) if line.strip())
+    for number, (line_number, line) in enumerate(lines, 1):
         try:
             record = json.loads(line)
         except ValueError as error:

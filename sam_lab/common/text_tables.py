@@ -5,13 +5,8 @@ from typing import Any
 
 
 def text_table(rows: Sequence[Sequence[str]], align: str = "right") -> str:
-    """Aligned columns of text.
-
-    Args:
-        rows (list of lists of `str`): The cells, as many in each row.
-        align (`str`, *optional*, defaults to `"right"`): Where the cells of all columns but the first stand, `"right"`
-            or `"left"`. The first column is left-aligned.
-    """
+    """Aligned columns of as many cells in each row: the first at the left, the others at `align`, `"right"` or
+    `"left"`."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     pad = str.ljust if align == "left" else str.rjust
     lines = [[row[0].ljust(widths[0]), *map(pad, row[1:], widths[1:])] for row in rows]

@@ -40,11 +40,16 @@ class Clip:
     kept: dict[str, Any] = field(default_factory=dict)
 
 
-class FolderClips:
-    """The audio files in a folder and its subfolders, sorted by path; links to folders are not followed.
+class _Clips:
+    fingerprint: str | None = None
 
-    Args:
-        folder (`Path`): The folder.
+    def count(self, process_index: int, num_processes: int, done: Collection[str] = ()) -> int | None:
+        """How many clips `clips` yields."""
+        return sum(1 for _ in self._share(process_index, num_processes, done))
+
+
+class FolderClips(_Clips):
+    """The audio files in a folder and its subfolders, sorted by path; links to folders are not followed.
 
     Attributes:
         skipped (`Counter`): How many files have which other suffix.
@@ -56,7 +61,6 @@ class FolderClips:
         self.folder = folder
         self.skipped: Counter[str] = Counter()
         self.schema = pyarrow.schema([])
-        self.fingerprint = None
         names = []
         for place, _, files in os.walk(folder):
             for name in files:
@@ -75,30 +79,30 @@ class FolderClips:
         for key in self._share(process_index, num_processes, done):
             yield Clip(key, os.path.join(self.folder, self.names[key]), key)
 
-    def count(self, process_index: int, num_processes: int, done: Collection[str] = ()) -> int | None:
-        """How many clips [`~FolderClips.clips`] yields."""
-        return sum(1 for _ in self._share(process_index, num_processes, done))
-
     def _share(self, process_index, num_processes, done):
         return (
             key for key in self.keys if zlib.crc32(key.encode()) % num_processes == process_index and key not in done
         )
 
 
-class _RowClips:
-    """What [`TableClips`] and [`StreamClips`] share.
-
-    Args:
-        table (`datasets.Dataset` or `datasets.IterableDataset`): The rows; the audio is not decoded by `datasets`.
-        column (`str`): Where the audio is.
-        keep (list of `str`): Columns that are passed on.
-        base (`Path`): The folder of relative paths.
-    """
+class _RowClips(_Clips):
+    """What [`TableClips`] and [`StreamClips`] share: the rows, the column of their undecoded audio, the columns that are
+    passed on, and the folder of relative paths."""
 
     def __init__(self, table: Any, column: str, keep: Sequence[str], base: Path):
         self.table, self.column, self.keep, self.base = table, column, list(keep), base
         self.skipped: Counter[str] = Counter()
         self.schema = pyarrow.schema([table.features.arrow_schema.field(name) for name in keep])
+
+    def clip(self, key: str, row: dict[str, Any]) -> Clip:
+        """The clip of a row."""
+        audio = row[self.column]
+        path = audio.get("path") if isinstance(audio, dict) else audio
+        if isinstance(audio, str):
+            audio = os.path.join(self.base, audio)
+        elif isinstance(audio, dict) and not audio.get("bytes") and path is not None:
+            audio = {**audio, "path": os.path.join(self.base, path)}
+        return Clip(key, audio, path if isinstance(path, str) else None, {name: row[name] for name in self.keep})
 
 
 class TableClips(_RowClips):
@@ -119,11 +123,7 @@ class TableClips(_RowClips):
     def clips(self, process_index: int, num_processes: int, done: Collection[str] = ()) -> Iterator[Clip]:
         """This process's share of what is not done."""
         for row in self._share(process_index, num_processes, done):
-            yield _row_clip(f"{row:010d}", self.table[row], self.column, self.keep, self.base)
-
-    def count(self, process_index: int, num_processes: int, done: Collection[str] = ()) -> int | None:
-        """How many clips [`~TableClips.clips`] yields."""
-        return sum(1 for _ in self._share(process_index, num_processes, done))
+            yield self.clip(f"{row:010d}", self.table[row])
 
     def _share(self, process_index, num_processes, done):
         return (row for row in range(process_index, len(self.table), num_processes) if f"{row:010d}" not in done)
@@ -136,8 +136,6 @@ class StreamClips(_RowClips):
     has every n-th row. A resumed run reads past what is done, and relies on unchanged files.
     """
 
-    fingerprint = None
-
     def clips(self, process_index: int, num_processes: int, done: Collection[str] = ()) -> Iterator[Clip]:
         """This process's share of what is not done."""
         num_files = self.table.num_shards
@@ -146,21 +144,11 @@ class StreamClips(_RowClips):
             for row, item in enumerate(self.table.shard(num_files, file)):
                 key = f"{file:06d}-{row:010d}"
                 if (by_file or row % num_processes == process_index) and key not in done:
-                    yield _row_clip(key, item, self.column, self.keep, self.base)
+                    yield self.clip(key, item)
 
     def count(self, process_index: int, num_processes: int, done: Collection[str] = ()) -> int | None:
         """Unknown: `None`."""
         return None
-
-
-def _row_clip(key: str, row: dict[str, Any], column: str, keep: Sequence[str], base: Path) -> Clip:
-    audio = row[column]
-    path = audio.get("path") if isinstance(audio, dict) else audio
-    if isinstance(audio, str):
-        audio = os.path.join(base, audio)
-    elif isinstance(audio, dict) and not audio.get("bytes") and path is not None:
-        audio = {**audio, "path": os.path.join(base, path)}
-    return Clip(key, audio, path if isinstance(path, str) else None, {name: row[name] for name in keep})
 
 
 def open_clips(
@@ -193,10 +181,10 @@ def open_clips(
         ValueError: A folder without audio or tables, a missing split or column, an option that does not fit.
     """
     path = Path(source)
-    if path.is_dir():
-        saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
-        folder = None if saved else FolderClips(path)
-        if folder is not None and folder.keys:
+    saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    if path.is_dir() and not saved:
+        folder = FolderClips(path)
+        if folder.keys:
             given = {"audio_column": audio_column, "keep": list(keep), "streaming": streaming}
             wrong = [name for name, value in given.items() if value]
             if wrong:
@@ -204,13 +192,13 @@ def open_clips(
                     f"{', '.join(wrong)}: given for {source!r}, a folder of audio files, expected a dataset; remove it."
                 )
             return folder
-        if folder is not None and not folder.skipped.keys() & set(DATASET_SUFFIXES):
+        if not folder.skipped.keys() & set(DATASET_SUFFIXES):
             found = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in folder.skipped.items())
             raise ValueError(
                 f"source: the folder {source!r} has no audio files ({', '.join(AUDIO_SUFFIXES)}) and no dataset "
                 f"({', '.join(DATASET_SUFFIXES)}), found: {found or 'nothing'}."
             )
-    table = _load_table(source, path, split, streaming)
+    table = _load_table(source, path, saved, split, streaming)
     base = path if path.is_dir() else path.parent
     column = _audio_column(table.features, audio_column, source)
     absent = [name for name in keep if name not in table.features]
@@ -227,8 +215,9 @@ def open_clips(
     return TableClips(table, column, keep, base)
 
 
-def _load_table(source: str, path: Path, split: str, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:
-    saved = [path / name for name in ("dataset_dict.json", "state.json") if (path / name).is_file()]
+def _load_table(
+    source: str, path: Path, saved: bool, split: str, streaming: bool
+) -> datasets.Dataset | datasets.IterableDataset:
     if saved:
         if streaming:
             raise ValueError(f"streaming: given for {source!r}, which is prepared on disk already; remove it.")

@@ -76,10 +76,7 @@ class SourceCounts:
                 )
 
     def check(self, error: object = None) -> None:
-        """Judges what was read to its end.
-
-        Args:
-            error (*optional*): What one of the broken records raised, for the message.
+        """Judges what was read to its end; the error is what one of the broken records raised, for the message.
 
         Raises:
             ValueError: Too many records are broken, or none has a label.

@@ -76,28 +76,24 @@ def map_audio(path: str, roots: Sequence[tuple[str, str]]) -> str:
     Returns:
         `str`: The local path, or the published one where nothing matches.
     """
-    root = _fitting_root(path, roots)
-    return path if root is None else _moved(path, root)
+    return _mapped(path, roots)[0]
 
 
-def _moved(path: str, root: tuple[str, str]) -> str:
-    return os.path.join(root[1], _normal(path)[len(_head(root[0])) :])
-
-
-def _fitting_root(path: str, roots: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
-    there = _normal(path)
-    fitting = [root for root in roots if _is_inside(there, _head(root[0]))]
-    return max(fitting, key=lambda root: len(_head(root[0])), default=None)
+def _mapped(path: str, roots: Sequence[tuple[str, str]]) -> tuple[str, tuple[str, str] | None]:
+    """The result of [`map_audio`], and the root that matches."""
+    there, best, longest = _normal(path), None, ""
+    for root in roots:
+        head = _head(root[0])
+        is_inside = there.startswith(head) if head else not there.startswith("/")
+        if is_inside and (best is None or len(head) > len(longest)):
+            best, longest = root, head
+    return (path if best is None else os.path.join(best[1], there[len(longest) :])), best
 
 
 @lru_cache(maxsize=256)
 def _head(folder: str) -> str:
     folder = _normal(folder)
     return folder.rstrip("/") + "/" if folder else ""
-
-
-def _is_inside(path: str, head: str) -> bool:
-    return path.startswith(head) if head else not path.startswith("/")
 
 
 def check_audio_roots(roots: Sequence[tuple[str, str]]) -> None:
@@ -124,7 +120,7 @@ class AudioCoverage:
         self.check_audio, self.num_threads = check_audio, num_threads
         if check_audio:
             check_audio_roots(self.audio_roots)
-        self.used_roots: set[tuple[str, str]] = set()
+        self.used_roots: set[tuple[str, str] | None] = set()
         self.examples: dict[str, list[str]] = {}  # by source, a missing file: the published path and the local one
         self.exists: dict[str, bool] = {}
         self.rows: Counter[tuple[str, str, bool]] = Counter()  # (source, kind, whether it exists)
@@ -157,33 +153,29 @@ class AudioCoverage:
         return result
 
     def _map(self, path: str) -> str:
-        root = _fitting_root(path, self.audio_roots)
-        if root is None:
-            return path
+        local, root = _mapped(path, self.audio_roots)
         self.used_roots.add(root)
-        return _moved(path, root)
+        return local
 
     def summary(self) -> dict[str, Any]:
         """`rows` with audio, `missing` rows without, both also `by_source` (with the distinct `clips`, the
         `missing_clips`, and all rows by `kinds`) and `rows` `by_kind`; `examples` of what is missing by source (the
         published path and the local one), and `unused_roots`, which no record's path lies in."""
+        found_rows, kinds, by_kind = Counter(), Counter(), Counter()
+        for (source, kind, found), count in self.rows.items():
+            found_rows[source, found] += count
+            kinds[source, kind] += count
+            by_kind[kind] += count if found else 0
         by_source = {}
         for source, clips in sorted(self.clips.items()):
-            ours = {(kind, found): count for (name, kind, found), count in self.rows.items() if name == source}
             present = sum(self.exists[clip] for clip in clips)
-            kinds: Counter[str] = Counter()
-            for (kind, _), count in ours.items():
-                kinds[kind] += count
             by_source[source] = {
-                "rows": sum(count for (_, found), count in ours.items() if found),
-                "missing": sum(count for (_, found), count in ours.items() if not found),
+                "rows": found_rows[source, True],
+                "missing": found_rows[source, False],
                 "clips": present,
                 "missing_clips": len(clips) - present,
-                "kinds": dict(sorted(kinds.items())),
+                "kinds": {kind: count for (name, kind), count in sorted(kinds.items()) if name == source},
             }
-        by_kind: Counter[str] = Counter()
-        for (_, kind, found), count in self.rows.items():
-            by_kind[kind] += count if found else 0
         return {
             "rows": sum(entry["rows"] for entry in by_source.values()),
             "missing": sum(entry["missing"] for entry in by_source.values()),

@@ -16,6 +16,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import KW_ONLY, InitVar, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
+from audio_sam import check_choice
 from processing_sam import PROMPT_TEMPLATE
+from sam_lab.common.checks import check_integers
 from sam_lab.common.files import locked, write_json
 from sam_lab.common.iteration import batched
 from sam_lab.common.text_tables import text_table
@@ -63,6 +66,7 @@ def is_caption_style(record: dict[str, Any], rule: str) -> bool:
     return True
 
 
+@dataclass(eq=False, repr=False)
 class OpenReasonAQA:
     """The mix: which records are in it and how often, found in one pass over the files; a second one yields them.
 
@@ -101,49 +105,36 @@ class OpenReasonAQA:
             many records without audio; a malformed record.
     """
 
-    def __init__(
-        self,
-        openaqa: str | Path,
-        reasonaqa: Sequence[str | Path],
-        size: int = 3_800_000,
-        reading: str = "whole",
-        caption_rule: str = "all_open",
-        seed: int = 0,
-        *,
-        replacing_kinds: Sequence[str] = REPLACING_KINDS,
-        closed_prefix: float | None = 0.5,
-        skip_unanswerable: bool = False,
-        lowercase: bool = True,
-        audio_roots: Sequence[tuple[str, str]] = (),
-        check_audio: bool = True,
-        max_missing: float = 0.05,
-        missing_sources: Sequence[str] = (),
-        tokenizer: Any = None,
-        cutoff: int = 108,
-    ):
-        if reading not in READINGS:
-            raise ValueError(f"reading: got {reading!r}, expected one of {', '.join(READINGS)}.")
-        if caption_rule not in CAPTION_RULES:
-            raise ValueError(f"caption_rule: got {caption_rule!r}, expected one of {', '.join(CAPTION_RULES)}.")
-        if isinstance(reasonaqa, (str, Path)):
-            raise ValueError(f"reasonaqa: got {str(reasonaqa)!r}, expected a list of files.")
-        if size < 1:
-            raise ValueError(f"size: got {size}, expected a positive number of records.")
-        if seed < 0:
-            raise ValueError(f"seed: got {seed}, expected 0 or more.")
-        if cutoff < 1:
-            raise ValueError(f"cutoff: got {cutoff}, expected a positive number of tokens.")
-        check_max_missing(max_missing)
-        _check_files(openaqa, reasonaqa)
-        self.openaqa, self.reasonaqa = openaqa, list(reasonaqa)
-        self.size, self.reading, self.caption_rule, self.seed = size, reading, caption_rule, seed
-        self.replacing_kinds, self.lowercase = tuple(replacing_kinds), lowercase
-        self.closed_prefix, self.skip_unanswerable = closed_prefix, skip_unanswerable
-        self.audio_roots, self.check_audio = list(audio_roots), check_audio
-        self.cutoff = cutoff
+    openaqa: str | Path
+    reasonaqa: Sequence[str | Path]
+    size: int = 3_800_000
+    reading: str = "whole"
+    caption_rule: str = "all_open"
+    seed: int = 0
+    _: KW_ONLY
+    replacing_kinds: Sequence[str] = REPLACING_KINDS
+    closed_prefix: float | None = 0.5
+    skip_unanswerable: bool = False
+    lowercase: bool = True
+    audio_roots: Sequence[tuple[str, str]] = ()
+    check_audio: bool = True
+    max_missing: float = 0.05
+    missing_sources: Sequence[str] = ()
+    tokenizer: InitVar[Any] = None
+    cutoff: int = 108
+
+    def __post_init__(self, tokenizer):
+        check_choice("reading", self.reading, READINGS)
+        check_choice("caption_rule", self.caption_rule, CAPTION_RULES)
+        if isinstance(self.reasonaqa, (str, Path)):
+            raise ValueError(f"reasonaqa: got {str(self.reasonaqa)!r}, expected a list of files.")
+        check_integers(1, size=self.size, cutoff=self.cutoff)
+        check_integers(0, seed=self.seed)
+        check_max_missing(self.max_missing)
+        _check_files(self.openaqa, self.reasonaqa)
         self.counts: dict[str, dict[str, int]] = {}  # of the readers, by collection
         count_tokens = _token_counter(tokenizer)
-        self._scan(count_tokens, max_missing, missing_sources)
+        self._scan(count_tokens)
         self._draw()
         self.report = self._report(count_tokens is not None)
 
@@ -159,12 +150,7 @@ class OpenReasonAQA:
             for record in _some(records, "reasonaqa", file):
                 yield "ReasonAQA", record
 
-    def _scan(
-        self,
-        count_tokens: Callable[[list[str]], list[int]] | None,
-        max_missing: float,
-        missing_sources: Sequence[str],
-    ) -> None:
+    def _scan(self, count_tokens: Callable[[list[str]], list[int]] | None) -> None:
         coverage = AudioCoverage(self.audio_roots, self.check_audio)
         groups: dict[tuple[str, str, str, int], int] = {}  # (collection, kind, source, what becomes of it)
         group, over = array("i"), array("b")
@@ -187,7 +173,7 @@ class OpenReasonAQA:
                 "records whose task is open-ended, so these all stay, as closed questions do."
             )
         self.coverage = {**coverage.summary(), "collections": self.counts}
-        check_missing(self.coverage, max_missing, missing_sources)
+        check_missing(self.coverage, self.max_missing, self.missing_sources)
         self.groups = list(groups)
         self.group = np.frombuffer(group, np.int32)
         self.over = np.frombuffer(over, np.int8)
@@ -200,7 +186,7 @@ class OpenReasonAQA:
         return GIVES_WAY if is_caption_style(record, self.caption_rule) else OPEN
 
     def _draw(self) -> None:
-        """Sets `times`: how often each record is in the mix."""
+        """Sets `times`, how often each record is in the mix, and `replacing`, the report of those that replace."""
         rng = np.random.default_rng(self.seed)
         fate = np.array([fate for *_, fate in self.groups])[self.group]
         kept, others, pool = (np.flatnonzero(fate == value) for value in (KEPT, OPEN, REPLACES))
@@ -220,12 +206,12 @@ class OpenReasonAQA:
                 f"{fill:,} of them to take the place of others."
             )
         self.times = np.zeros(len(self.group), np.int32)
-        self.times[kept] = 1
-        self.times[others] = 1
-        self.passes, rest = divmod(fill, len(pool)) if fill else (0, 0)
-        self.times[pool] = self.passes
+        self.times[kept] = self.times[others] = 1
+        passes, rest = divmod(fill, len(pool)) if fill else (0, 0)
+        self.times[pool] = passes
         self.times[rng.permutation(pool)[:rest]] += 1
-        self.pool, self.fill, self.rest = len(pool), fill, rest
+        most = passes + (rest > 0)
+        self.replacing = {"rows": fill, "distinct": len(pool), "times_at_least": passes, "times_at_most": most}
 
     def _report(self, counted: bool) -> dict[str, Any]:
         read = np.bincount(self.group, minlength=len(self.groups))
@@ -247,12 +233,7 @@ class OpenReasonAQA:
             "caption_rule": self.caption_rule,
             "seed": self.seed,
             "replacing_kinds": list(self.replacing_kinds),
-            "replacing": {
-                "rows": self.fill,
-                "distinct": self.pool,
-                "times_at_least": self.passes,
-                "times_at_most": self.passes + (self.rest > 0),
-            },
+            "replacing": self.replacing,
             "two_audio_left_out": self.counts["ReasonAQA"]["two_audio"],
             "cutoff": self.cutoff,
             "over_cutoff": int(cut.sum()) if counted else None,

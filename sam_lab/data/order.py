@@ -93,7 +93,7 @@ class BatchOrder:
         for number, (part, (_, weight), share) in enumerate(zip(self.sources, parts, self.shares), 1):
             if not share:
                 raise ValueError(
-                    f"source: number {number}, {part.name}, has the weight {weight!r}, which gives it none of the "
+                    f"source: number {number}, {part.name}, has the weight {weight!r}, which leaves it none of the "
                     f"{self.num_rows} records of an epoch, expected at least one; raise it, or remove the source."
                 )
 

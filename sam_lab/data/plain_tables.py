@@ -4,7 +4,6 @@ import csv
 import glob
 import gzip
 import hashlib
-import itertools
 import math
 import os
 import zlib
@@ -20,6 +19,7 @@ import pyarrow
 from transformers.utils import logging
 
 from sam_lab.common.files import AUDIO_SUFFIXES
+from sam_lab.common.iteration import batched
 from sam_lab.common.json_files import is_encodable, read_json
 from sam_lab.common.prompts import DEFAULT_PROMPT
 
@@ -103,9 +103,7 @@ def _file_table(path: Path, suffix: str, prompt: str) -> datasets.Dataset:
         raise ValueError(f"source: {str(path)!r} is empty, expected columns and rows.")
     reader = _RowReader(str(path), names, prompt, path.parent)
     rows = (reader(item, index) for index, item in enumerate(items))
-    batches = []
-    while chunk := list(itertools.islice(rows, CHUNK)):
-        batches.append(pyarrow.RecordBatch.from_pylist(chunk, SCHEMA))
+    batches = (pyarrow.RecordBatch.from_pylist(chunk, SCHEMA) for chunk in batched(rows, CHUNK))
     table = pyarrow.Table.from_batches(batches, SCHEMA)
     reader.check(len(table))
     return datasets.Dataset(table)
@@ -229,17 +227,16 @@ class _RowReader:
         """Raises for no rows, a row without an answer, and audio in some rows only."""
         if not total:
             raise ValueError(f"source: {self.source!r} has columns but no rows, expected some.")
-        for column in (self.answer, self.audio):
+        answer = "an answer that is text or a number" if self.classes is None else "a label of a class"
+        move = "write paths there, remove the rows, or move text to a separate table without audio"
+        for column, what, allowed, advice in (
+            (self.answer, answer, (0,), "write answers there, or filter the rows out"),
+            (self.audio, "audio", (0, total), move),
+        ):
             count = self.count[column]
-            if not count or (column == self.audio and count == total):
+            if count in allowed:
                 continue
             number, value = self.first[column]
-            if column == self.audio:
-                what = "audio"
-                advice = "write paths there, remove the rows, or move text to a separate table without audio"
-            else:
-                what = "an answer that is text or a number" if self.classes is None else "a label of a class"
-                advice = "write answers there, or filter the rows out"
             raise ValueError(
                 f"source: {self.source!r} has {count:,} of {total:,} rows without {what} in the column {column!r}, "
                 f"the first is row {number} ({_short(value)}); {advice}."

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from transformers.utils import logging
 
 from sam_lab.common.json_files import is_encodable, read_json
@@ -18,42 +19,9 @@ logger = logging.get_logger(__name__)
 # OpenAQA's prefix of closed questions in the mix of all questions (LTU, combine_all_open_close.py). LTU's evaluation
 # spells it "Close-ended question: "; both spellings stay as they are.
 CLOSED_PREFIX = "Closed-ended question: "
-# An answer with one of these states that the question has none. The same records as with LTU's longer list
-# (filter_not_answerable_qa.py), whose other entries contain one of these.
-UNANSWERABLE = (
-    "can't infer",
-    "cannot",
-    "difficult to determine",
-    "difficult to infer",
-    "do not provide sufficient",
-    "does not provide",
-    "enough",
-    "impossible",
-    "it is difficult to",
-    "more context",
-    "no indication",
-    "no information",
-    "no specific",
-    "not clear",
-    "not possible",
-    "not provided",
-    "not specified",
-    "sorry",
-    "unclear",
-    "without additional",
-    "without more information",
-)
-# What ReasonAQA's "caption first audio" stands for, worded for a model of one clip.
-CAPTION_PROMPTS = (
-    "caption the audio",
-    "describe the audio in one sentence",
-    "write a caption for this sound",
-    "what can be heard in this recording?",
-    "say in one sentence what this clip contains",
-    "give a short description of the sound",
-    "summarize what happens in the audio",
-    "what is going on in this clip?",
-)
+# Phrases of answers that state that a question has none, and wordings of ReasonAQA's "caption first audio".
+TEXTS = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8"))
+UNANSWERABLE, CAPTION_PROMPTS = TEXTS["unanswerable"], TEXTS["caption_prompts"]
 # What the paper leaves open of its mix of both, OpenReasonAQA: see openreasonaqa.py.
 READINGS = ("whole", "replacement")
 CAPTION_RULES = ("all_open", "caption_words", "not_yes_no")

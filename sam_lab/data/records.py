@@ -98,7 +98,6 @@ def write_records(
         return old
     own_shards(folder)
     coverage = AudioCoverage(audio_roots, check_audio)
-    progress = tqdm(desc=f"writing {folder.name}", unit="record")
     rows: list[dict[str, Any]] = []
     shards: list[dict[str, Any]] = []
 
@@ -110,8 +109,7 @@ def write_records(
         shards.append({"file": name, "rows": min(len(rows), rows_per_shard)})
         del rows[:rows_per_shard]
 
-    lock = ExitStack()
-    try:
+    with tqdm(desc=f"writing {folder.name}", unit="record") as progress, ExitStack() as lock:
         for number, batch in enumerate(batched(records, CHUNK)):
             if number == 0:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -134,9 +132,6 @@ def write_records(
         summary = {**coverage.summary(), "collections": collections, **settings, "shards": shards}
         check_missing(summary, max_missing, missing_sources)
         _replace(folder, summary)
-    finally:
-        progress.close()
-        lock.close()
     return summary
 
 

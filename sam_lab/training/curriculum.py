@@ -28,7 +28,7 @@ from sam_lab.common.processes import processes, say
 from sam_lab.common.provenance import checkpoint_hash
 from sam_lab.training.model import encoder_folder, model_config
 from sam_lab.training.plan import accumulation
-from sam_lab.training.recipe import DataSource, Recipe, Stage, recipe_values
+from sam_lab.training.recipe import DataSource, Recipe, recipe_values
 from sam_lab.training.sources import Rows, prepare_data, rows_hash, validation_rows
 from sam_lab.training.stages import Run, delete_checkpoints, is_finished, run_stage, stage_folder, stage_steps
 
@@ -83,12 +83,8 @@ def check_machine(recipe: Recipe, num_processes: int) -> None:
 
 
 def claim(recipe: Recipe, output: Path, write: bool = True) -> None:
-    """Writes the recipe into an output folder, or checks that the folder has the same one.
-
-    Args:
-        recipe ([`Recipe`]): The recipe.
-        output (`Path`): The folder.
-        write (`bool`, *optional*, defaults to `True`): Whether to write it; otherwise only check.
+    """Writes the recipe into an output folder, or checks that the folder has the same one; only checks without
+    `write`.
 
     Raises:
         ValueError: The folder holds another recipe; the message lists the differences.
@@ -197,33 +193,29 @@ def run_recipe(
                 raise ValueError(
                     f"output: another run is writing into {output}; wait for it or choose another folder."
                 ) from error
-        _run(recipe, output, todo, callbacks)
+        unfinished = [each for each in todo if not is_finished(output, each)]
+        names = dict.fromkeys(name for each in unfinished for name in each.data)
+        if recipe.validation is not None and unfinished:
+            names[recipe.validation] = None
+        sources = prepare_data(recipe, output, list(names))
+        run = Run(recipe, output, SamProcessor.from_pretrained(recipe.model), sources)
+        for each in unfinished:  # so that an error in the last stage does not appear after the others
+            stage_steps(run, each)
+        if recipe.validation is not None and unfinished:
+            run.validation = validation_rows(recipe, sources[recipe.validation])
+        if processes().is_main_process:
+            claim(recipe, output)
+            if unfinished:
+                claim_inputs(recipe, output, sources)  # reads all weights
+        processes().wait_for_everyone()
+        if unfinished and not is_tensorboard_available():
+            say("no TensorBoard curves: the package tensorboard is not installed")
+        for each in todo:
+            if each in unfinished:
+                say(f"stage {each.number}, {each.name}:")
+                run_stage(run, each, callbacks)
+            else:
+                say(f"stage {each.number}, {each.name}: finished")
+                if processes().is_main_process:
+                    delete_checkpoints(recipe, stage_folder(output, each))
     return stage_folder(output, todo[-1])
-
-
-def _run(recipe: Recipe, output: Path, todo: Sequence[Stage], callbacks: Sequence[TrainerCallback]) -> None:
-    unfinished = [stage for stage in todo if not is_finished(output, stage)]
-    names = dict.fromkeys(name for stage in unfinished for name in stage.data)
-    if recipe.validation is not None and unfinished:
-        names[recipe.validation] = None
-    sources = prepare_data(recipe, output, list(names))
-    run = Run(recipe, output, SamProcessor.from_pretrained(recipe.model), sources)
-    for stage in unfinished:  # so that an error in the last stage does not appear after the others
-        stage_steps(run, stage)
-    if recipe.validation is not None and unfinished:
-        run.validation = validation_rows(recipe, sources[recipe.validation])
-    if processes().is_main_process:
-        claim(recipe, output)
-        if unfinished:
-            claim_inputs(recipe, output, sources)  # reads all weights
-    processes().wait_for_everyone()
-    if unfinished and not is_tensorboard_available():
-        say("no TensorBoard curves: the package tensorboard is not installed")
-    for stage in todo:
-        if stage in unfinished:
-            say(f"stage {stage.number}, {stage.name}:")
-            run_stage(run, stage, callbacks)
-        else:
-            say(f"stage {stage.number}, {stage.name}: finished")
-            if processes().is_main_process:
-                delete_checkpoints(recipe, stage_folder(output, stage))

@@ -21,6 +21,7 @@ logger = logging.get_logger(__name__)
 
 # A pattern, because bare names would also match an `out_proj` outside the language model.
 LORA_TARGETS = r".*language_model\.layers\.\d+\.mixer\.(in_proj|out_proj)"
+CARD = Path(__file__).with_name("adapter_card.md")
 
 # -- Parameters ---------------------------------------------------------------------------------------------------
 
@@ -53,11 +54,8 @@ def lora_config(rank: int, modules_to_save: Sequence[str] = (), dropout: float =
 def upcast_trainable(model: torch.nn.Module) -> int:
     """Makes every trainable parameter float32, in place, and returns the number of trained values.
 
-    A checkpoint stored in bf16 loads as bf16, where small updates round away: most of them at a learning rate of 1e-4.
+    The model has its adapters already, and its other parameters are frozen. A checkpoint stored in bf16 loads as bf16, where small updates round away: most of them at a learning rate of 1e-4.
     So trained parameters, and with them the optimiser's state, are float32; frozen ones keep their type.
-
-    Args:
-        model (`torch.nn.Module`): The model, with its adapters added and its other parameters frozen.
 
     Raises:
         ValueError: Nothing is trainable.
@@ -74,10 +72,7 @@ def follow_autocast(model: torch.nn.Module) -> None:
     """Stops LoRA layers from casting their inputs under autocast.
 
     peft casts them to the adapter's float32 before dropout, and autocast casts them back, to the same numbers. Without
-    autocast, peft still casts.
-
-    Args:
-        model (`torch.nn.Module`): A model, with or without adapters. A second call changes nothing.
+    autocast, peft still casts. A model without adapters does not change, nor does a second call change anything.
     """
     for module in model.modules():
         if isinstance(module, LoraLayer) and _leave_inputs not in module._forward_pre_hooks.values():
@@ -89,15 +84,8 @@ def _leave_inputs(module, args):
 
 
 def check_float32(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Asserts that trained parameters and their optimiser state are float32.
-
-    Args:
-        model (`torch.nn.Module`): The model.
-        optimizer (`torch.optim.Optimizer`): Its optimiser, after at least one step.
-
-    Raises:
-        AssertionError: Names the first tensor that is not.
-    """
+    """Asserts, after at least one step, that trained parameters and their optimiser state are float32; the
+    `AssertionError` names the first tensor that is not."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert parameter.dtype == torch.float32, f"{name} is trained in {parameter.dtype}, expected float32"
@@ -135,12 +123,8 @@ def save_checkpoint(model, processor, folder: str | Path) -> None:
 
 
 def model_config(recipe: Recipe, plan: bool = False) -> SamConfig:
-    """The configuration of a recipe's model, checked against the recipe.
-
-    Args:
-        recipe ([`Recipe`]): The recipe.
-        plan (`bool`, *optional*, defaults to `False`): Use the paper's preset of `size` and `connector` if the model
-            does not exist here.
+    """The configuration of a recipe's model, checked against the recipe. With `plan` it is the paper's preset of `size`
+    and `connector` if the model does not exist here.
 
     Raises:
         FileNotFoundError: The model does not exist.
@@ -201,11 +185,8 @@ def encoder_folder(recipe: Recipe) -> Path:
 
 
 def load_base(recipe: Recipe, dtype: str | None = None) -> SamForConditionalGeneration:
-    """The model before training, with the encoder of `encoder_from`, on the CPU.
-
-    Args:
-        recipe ([`Recipe`]): The recipe.
-        dtype (`str`, *optional*): Parameter type, by default the recipe's `base_dtype`.
+    """The model before training, with the encoder of `encoder_from`, on the CPU; its parameter type is `dtype`, by
+    default the recipe's `base_dtype`.
 
     Raises:
         FileNotFoundError: A checkpoint has no weights.
@@ -255,42 +236,16 @@ def with_adapters(model: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
     return model
 
 
-ADAPTER_CARD = """---
-library_name: peft
-pipeline_tag: audio-text-to-text
-{metadata}tags:
-- audio
-- mamba2
-- lora
----
-
-# Adapter of {base}
-
-LoRA of rank {rank} on every `in_proj` and `out_proj` of SAM's language model, with {beside}; the recipe was {recipe}.
-
-```python
-import sam_alm
-from peft import PeftModel
-from transformers import AutoModel, AutoProcessor
-
-base = AutoModel.from_pretrained("{base}", dtype="auto")
-model = PeftModel.from_pretrained(base, "THIS_REPOSITORY")
-processor = AutoProcessor.from_pretrained("{base}")
-```
-"""
-
-
 def adapter_card(recipe: Recipe) -> str:
     """The model card of a recipe's adapter; it only names a base model that has a Hub id."""
-    encoder = " and the frozen encoder of another run" if recipe.encoder_from is not None else ""
-    encoder = " and the encoder" if recipe.joint_encoder else encoder
+    frozen = " and the frozen encoder of another run" if recipe.encoder_from is not None else ""
     is_id = recipe.base_id is not None or not Path(recipe.model).expanduser().exists()
     base = recipe.base_id or recipe.model
-    return ADAPTER_CARD.format(
+    return CARD.read_text(encoding="utf-8").format(
         metadata=f"base_model: {base}\n" if is_id else "",
         base=base if is_id else "THE_BASE",
         rank=recipe.lora_rank,
-        beside="the connector" + encoder,
+        beside="the connector" + (" and the encoder" if recipe.joint_encoder else frozen),
         recipe=recipe.name,
     )
 
@@ -325,15 +280,11 @@ def load_weights(model: torch.nn.Module, folder: Path) -> None:
     files = sorted(folder.glob("adapter_model*.safetensors" if adapted else "model*.safetensors"))
     tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
     expected = get_peft_model_state_dict(model) if adapted else model.state_dict()
-    expected = {name: tensor for name, tensor in expected.items() if adapted or name != "lm_head.weight"}
     learns = any(p.requires_grad for name, p in model.named_parameters() if part_of(name, adapted) == "encoder")
     if adapted and not learns:  # adapters were once saved without a frozen encoder
         tensors = {**{name: tensor for name, tensor in expected.items() if ".audio_tower." in name}, **tensors}
-    wrong = sorted(
-        name
-        for name in {*expected, *tensors} - {"lm_head.weight"}
-        if name not in expected or name not in tensors or expected[name].shape != tensors[name].shape
-    )
+    shapes = [{name: tensor.shape for name, tensor in each.items()} for each in (expected, tensors)]
+    wrong = sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()} - {"lm_head.weight"})
     if wrong:
         raise ValueError(
             f"{folder}: {len(wrong)} tensors are missing, unknown or of another shape, the first is {wrong[0]}; "

@@ -160,7 +160,7 @@ class Recipe:
             that of the file, or `"float32"` or `"bfloat16"`. Trained weights are float32.
         precision (`str`, *optional*, defaults to `"bf16"`): Autocast; or `"fp32"`, with everything in float32.
         seed (`int`, *optional*, defaults to 0): Seed of everything random.
-        text_cutoff (`int`, *optional*, defaults to 108): Text tokens of a row that are kept, LTU's `cutoff_len`.
+        text_cutoff (`int`, *optional*, defaults to 108): Text tokens of a row that remain, LTU's `cutoff_len`.
         global_batch_size (`int`, *optional*, defaults to 256): Rows of an optimiser step, over all processes.
         micro_batch_size (`int`, *optional*, defaults to 8): Rows that a process passes through the model at once.
         warmup_steps (`int`, *optional*, defaults to 100): Steps in which the learning rate rises.

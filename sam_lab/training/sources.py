@@ -36,11 +36,6 @@ def prepare_data(recipe: Recipe, output: Path, names: Sequence[str]) -> dict[str
     """Turns data sources into folders of records, shards or tables. Published files are converted once, by the first
     process, which also prints the coverage of their audio.
 
-    Args:
-        recipe ([`Recipe`]): The recipe.
-        output (`Path`): The run's folder.
-        names (list of `str`): The data sources.
-
     Raises:
         FileNotFoundError: The data of a source does not exist; raised before any source is converted.
         ValueError: A source is empty, or too much of its audio is missing.

@@ -175,13 +175,7 @@ def stage_steps(run: Run, stage: Stage) -> tuple[RecordBatches | None, int | Non
 
 class StageTrainer(SamTrainer):
     """[`SamTrainer`] of a stage: keeps the other parts frozen when it resumes, may train the encoder at a learning
-    rate of its own, and saves the weights that are handed on.
-
-    Args:
-        recipe ([`Recipe`]): The recipe.
-        stage ([`Stage`]): The stage.
-        kwargs: `SamTrainer`'s.
-    """
+    rate of its own, and saves the weights that are handed on."""
 
     def __init__(self, *args, recipe: Recipe, stage: Stage, **kwargs):
         super().__init__(*args, **kwargs)
@@ -233,11 +227,10 @@ class StageTrainer(SamTrainer):
             if not self.is_world_process_zero():
                 return
             (partial / "training_args.bin").unlink(missing_ok=True)  # pickled, and specific to this machine
-            if self.recipe.lora_rank:
-                (partial / "README.md").write_text(adapter_card(self.recipe), encoding="utf-8")
-            if (
-                self.recipe.lora_rank and self.recipe.base_id is not None
-            ):  # only here: before each save peft asks the Hub about an id
+            if not self.recipe.lora_rank:
+                return
+            (partial / "README.md").write_text(adapter_card(self.recipe), encoding="utf-8")
+            if self.recipe.base_id is not None:  # only here: before each save peft asks the Hub about an id
                 named = json.loads((partial / "adapter_config.json").read_text(encoding="utf-8"))
                 write_json({**named, "base_model_name_or_path": self.recipe.base_id}, partial / "adapter_config.json")
 
@@ -311,13 +304,8 @@ def stage_arguments(run: Run, stage: Stage, steps: int | None) -> TrainingArgume
 
 
 def run_stage(run: Run, stage: Stage, callbacks: Sequence[TrainerCallback] = ()) -> None:
-    """Trains one stage to its end, from its start or its newest checkpoint, and writes its folder.
-
-    Args:
-        run ([`Run`]): The run.
-        stage ([`Stage`]): The stage; the one before is finished.
-        callbacks (list of `TrainerCallback`, *optional*): Passed to its Trainer.
-    """
+    """Trains one stage to its end, from its start or its newest checkpoint, and writes its folder. The stage before is
+    finished; the callbacks are passed to the Trainer."""
     trained = stage_folder(run.output, stage) / "trained.json"
     if not trained.is_file():
         _train(run, stage, callbacks, trained)

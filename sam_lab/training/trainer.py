@@ -228,13 +228,10 @@ class SamTrainer(Trainer):
 
 
 class SecondsCallback(TrainerCallback, ExportableState):
-    """Stops the training after a fixed time.
+    """Stops the training after so many seconds.
 
     The clock starts after the first step, in which kernels are compiled and tuned. A checkpoint keeps the elapsed time,
     and a training that resumes from it has the rest.
-
-    Args:
-        seconds (`float`): How long to train.
     """
 
     def __init__(self, seconds: float):

@@ -221,7 +221,9 @@ def test_sources_that_make_no_sense(processor, records, folder, tmp_path):
     with pytest.raises(ValueError, match=r"has the prompt None and the answer '\.', expected text"):
         tiny_batches(datasets.Dataset.from_list([{"audio": None, "prompt": None, "answer": "."}]), processor, 4)
     one, three = (datasets.Dataset.from_list(records[:number]) for number in (1, 3))
-    with pytest.raises(ValueError, match=r"number 2, the Dataset, has the weight 0\.1, which gives it none of the 4 "):
+    with pytest.raises(
+        ValueError, match=r"number 2, the Dataset, has the weight 0\.1, which leaves it none of the 4 "
+    ):
         tiny_batches([(three, 3.0), (one, 0.1)], processor, 4)
     ending = {"audio": None, "prompt": "?", "answer": "A dog.<|endoftext|>"}
     with pytest.raises(ValueError, match=r"has the special token <\|endoftext\|> in the answer"):

@@ -211,12 +211,12 @@ def test_the_order_is_random(files, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"reading": "half"}, "reading: got 'half', expected one of whole, replacement"),
-        ({"caption_rule": "some"}, "caption_rule: got 'some', expected one of all_open"),
+        ({"reading": "half"}, "reading: got 'half', expected one of 'whole', 'replacement'"),
+        ({"caption_rule": "some"}, "caption_rule: got 'some', expected one of 'all_open'"),
         ({"size": 3}, "size: got 3, expected at least the 4 closed questions"),
-        ({"size": 0}, "size: got 0, expected a positive number"),
-        ({"seed": -1}, "seed: got -1, expected 0 or more"),
-        ({"cutoff": 0}, "cutoff: got 0, expected a positive number of tokens"),
+        ({"size": 0}, "size: got 0, expected an integer of at least 1"),
+        ({"seed": -1}, "seed: got -1, expected an integer of at least 0"),
+        ({"cutoff": 0}, "cutoff: got 0, expected an integer of at least 1"),
         ({"max_missing": 5}, "max_missing: got 5, expected a share from 0 to 1"),
         ({"max_missing": math.nan}, "max_missing: got nan"),
         ({"closed_prefix": 2}, "closed_prefix: got 2"),
