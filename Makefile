@@ -13,7 +13,7 @@ FLOOR_VENV ?= .venv-floor
 FLOOR_TRANSFORMERS ?= transformers==5.13.*
 # The suites that depend on transformers' inside: names, cache, generation, Trainer.
 FLOOR_TESTS ?= tests/model tests/data/test_batches.py tests/training tests/test_conversion.py
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install

@@ -95,6 +95,7 @@ def naive(model, processor, waveform, prompt="What do you hear?"):
 # -- Windows and columns ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_long_file_is_described_by_windows(model, processor, folder, tmp_path):
     (counts,) = describe(model, processor, folder, tmp_path / "out")
     rows = rows_of(tmp_path / "out")
@@ -193,6 +194,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [2, 4, 7])
 def test_going_on_after_a_kill(model, processor, folder, tmp_path, monkeypatch, after):
     describe(model, processor, folder, tmp_path / "whole")

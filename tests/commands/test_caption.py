@@ -61,6 +61,7 @@ def test_prompts_of_the_command():
             parse(wrong)
 
 
+@pytest.mark.slow
 def test_the_command(command, folder, tmp_path, capsys):
     (tmp_path / "labels.txt").write_text("dog\n\nrain\n")
     (folder / "broken.wav").write_bytes(b"x")

@@ -160,6 +160,7 @@ def test_the_adapters_alone(command, base, table, tmp_path):
     assert moved and all(name.endswith(("in_proj.weight", "out_proj.weight")) for name in moved)
 
 
+@pytest.mark.slow
 def test_resumes(command, base, table, tmp_path):
     options = ("--lora_rank", 2, "--max_steps", 4, "--save_steps", 2)
     straight = finetuned(command, base, table, tmp_path / "straight", *options)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SAM_TINY = ROOT / "examples" / "sam-tiny"
 
 
-OPTIONS = ("--set", "save_steps=1")
+OPTIONS = ("--set", "save_steps=1", "--set", "evaluation_rows=1", "--set", "generated_rows=1")
 
 
 def training(output, log) -> subprocess.Popen:

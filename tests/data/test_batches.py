@@ -132,6 +132,7 @@ def test_missing_files_at_the_head_of_a_large_source_may_be_few_of_it(processor,
         tiny_batches(table, processor, 4, max_broken=0.005)
 
 
+@pytest.mark.slow
 def test_as_many_broken_records_as_allowed_are_no_error(processor, records):
     table = datasets.Dataset.from_list(some_broken(records))
     for seed in range(4):  # where one of the workers alone may have read more of them

@@ -163,6 +163,7 @@ def test_workers_that_stay_and_an_epoch_that_is_left(folder, processor, tmp_path
     assert all(record["prompt"] in text for record, text in zip(chain(*order), seen))
 
 
+@pytest.mark.slow
 def test_training_on_waveforms_and_packed_rows_is_the_same(folder, processor, tmp_path):
     class Loud:
         def __call__(self, features):

@@ -97,6 +97,7 @@ def test_clotho_scores_are_the_given_ones(clotho):
         assert scores[name] == pytest.approx(value, abs=1e-6), name
 
 
+@pytest.mark.slow
 @needs_packages
 @needs_jars
 def test_nothing_is_written_beside_the_packages_and_nothing_that_downloads_is_imported(clotho):

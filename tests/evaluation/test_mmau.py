@@ -392,6 +392,7 @@ def test_perfect_answers(mini):
         )
 
 
+@pytest.mark.slow
 @published
 def test_what_guessing_gives(mini):
     baselines = score_mmau(mini, [item.choices[0] for item in mini])["baselines"]

@@ -167,6 +167,7 @@ def test_the_interval_of_a_rate_is_the_binomials(rate):
     assert high == pytest.approx(binom.ppf(0.975, count, rate) / count, abs=0.006)
 
 
+@pytest.mark.slow
 def test_the_interval_is_seeded_and_is_that_of_the_metric():
     scores, targets = table(4, clips=120)
     interval = bootstrap_interval(lambda weights: mean_average_precision(scores, targets, weights), 120)

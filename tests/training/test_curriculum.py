@@ -446,6 +446,7 @@ def test_four_stages_hand_on_exactly_and_train_their_parts(world, straight):
     assert read == [{"noise": {"seen": 4 * steps, **none}} for steps in (4, 4, 2, 2)]  # the records' own source
 
 
+@pytest.mark.slow
 def test_what_a_stage_keeps_loads_alone(world, straight):
     recipe = toy(world)
     for number in (1, 4):
@@ -476,6 +477,7 @@ def test_the_best_is_that_of_the_lowest_evaluation_loss(world, straight):
     assert same(tensors(folder / "best"), {n: p for n, p in expected.state_dict().items() if n != "lm_head.weight"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kill", [(1, 3), (2, 3), (2, 1), (3, 2)], ids=["of a part", "between checkpoints", "before any", "at the end"]
 )
@@ -505,6 +507,7 @@ def test_a_killed_run_goes_on_to_the_same_losses(world, straight, tmp_path, kill
     assert same(tensors(folder / "last"), tensors(straight / folder.name / "last"))
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_training_and_keeping_goes_on(world, straight, tmp_path, monkeypatch):
     recipe, output = toy(world, "validation=closed", "keep_checkpoints=true"), tmp_path / "run"
     output.mkdir()
@@ -538,6 +541,7 @@ def test_a_run_killed_while_it_tidies_goes_on(world, tmp_path, monkeypatch):
     SamForConditionalGeneration.from_pretrained(tmp_path / "stage-1" / "best")
 
 
+@pytest.mark.slow
 def test_two_runs_do_not_write_into_one_folder(world, tmp_path, monkeypatch):
     monkeypatch.setattr(curriculum_module, "LOCK_SECONDS", 0.3)
     with locked(tmp_path), pytest.raises(ValueError, match="output: another run is writing into"):
@@ -634,6 +638,7 @@ def test_audio_that_is_not_there_is_said_before_anything_is_loaded(world, tmp_pa
     assert json.loads((tmp_path / "run" / "stage-1" / "finished.json").read_text())["steps"] == 4
 
 
+@pytest.mark.slow
 def test_broken_clips_to_evaluate_on_are_found_before_anything_is_loaded(world, tmp_path, monkeypatch, capsys):
     (tmp_path / "broken.wav").write_bytes(b"RIFF")
     clips = [world / "0.wav", world / "1.wav", world / "2.wav", tmp_path / "broken.wav"]
@@ -647,6 +652,7 @@ def test_broken_clips_to_evaluate_on_are_found_before_anything_is_loaded(world, 
     assert {Path(row["audio"]).name for row in samples} == {"0.wav", "1.wav", "2.wav"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["num_workers=0"], ["num_workers=2"], ["cache_features=true"]])
 def test_broken_clips_are_left_out_and_what_was_read_is_kept(world, tmp_path, options):
     (tmp_path / "broken.wav").write_bytes(b"RIFF")
@@ -746,6 +752,7 @@ def test_a_hand_over_within_a_stage(world, tmp_path):
     assert last_checkpoint(folder).name == "checkpoint-4"
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_of_another_run(world, straight, tmp_path):
     recipe = toy(world, *FROZEN, f"encoder_from={straight}")
     assert encoder_folder(recipe) == straight / "stage-4" / "encoder"
@@ -854,6 +861,7 @@ def test_published_files_are_converted_with_their_audio_found(world, tmp_path, c
         sources_module.prepare_data(toy(world, source), tmp_path / "other", names)
 
 
+@pytest.mark.slow
 def test_a_whole_model_by_the_clock_with_features_on_the_device(world, tmp_path):
     (tmp_path / "whole.yaml").write_text(
         yaml.safe_dump(
@@ -984,6 +992,7 @@ class Rates(TrainerCallback):
                 self.rates.setdefault(names[id(parameter)], group["initial_lr"])
 
 
+@pytest.mark.slow
 def test_the_encoder_may_have_a_rate_of_its_own(world, tmp_path):
     recipe = toy(world, "stages.2.encoder_learning_rate=3e-6")
     output, watch = tmp_path / "run", Rates()

@@ -85,6 +85,7 @@ def test_shards_of_the_same_size_are_other_rows(noises):
         claim_inputs(recipe, noises / "run", sources)
 
 
+@pytest.mark.slow
 def test_a_change_within_large_shards_is_found(noises):
     recipe = toy(noises, "lines")
     rows = [{"audio": None, "prompt": "What?", "answer": f"Noise {index:06d}"} for index in range(60_000)]
