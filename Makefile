@@ -1,4 +1,4 @@
-# Thin wrappers: README.md gives the plain command behind each of them.
+# Thin wrappers; README.md has the plain commands behind demo and test.
 #
 #   make demo                    describe the clips of examples/audio with examples/sam-tiny
 #   make test                    run the tests

@@ -4,7 +4,6 @@ python benchmarks/cpu.py --threads 2 --json benchmarks/cpu.json
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from transformers import Mamba2ForCausalLM
 from audio_sam import SamFeatureExtractor
 from configuration_sam import mamba2_config
 from mamba_sam import SamMamba2Model
+from sam_lab.common.files import write_json
 
 
 def best(function, *args, **kwargs) -> float:
@@ -63,7 +63,7 @@ def main() -> None:
     about = {"threads": args.threads, "torch": torch.__version__, "transformers": transformers.__version__}
     for row in rows:
         print({key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()})
-    args.json.write_text(json.dumps({**about, "results": rows}, indent=1) + "\n")
+    write_json({**about, "results": rows}, args.json)
 
 
 if __name__ == "__main__":

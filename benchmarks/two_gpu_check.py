@@ -36,14 +36,15 @@ from audio_sam import load_audio
 from configuration_sam import SamConfig
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamProcessor
-from sam_lab.common.files import write_json
+from sam_lab.common.files import AUDIO_SUFFIXES, write_json
 from sam_lab.common.processes import end_processes
+from sam_lab.common.prompts import CLASSIFICATION_PROMPT
 from sam_lab.training.curriculum import run_recipe
 from sam_lab.training.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 1e-3  # largest relative difference of float32 losses
-PROMPTS = ("Classify the sound events in the audio clip.", "What do you hear?", "Describe the sound in one sentence.")
+PROMPTS = (CLASSIFICATION_PROMPT, "What do you hear?", "Describe the sound in one sentence.")
 
 # -- What is trained ----------------------------------------------------------------------------------------------
 
@@ -68,7 +69,7 @@ def write_model(folder: Path, size: str) -> None:
 def write_data(folder: Path, rows: int, clips: int = 64) -> Path:
     """A table of so many rows over clips of 10 s, mixed from `examples/audio`; WAV, so that loading is not measured."""
     rng = np.random.default_rng(0)
-    files = sorted(path for path in (ROOT / "examples/audio").iterdir() if path.suffix in {".flac", ".ogg", ".wav"})
+    files = sorted(path for path in (ROOT / "examples/audio").iterdir() if path.suffix in AUDIO_SUFFIXES)
     sounds = [load_audio(path) for path in files]
     names = []
     folder.mkdir(parents=True, exist_ok=True)

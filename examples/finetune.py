@@ -18,6 +18,8 @@ from sam_lab.data.plain_tables import read_table, rows_with_audio
 from sam_lab.training.finetuning import prepare_model, save_merged, split_rows
 from sam_lab.training.trainer import SamTrainer
 
+if len(sys.argv) not in (3, 4):
+    sys.exit(__doc__)
 source, output = sys.argv[1:3]
 checkpoint = sys.argv[3] if len(sys.argv) > 3 else Path(__file__).parent / "sam-tiny"
 set_seed(0)

@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 
 from sam_lab.common.cores import num_cores
 from sam_lab.common.prompts import CLASSIFICATION_PROMPT, DEFAULT_PROMPT
+from sam_lab.common.text_tables import text_table
+from sam_lab.training.library import find_recipe, recipe_names
 
 # What modules that are slow to import define; tests/commands/test_cli.py compares both.
 CONNECTORS = ("concatenation", "time_major", "frequency_major")
@@ -35,6 +38,7 @@ SIZES = ("130m", "780m", "2.7b")
 DEFAULT = "default: %(default)s"
 MODEL = "a SAM checkpoint: a directory or a Hub id"
 AUDIO_ROOT = {
+    "type": lambda text: _pair("FROM=TO")(text),
     "action": "append",
     "default": [],
     "metavar": "FROM=TO",
@@ -80,10 +84,27 @@ def parse(argv: Sequence[str] | None = None) -> tuple[str, argparse.Namespace]:
 
 class _Version(argparse.Action):
     def __call__(self, parser, *unused):
-        from configuration_sam import __version__
-
-        print(f"sam-alm {__version__}")
+        file = importlib.util.find_spec("configuration_sam").origin  # not imported: it needs transformers
+        version = re.search(r'^__version__ = "(.+)"$', Path(file).read_text(encoding="utf-8"), re.MULTILINE)
+        print(f"sam-alm {version.group(1)}")
         parser.exit()
+
+
+class _Recipes(argparse.Action):
+    def __call__(self, parser, *unused):
+        print(text_table(list(recipe_names().items()), align="left"))
+        parser.exit()
+
+
+def _pair(expected: str) -> Callable[[str], str]:
+    """A type of argparse: two parts with an equals sign between them."""
+
+    def check(text: str) -> str:
+        if not re.match(r"(?:[^=\\]|\\.)+=", text):
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected {expected}")
+        return text
+
+    return check
 
 
 def _number(kind: type, least: float, most: float, expected: str) -> Callable[[str], Any]:
@@ -255,10 +276,17 @@ def _train(parser: argparse.ArgumentParser) -> None:
     """
     add = parser.add_argument
     add("recipe", nargs="?", metavar="RECIPE", help="a name, such as E6, or a YAML file")
-    add("--list", action="store_true", help="print the names of the recipes and exit")
+    add("--list", action=_Recipes, nargs=0, dest=argparse.SUPPRESS, help="print the names of the recipes and exit")
     add("--output", metavar="DIR", help="the folder for everything that is trained")
     add("--stage", type=_not_negative, metavar="N", help="run this stage only; the one before must be finished")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key; repeatable")
+    add(
+        "--set",
+        type=_pair("KEY=VALUE"),
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a key; repeatable",
+    )
     add("--audio-root", **AUDIO_ROOT)
     add(
         "--dry-run", action="store_true", help="print parameters, steps, tokens and hours of the stages; needs no data"
@@ -267,10 +295,12 @@ def _train(parser: argparse.ArgumentParser) -> None:
 
 
 def _check_train(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    if arguments.list:
-        return
     if arguments.recipe is None:
         parser.error("RECIPE: got none, expected a name, such as E6 (see --list), or a YAML file")
+    try:
+        find_recipe(arguments.recipe)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
     if arguments.output is None and not arguments.dry_run:
         parser.error("--output: got none, expected a folder")
 
@@ -365,7 +395,7 @@ def _caption(parser: argparse.ArgumentParser) -> None:
     command resumes a killed run, also with another number of processes.
     """
     add = parser.add_argument
-    share = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    share = max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     add("source", metavar="SOURCE", help="a folder of audio, a folder or file of a dataset, or a dataset on the Hub")
     add("--model", required=True, metavar="DIR_OR_ID", help=MODEL)
     add("--output", required=True, metavar="DIR", help="the folder to write or to resume")

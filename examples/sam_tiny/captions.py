@@ -11,15 +11,13 @@ from pathlib import Path
 with open(Path(__file__).with_suffix(".csv"), newline="", encoding="utf-8") as handle:
     PHRASES = {row["label"]: (row["headline"], row["clause"]) for row in csv.DictReader(handle)}
 
-# The prompt of `sam-alm describe`, then others that ask for the same in a full sentence, and what answers look like.
-CAPTION_PROMPT = "Close-ended question: Write an audio caption describing the sound."
+# Prompts that ask for what DEFAULT_PROMPT asks, in a full sentence, and what answers look like.
 SENTENCE_PROMPTS = {
     "Describe the audio in a full sentence.": "{sentence}",
     "What can be heard in this recording?": "The sound of {gerund}.",
     "Open-ended question: What is happening in the audio?": "It sounds like {clause}.",
     "Listen and tell me what you hear.": "I hear {gerund}.",
 }
-CLASSIFICATION_PROMPT = "Classify the sound events in the audio clip."
 
 
 def lower_first(text: str) -> str:
@@ -64,5 +62,5 @@ def sentence(prompt: str, *labels: str) -> str:
 
 
 def label_list(*labels: str) -> str:
-    """The answer to [`CLASSIFICATION_PROMPT`], in the style of LTU's label lists: "Labels: dog barking; rain falling"."""
+    """The answer to the classification prompt, in the style of LTU's label lists: "Labels: dog barking; rain falling"."""
     return "Labels: " + "; ".join(map(headline, labels))

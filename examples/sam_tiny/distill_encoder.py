@@ -13,7 +13,6 @@ interrupted training from its last state; it writes one every 20 seconds.
 
 import argparse
 import csv
-import json
 import math
 import multiprocessing
 import os
@@ -34,7 +33,7 @@ from pretrain_encoder import resume_state, save_state
 
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamProcessor, load_audio
-from sam_lab.common.files import written
+from sam_lab.common.files import write_json, written
 from sam_lab.evaluation.scoring import wilson_interval
 from sam_lab.evaluation.tasks import read_esc50
 from sam_lab.training.augmentation import AugmentLogMel
@@ -201,7 +200,7 @@ def train(args: argparse.Namespace) -> None:
     print(f"{step} steps of {args.batch_size} clips")
     if args.validation is not None:
         score = validate(listener, names, processor, args.validation, args.fold)
-        (args.output / "classifier.json").write_text(json.dumps(score, indent=1) + "\n")
+        write_json(score, args.output / "classifier.json")
         low, high = score["interval"]
         print(f"the encoder's answers: {score['value']:.1%} ({low:.1%} to {high:.1%}) of {score['count']} clips")
     save_checkpoint(model, processor, args.output)  # last, since train.sh takes a checkpoint for a complete result

@@ -33,11 +33,12 @@ from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout works without installing it
 import scenes
-from captions import CAPTION_PROMPT, CLASSIFICATION_PROMPT, PHRASES, SENTENCE_PROMPTS, caption, label_list, sentence
+from captions import PHRASES, SENTENCE_PROMPTS, caption, label_list, sentence
 
 from configuration_sam import SamAudioConfig, SamConfig, mamba2_config
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import PROMPT_TEMPLATE, SamFeatureExtractor, SamProcessor
+from sam_lab.common.prompts import CLASSIFICATION_PROMPT, DEFAULT_PROMPT
 from sam_lab.training.model import save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,8 +128,8 @@ def write_stage_tables(
             tables[table] += rows
     tables["single"] = [row for row in tables["classification"] if not row["audio"].startswith("scenes/")]
     # Text alone: how AudioCaps writes captions (MIT), and our own answers, once with each prompt.
-    text = [(CAPTION_PROMPT, each, "caption") for each in captions]
-    text += [(CAPTION_PROMPT, caption(label), "caption") for label in labels for _ in range(20)]
+    text = [(DEFAULT_PROMPT, each, "caption") for each in captions]
+    text += [(DEFAULT_PROMPT, caption(label), "caption") for label in labels for _ in range(20)]
     text += [(prompt, sentence(prompt, label), "sentence") for label in labels for prompt in SENTENCE_PROMPTS]
     tables["text"] = [table_row("", question) for question in text]
     heard = sorted({row["label"] for row in validation})
@@ -233,7 +234,7 @@ def prepare(args: argparse.Namespace) -> None:
     print(f"{len(train)} clips of {len(labels)} labels to train on, {len(validation)} to validate on")
 
     truths = [
-        {"audio": str(data / "sounds" / row["file"]), "prompt": CAPTION_PROMPT, "answer": caption(row["label"])}
+        {"audio": str(data / "sounds" / row["file"]), "prompt": DEFAULT_PROMPT, "answer": caption(row["label"])}
         for row in validation
     ]
     rng.shuffle(truths)
@@ -253,7 +254,7 @@ def prepare(args: argparse.Namespace) -> None:
                 if not (esc50 / "audio" / name).exists():
                     os.symlink(data / "sounds" / row["file"], esc50 / "audio" / name)
 
-    prompts = (CAPTION_PROMPT, CLASSIFICATION_PROMPT, *SENTENCE_PROMPTS)
+    prompts = (DEFAULT_PROMPT, CLASSIFICATION_PROMPT, *SENTENCE_PROMPTS)
     texts = [text for label in labels for text in (caption(label), label_list(label))]
     texts += [sentence(prompt, label) for label in labels for prompt in SENTENCE_PROMPTS]
     texts += [PROMPT_TEMPLATE.format(prompt=prompt) for prompt in prompts] * 20

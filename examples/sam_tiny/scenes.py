@@ -13,8 +13,6 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from captions import (
-    CAPTION_PROMPT,
-    CLASSIFICATION_PROMPT,
     PHRASES,
     SENTENCE_PROMPTS,
     caption,
@@ -26,6 +24,7 @@ from captions import (
 )
 
 from processing_sam import SAMPLING_RATE, load_audio
+from sam_lab.common.prompts import CLASSIFICATION_PROMPT, DEFAULT_PROMPT
 
 SECONDS = 10.0  # of a scene, at most
 MODES = ("together", "in turn", "three")
@@ -155,7 +154,7 @@ def options(right: str, wrong: list[str], rng: random.Random) -> tuple[str, str]
 def classification(sounds: list[Sound]) -> list[tuple[str, str, str]]:
     """What the sounds are: caption and labels, the loudest first. All of these return `(prompt, answer, kind)`."""
     labels = [sound.label for sound in sorted(sounds, key=lambda sound: -sound.level)]
-    return [(CAPTION_PROMPT, caption(*labels), "caption"), (CLASSIFICATION_PROMPT, label_list(*labels), "labels")]
+    return [(DEFAULT_PROMPT, caption(*labels), "caption"), (CLASSIFICATION_PROMPT, label_list(*labels), "labels")]
 
 
 def closed(sounds: list[Sound], rng: random.Random) -> list[tuple[str, str, str]]:

@@ -4,9 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from configuration_sam import CONNECTORS, SamConfig
+from sam_lab.common.checks import check_model, choose_device
 from sam_lab.common.files import write_json
 from sam_lab.common.provenance import versions
 from sam_lab.common.text_tables import markdown, text_table
@@ -79,7 +78,10 @@ def _swap(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _distance(arguments: argparse.Namespace) -> dict[str, Any]:
-    audio = SamConfig.from_pretrained(arguments.model).audio_config if arguments.model else None
+    audio = None
+    if arguments.model is not None:
+        check_model(arguments.model)
+        audio = SamConfig.from_pretrained(arguments.model).audio_config
     distances = {name: state_update_distance(SamConfig(audio_config=audio, connector=name)) for name in CONNECTORS}
     rows = [["state updates", "to the next time step", "to the next band", "slots"]]
     print(text_table(rows + [[name, *map(str, found.values())] for name, found in distances.items()]))
@@ -95,7 +97,7 @@ def _named(argument: str) -> tuple[str | None, str]:
 def _measuring(arguments: argparse.Namespace) -> tuple[ClipSet, dict[str, Any]]:
     """The clips to measure, and how."""
     clips = choose_clips(arguments.clips, arguments.limit, arguments.seed)
-    arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    arguments.device = str(choose_device(arguments.device))
     return clips, {key: getattr(arguments, key) for key in ("tau", "dtype", "device", "batch_size")}
 
 

@@ -17,6 +17,7 @@ import processing_sam  # noqa: F401 (registers the processor)
 from audio_sam import read_windows
 from modeling_sam import SamForConditionalGeneration
 from sam_lab.common.answers import prompt_inputs
+from sam_lab.common.checks import choose_device
 from sam_lab.common.files import AUDIO_SUFFIXES
 from sam_lab.common.iteration import batched
 
@@ -25,7 +26,7 @@ BATCH_SIZE = 8  # windows that go through the model together
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Describes the files; returns 1 if one of them could not be read (the others are described all the same)."""
+    """Describes the files; returns 1 if one of them could not be read (the others are described nevertheless)."""
     paths = arguments.audio or _example_clips()
     model, processor = _load(arguments.model or _example_model(), arguments.device, arguments.dtype)
     prompt = prompt_inputs(model, processor, arguments.prompt)
@@ -58,12 +59,7 @@ def _example_model() -> str:
 def _load(model_id: str, device: str | None, dtype: str | None) -> tuple[Any, Any]:
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:  # a name torch does not know, or a device it cannot reach
-        raise ValueError(f"--device: got {device!r}, which torch cannot use: {str(error).splitlines()[0]}") from error
+    place = choose_device(device)
     dtype = dtype or ("float32" if place.type == "cpu" else "auto")
     try:
         model = AutoModel.from_pretrained(model_id, dtype=dtype)

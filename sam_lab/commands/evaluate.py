@@ -3,17 +3,14 @@
 import argparse
 import csv
 import shutil
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import PartialState
-
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamProcessor
-from sam_lab.common.checks import check_model
+from sam_lab.common.checks import check_model, choose_device
 from sam_lab.common.files import write_json
+from sam_lab.common.processes import processes
 from sam_lab.common.provenance import checkpoint_hash, versions
 from sam_lab.common.text_tables import markdown
 from sam_lab.data.coverage import parse_audio_roots
@@ -47,9 +44,8 @@ def _score_humans(arguments: argparse.Namespace) -> None:
 
 
 def _score_model(arguments: argparse.Namespace) -> None:
-    on_cpu = not torch.cuda.is_available() or (arguments.device or "").startswith("cpu")
-    state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))  # processes wait while the main one scores
-    device = arguments.device or ("cpu" if on_cpu else state.device)
+    state = processes()
+    device = state.device if arguments.device is None else choose_device(arguments.device)
     check_model(arguments.model)
     plan, written = [], []
     for name in arguments.benchmarks:  # every mistake is found before anything is generated

@@ -1,7 +1,6 @@
 """`sam-alm finetune`: trains a checkpoint on clips and texts of its user."""
 
 import argparse
-import os
 
 import datasets
 import torch
@@ -13,6 +12,7 @@ from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamDataCollator
 from sam_lab.common.answers import generate_answers
 from sam_lab.common.checks import check_model
+from sam_lab.common.cores import num_cores
 from sam_lab.common.processes import end_processes
 from sam_lab.data.plain_tables import read_table, rows_with_audio
 from sam_lab.training.augmentation import AugmentLogMel
@@ -84,7 +84,7 @@ def _set_up(arguments: argparse.Namespace, training: TrainingArguments) -> tuple
         print(f"training {trained / 1e6:.2f} of {total / 1e6:.2f} million parameters")
     rows, validation_rows = table, truths
     if arguments.cache_features:
-        threads = os.cpu_count() or 1
+        threads = num_cores()
         rows, validation_rows = (CachedRows(part, processor, training.device, threads) for part in (table, truths))
         training.dataloader_num_workers, training.dataloader_pin_memory = 0, False
     extractor = processor.feature_extractor

@@ -7,17 +7,13 @@ from pathlib import Path
 # Tuning the kernels takes minutes; a run that resumes finds the same choices, and so computes the same numbers.
 os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
 
-from sam_lab.common.text_tables import text_table
 from sam_lab.training.curriculum import run_recipe
 from sam_lab.training.plan import plan, plan_text
-from sam_lab.training.recipe import load_recipe, recipe_names
+from sam_lab.training.recipe import load_recipe
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trains, plans the training (`--dry-run`) or lists the recipes."""
-    if arguments.list:
-        print(text_table(list(recipe_names().items()), align="left"))
-        return 0
+    """Trains, or plans the training (`--dry-run`)."""
     roots = [f"audio_roots={arguments.audio_root!r}"] if arguments.audio_root else []
     recipe = load_recipe(arguments.recipe, [*arguments.set, *roots])
     if arguments.dry_run:

@@ -31,8 +31,9 @@ def written(path: str | os.PathLike, folder: bool = False) -> Iterator[Path]:
     """Yields a place to write a file or a folder, which replaces `path` when the block ends without an error.
 
     A reader of `path` sees the whole old content or the whole new: the new content is written beside it, flushed to
-    disk and renamed. What remains there of a killed run is deleted first. Only one process may write a path at a time;
-    [`locked`] excludes others.
+    disk and renamed. (A folder that is replaced is absent between two renames; the next writing puts back what a kill in
+    that moment left as `NAME.replaced`.) What else remains of a killed run is deleted first. Only one process may write
+    a path at a time; [`locked`] excludes others.
 
     Args:
         path (`str` or `os.PathLike`): The file or folder to write; its parent must exist.
@@ -43,6 +44,8 @@ def written(path: str | os.PathLike, folder: bool = False) -> Iterator[Path]:
     """
     path, place = Path(path), unfinished(path)
     discard(place)
+    if _replaced(path).exists() and not path.exists():
+        os.replace(_replaced(path), path)
     discard(_replaced(path))
     if folder:
         place.mkdir(parents=True)
@@ -62,13 +65,18 @@ def _replaced(path: Path) -> Path:
 def publish(path: Path) -> None:
     """Moves the complete file or folder at [`unfinished`] of `path` to `path`."""
     place = unfinished(path)
-    for file in [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]:
-        with open(file, "rb+") as handle:  # Windows flushes only what is open for writing
-            os.fsync(handle.fileno())
+    flush(place)
     if path.is_dir():
         os.replace(path, _replaced(path))
     os.replace(place, path)
     discard(_replaced(path))
+
+
+def flush(path: Path) -> None:
+    """Waits until a file, or all files of a folder, are on the disk."""
+    for file in [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]:
+        with open(file, "rb+") as handle:  # Windows flushes only what is open for writing
+            os.fsync(handle.fileno())
 
 
 def discard(path: Path) -> None:

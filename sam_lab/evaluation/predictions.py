@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from audio_sam import SAMPLING_RATE, load_audio
 from sam_lab.common.answers import generate
+from sam_lab.common.cores import num_cores
 from sam_lab.common.files import write_json, write_text
 from sam_lab.common.iteration import batched
 from sam_lab.evaluation.items import Item
@@ -69,7 +70,7 @@ def load_clip(path: str) -> tuple[np.ndarray | None, str | None]:
 def load_batches(batches: Sequence[list[Item]]) -> Iterator[tuple[list[Item], list[tuple[np.ndarray | None, Any]]]]:
     """Batches with their clips, which threads read while earlier batches are answered."""
     waiting: deque = deque()
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(16, num_cores())) as pool:
         for batch in batches:
             waiting.append((batch, [pool.submit(load_clip, item.audio) for item in batch]))
             if len(waiting) > AHEAD:

@@ -6,11 +6,6 @@ from typing import Any
 import torch
 
 
-def choose_device(name: str | None) -> torch.device:
-    """The device of that name, by default cuda where available, else the CPU."""
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
 def device_name(device: torch.device) -> str:
     """The GPU's name, or `"cpu"`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -16,12 +16,13 @@ import torch
 
 from audio_sam import load_audio
 from processing_sam import SamProcessor
+from sam_lab.common.checks import choose_device
 from sam_lab.common.cores import num_cores
 from sam_lab.common.files import AUDIO_SUFFIXES
 from sam_lab.data.batches import RecordBatches
 from sam_lab.data.collation import RowCollator, compute_features
 from sam_lab.data.order import BatchOrder
-from sam_lab.timing.devices import choose_device, device_name, say, synchronize
+from sam_lab.timing.devices import device_name, say, synchronize
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 

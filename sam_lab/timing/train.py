@@ -19,8 +19,10 @@ import kernels_sam
 from audio_sam import SamFeatureExtractor
 from configuration_sam import SamAudioConfig, SamConfig, mamba2_config
 from modeling_sam import SamForConditionalGeneration, positions_with_loss
+from sam_lab.common.checks import choose_device
+from sam_lab.common.files import write_text
 from sam_lab.data.collation import pack_rows
-from sam_lab.timing.devices import choose_device, device_name, say, synchronize
+from sam_lab.timing.devices import device_name, say, synchronize
 from sam_lab.training.model import choose_trainable, follow_autocast, with_adapters
 from sam_lab.training.plan import plan
 from sam_lab.training.recipe import load_recipe
@@ -340,7 +342,7 @@ class Training:
         tables = [averages.table(sort_by=f"self_{kind}_time_total", row_limit=40) for kind in ("device", "cpu")]
         head = f"a step of {len(batches)} micro-batch: {wall:.3f} s, kernels {busy:.3f} s\n"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join([head, *tables]), encoding="utf-8")
+        write_text("\n".join([head, *tables]), path)
 
     def measure(self, batch: int) -> dict[str, Any]:
         """Speed, memory and share of time with a micro-batch, in a row of the result."""

@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from configuration_sam import SamConfig
 from modeling_sam import SamAudioModel, SamForConditionalGeneration
+from sam_lab.common.files import flush
 from sam_lab.training.recipe import Recipe
 
 logger = logging.get_logger(__name__)
@@ -113,6 +114,7 @@ def save_checkpoint(model, processor, folder: str | Path) -> None:
         shutil.copy(folder / "README.md", unfinished)  # else a default card would replace it
     model.save_pretrained(unfinished)
     processor.save_pretrained(unfinished)
+    flush(unfinished)
     (folder / "config.json").unlink(missing_ok=True)
     for file in sorted(unfinished.iterdir(), key=lambda file: file.name == "config.json"):
         os.replace(file, folder / file.name)

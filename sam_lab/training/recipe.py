@@ -19,8 +19,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from configuration_sam import CONNECTORS, LANGUAGE_MODEL_SIZES
 from sam_lab.data.published import CAPTION_RULES, READINGS
-
-RECIPES = Path(__file__).parent / "recipes"
+from sam_lab.training.library import RECIPES, find_recipe
 
 PARTS = ("connector", "encoder", "lora", "language_model")
 # What a stage takes from the recipe unless it sets its own.
@@ -262,7 +261,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe.
 
     Args:
-        path (`str` or `Path`): The name of one of the package's recipes, such as `"E6"` (see [`recipe_names`]), or a
+        path (`str` or `Path`): The name of one of the package's recipes, such as `"E6"` (see [`~library.recipe_names`]), or a
             YAML file. Its key `base` names another file, in the same folder or else among the package's recipes: this
             file's keys replace those of the base, mappings (`data`, `stages`, a stage) are merged key by key, lists
             are replaced.
@@ -278,21 +277,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             an unknown part or data source, stages that contradict the recipe. The message names the file (or `--set`)
             and the key.
     """
-    path = _find(path)
+    path = find_recipe(path)
     values = _merged(path, [])
     for override in overrides:
         values = _merge(values, _checked(Recipe, _parse_override(override), f"--set {override}"))
     return _build(values, path)
-
-
-def recipe_names() -> dict[str, str]:
-    """The package's recipes: the first comment line of each by its name, E2 before E10."""
-
-    def in_order(file: Path) -> list[str | int]:
-        return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.stem)]
-
-    files = sorted(RECIPES.glob("*.yaml"), key=in_order)
-    return {file.stem: file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ") for file in files}
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
@@ -322,27 +311,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _find(path: str | Path) -> Path:
-    """The file of a recipe; a word without a suffix is the name of one of the package's, unless it is a file."""
-    path, packaged = Path(path), {name.lower(): name for name in recipe_names()}
-    if path.suffix or len(path.parts) != 1:
-        return path
-    if path.name.lower() in packaged:
-        return RECIPES / f"{packaged[path.name.lower()]}.yaml"
-    if path.is_file():
-        return path
-    raise ValueError(
-        f"recipe: got {str(path)!r}, expected one of {', '.join(packaged.values())}, or the path of a YAML file; "
-        "correct the name."
-    )
-
-
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"recipe: there is no file {str(path)!r}; give the path of a YAML file, or the name of a recipe of the "
-            "package without a suffix, such as E6."
-        )
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:

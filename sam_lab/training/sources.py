@@ -15,6 +15,7 @@ from pyarrow import parquet, types
 from tqdm.auto import tqdm
 
 from audio_sam import load_audio
+from sam_lab.common.cores import num_cores
 from sam_lab.common.iteration import batched
 from sam_lab.common.processes import processes, say
 from sam_lab.data.collation import BROKEN
@@ -239,7 +240,7 @@ def validation_rows(recipe: Recipe, source: Rows) -> datasets.Dataset:
             return str(error)
         return None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(num_cores()) as pool:
         problems = list(pool.map(problem, rows["audio"][:]))
     broken = [text for text in problems if text is not None]
     if len(broken) > recipe.max_broken * len(rows):

@@ -20,7 +20,6 @@ The folder of a stage, `stage-N/` in the run's folder, contains
 import copy
 import gc
 import json
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -41,6 +40,7 @@ from hub_sam import write_model_card
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamDataCollator, SamProcessor
 from sam_lab.common.answers import generate_answers
+from sam_lab.common.cores import num_cores
 from sam_lab.common.files import unfinished, write_json, written
 from sam_lab.common.processes import PATIENCE, processes, say
 from sam_lab.data.batches import RecordBatches
@@ -148,7 +148,7 @@ def cached_rows(run: Run, stage: Stage, device: torch.device) -> CachedRows:
         datasets.concatenate_datasets([table.select_columns(["audio", "prompt", "answer"]) for table in tables]),
         run.processor,
         device,
-        os.cpu_count() or 1,
+        num_cores(),
         stage.text_cutoff,
         run.recipe.max_broken,
         origins,

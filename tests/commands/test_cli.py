@@ -58,6 +58,10 @@ WRONG = [
     (["benchmark", "train", "--json", "x", "--size", "7b"], "--size: invalid choice: '7b'"),
     (["listen"], "invalid choice: 'listen'"),
     ([], "the following arguments are required: COMMAND"),
+    (["train", "E66", "--output", "x"], "recipe: got 'E66', expected one of E1, E2"),
+    (["train", "none.yaml", "--dry-run"], "recipe: there is no file 'none.yaml'"),
+    (["train", "E6", "--dry-run", "--set", "seed"], "--set: got 'seed', expected KEY=VALUE"),
+    (["train", "E6", "--dry-run", "--audio-root", "/data"], "--audio-root: got '/data', expected FROM=TO"),
 ]
 HELP = [
     [],
@@ -89,6 +93,12 @@ def test_help_needs_no_slow_import(words):
 def test_wrong_usage_needs_no_slow_import(words, message):
     done = light(*words)
     assert done.stdout == "status 2\n" and message in done.stderr
+
+
+@pytest.mark.parametrize(("words", "printed"), [(["--version"], "sam-alm 0."), (["train", "--list"], "E1 ")])
+def test_what_is_known_without_a_model_needs_no_slow_import(words, printed):
+    done = light(*words)
+    assert done.stdout.startswith(printed) and done.stdout.endswith("status 0\n")
 
 
 def test_every_command_has_a_wrong_usage_and_a_module():

@@ -101,8 +101,8 @@ def test_a_recipe_has_a_name_or_a_file(command, capsys, tmp_path):
         command("train", recipe, "--dry-run")
         plans.append(capsys.readouterr().out)
     assert (plans[0] == plans[1] and "hours in all" in plans[0]) or "unknown" in plans[0]
-    command("train", "E66", "--dry-run", error="^sam-alm: recipe: got 'E66', expected one of .*E6")
-    command("train", tmp_path / "none.yaml", "--dry-run", error="none.yaml")
+    command("train", "E66", "--dry-run", status=2, error="error: recipe: got 'E66', expected one of .*E6")
+    command("train", tmp_path / "none.yaml", "--dry-run", status=2, error="none.yaml")
 
 
 def test_what_is_missing_is_asked_for(command):

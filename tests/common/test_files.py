@@ -66,6 +66,30 @@ for content in ("old", "half"):
     assert [item.name for item in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_process_killed_while_it_replaces_a_folder_loses_nothing(tmp_path):
+    code = """
+import os, signal
+from sam_lab.common import files
+replace = os.replace
+def kill_at_the_second(source, target):
+    if str(source).endswith(".unfinished"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+with files.written("a", folder=True) as place:
+    (place / "f").write_text("old")
+files.os.replace = kill_at_the_second
+with files.written("a", folder=True) as place:
+    (place / "f").write_text("new")
+"""
+    assert run(code, tmp_path).wait() == -signal.SIGKILL
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["a.replaced", "a.unfinished"]
+    with pytest.raises(OSError), written(tmp_path / "a", folder=True):
+        assert (tmp_path / "a" / "f").read_text() == "old"
+        raise OSError
+    assert (tmp_path / "a" / "f").read_text() == "old"
+    assert [item.name for item in tmp_path.iterdir()] == ["a"]
+
+
 def test_what_is_published_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
     calls = []
     sync, replace = os.fsync, os.replace

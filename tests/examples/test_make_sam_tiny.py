@@ -26,6 +26,7 @@ from transformers import (
 from configuration_sam import AUTO_MAP, SamConfig
 from modeling_sam import SamForConditionalGeneration
 from processing_sam import SamAudioLanguageProcessor
+from sam_lab.common.prompts import DEFAULT_PROMPT
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -272,7 +273,7 @@ def described():
     results = {}
     for clip in AUDIO:
         begin = time.perf_counter()
-        inputs = processor(text=captions.CAPTION_PROMPT, audio=str(clip), overflow="truncate", return_tensors="pt")
+        inputs = processor(text=DEFAULT_PROMPT, audio=str(clip), overflow="truncate", return_tensors="pt")
         tokens = model.generate(**inputs, max_new_tokens=64)[0, inputs["input_ids"].shape[1] :]
         results[clip.name] = processor.decode(tokens, skip_special_tokens=True), time.perf_counter() - begin
     return results
@@ -293,7 +294,7 @@ def test_sam_tiny_describes_the_clips_in_time(described):
 @needs_sam_tiny
 def test_sam_tiny_is_answered_the_same_in_bf16_and_fp32():
     processor = AutoProcessor.from_pretrained(SAM_TINY)
-    inputs = processor(text=captions.CAPTION_PROMPT, audio=str(CLIPS / "dog.ogg"), return_tensors="pt")
+    inputs = processor(text=DEFAULT_PROMPT, audio=str(CLIPS / "dog.ogg"), return_tensors="pt")
     answers = []
     for dtype in (torch.float32, torch.bfloat16):
         model = AutoModel.from_pretrained(SAM_TINY, dtype=dtype)

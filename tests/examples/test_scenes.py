@@ -8,6 +8,8 @@ import pytest
 import soundfile
 from tiny import script
 
+from sam_lab.common.prompts import CLASSIFICATION_PROMPT, DEFAULT_PROMPT
+
 captions = script("examples/sam_tiny/captions.py")
 scenes = script("examples/sam_tiny/scenes.py")
 Sound = scenes.Sound
@@ -81,8 +83,8 @@ TOGETHER = [Sound("dog", 0.0, 2.0, 0.0), Sound("rain", 1.0, 4.0, 1.0)]
 
 def test_what_is_heard_is_told_the_loudest_first():
     assert scenes.classification(DOG_THEN_RAIN) == [
-        (captions.CAPTION_PROMPT, "Dog barking and rain falling.", "caption"),
-        (captions.CLASSIFICATION_PROMPT, "Labels: dog barking; rain falling", "labels"),
+        (DEFAULT_PROMPT, "Dog barking and rain falling.", "caption"),
+        (CLASSIFICATION_PROMPT, "Labels: dog barking; rain falling", "labels"),
     ]
     assert scenes.classification(TOGETHER)[0][1] == "Rain falling and dog barking."
 

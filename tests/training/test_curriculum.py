@@ -29,6 +29,7 @@ from sam_lab.training import curriculum as curriculum_module
 from sam_lab.training import sources as sources_module
 from sam_lab.training import stages as stages_module
 from sam_lab.training.curriculum import claim, run_recipe
+from sam_lab.training.library import RECIPES, recipe_names
 from sam_lab.training.model import (
     choose_trainable,
     encoder_folder,
@@ -38,7 +39,7 @@ from sam_lab.training.model import (
     with_adapters,
 )
 from sam_lab.training.plan import plan, plan_text
-from sam_lab.training.recipe import RECIPES, load_recipe, recipe_names
+from sam_lab.training.recipe import load_recipe
 from sam_lab.training.stages import last_checkpoint
 from sam_lab.training.trainer import SecondsCallback
 
