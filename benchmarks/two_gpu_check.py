@@ -3,13 +3,14 @@
     python benchmarks/two_gpu_check.py --size 130m --work runs/two --json two_gpu.json --plot two_gpu.png
     python benchmarks/two_gpu_check.py --size tiny --batch 2 --bf16-batch 2 --bf16-steps 4 --work runs/two \
         --json two_cpu.json
-    python benchmarks/two_gpu_check.py --size 2.7b --fsdp --bf16-steps 6 --bf16-batch 8 --work runs/two --json fsdp.json
+    python benchmarks/two_gpu_check.py --size 2.7b --fsdp --bf16-steps 6 --bf16-batch 8 --work runs/two \
+        --json fsdp.json
 
 The global batch is the same, so the losses should be equal: in float32 (dropout 0, a few steps, the largest relative
 difference at most 1e-3) and, more loosely, in bf16. Two processes run on two GPUs under `accelerate launch
 --config_file examples/accelerate_two_gpu_bf16.yaml`, or, without a GPU, on the CPU under torchrun. `--plot`
-needs matplotlib; `--plot-only` draws a JSON file of another machine. `--fsdp` instead trains the whole model, including
-its language model, divided over two GPUs by examples/accelerate_fsdp_bf16.yaml.
+needs matplotlib; `--plot-only` draws a JSON file of another machine. `--fsdp` instead trains the whole model,
+including its language model, divided over two GPUs by examples/accelerate_fsdp_bf16.yaml.
 """
 
 import argparse
@@ -67,7 +68,8 @@ def write_model(folder: Path, size: str) -> None:
 
 
 def write_data(folder: Path, rows: int, clips: int = 64) -> Path:
-    """A table of so many rows over clips of 10 s, mixed from `examples/audio`; WAV, so that loading is not measured."""
+    """A table of so many rows over clips of 10 s, mixed from `examples/audio`; WAV, so that loading is not
+    measured."""
     rng = np.random.default_rng(0)
     files = sorted(path for path in (ROOT / "examples/audio").iterdir() if path.suffix in AUDIO_SUFFIXES)
     sounds = [load_audio(path) for path in files]
@@ -164,7 +166,8 @@ class StepTimes(TrainerCallback):
 
 
 def command(number: int, precision: str, words: list[str], config: str) -> list[str]:
-    """The command that starts a number of processes of this script, with a configuration of accelerate in examples/."""
+    """The command that starts a number of processes of this script, with a configuration of accelerate in
+    examples/."""
     if number == 1:
         return [sys.executable, __file__, *words]
     with socket.socket() as free:

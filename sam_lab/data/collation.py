@@ -1,4 +1,5 @@
-"""From records to the tensors of a micro-batch: audio is read, broken clips are skipped, rows are packed and padded."""
+"""From records to the tensors of a micro-batch: audio is read, broken clips are skipped, rows are packed and
+padded."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -161,8 +162,8 @@ def collate_rows(
     """The model's inputs from packed rows, padded on the right.
 
     Args:
-        packed (`list[list[dict]]`): The rows of each packed row: `input_ids`, `labels` (lists), and `waveform` (a tensor
-            from the feature extractor's `center`, or `None` for text).
+        packed (`list[list[dict]]`): The rows of each packed row: `input_ids`, `labels` (lists), and `waveform` (a
+            tensor from the feature extractor's `center`, or `None` for text).
         processor ([`SamAudioLanguageProcessor`]): Its padding token and feature extractor are used.
         features (`str`, *optional*, defaults to `"workers"`): `"workers"` computes `input_features` here, `"device"`
             returns `waveforms` and `num_samples` for [`~SamFeatureExtractor.log_mel`].

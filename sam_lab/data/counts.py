@@ -45,7 +45,8 @@ class SourceCounts:
         return {source: dict(row) for source, row in sorted(self.table.items())}
 
     def check_broken(self, error: object = None, deviations: int = 0) -> None:
-        """Refuses more broken records than `max_broken` allows: among all, and among those of a source of at least 100.
+        """Refuses more broken records than `max_broken` allows: among all, and among those of a source of at least
+        100.
 
         Args:
             error (*optional*): What one of them raised, for the message.

@@ -49,8 +49,8 @@ def parse_audio_roots(values: Iterable[str]) -> list[tuple[str, str]]:
             pairs = [pair for pair in pairs if os.path.isdir(os.path.expanduser(pair[1]))]
         if len(pairs) != 1:
             raise ValueError(
-                f"--audio-root: got {value!r}, in which several = could divide FROM=TO; write \\= for each that belongs "
-                "to a folder."
+                f"--audio-root: got {value!r}, in which several = could divide FROM=TO; write \\= for each that "
+                "belongs to a folder."
             )
         published, local = _normal(pairs[0][0]), os.path.normpath(os.path.expanduser(pairs[0][1]))
         if roots.setdefault(published, local) != local:
@@ -71,7 +71,8 @@ def map_audio(path: str, roots: Sequence[tuple[str, str]]) -> str:
 
     Args:
         path (`str`): The record's path; `./a//b` lies in `a` as `a/b` does.
-        roots (list of `(FROM, TO)`): From [`parse_audio_roots`]. Whole folders match: `/data/a` is not in `/data/audio`.
+        roots (list of `(FROM, TO)`): From [`parse_audio_roots`]. Whole folders match: `/data/a` is not in
+            `/data/audio`.
 
     Returns:
         `str`: The local path, or the published one where nothing matches.
@@ -193,8 +194,8 @@ def check_max_missing(max_missing: float) -> None:
 
 
 def check_missing(summary: dict[str, Any], max_missing: float, missing_sources: Sequence[str] = ()) -> None:
-    """Raises `ValueError`, with the table of [`coverage_table`], where no record or too few have their audio: of all, and
-    of each source of at least 100, without `missing_sources`."""
+    """Raises `ValueError`, with the table of [`coverage_table`], where no record or too few have their audio: of all,
+    and of each source of at least 100, without `missing_sources`."""
     if summary["rows"] + summary["missing"] == 0:
         raise ValueError("records: got none, expected at least one; check the files they are read from.")
     sources = {name: entry for name, entry in summary["by_source"].items() if name not in missing_sources}
@@ -209,8 +210,8 @@ def check_missing(summary: dict[str, Any], max_missing: float, missing_sources: 
             raise ValueError(
                 f"{missing:,} of {total:,} records{what} have no audio file, more than max_missing={max_missing:.1%}. "
                 f"{_searched(summary, [what.removeprefix(' of ')] if what else list(sources))}Map the folders of the "
-                "published paths to local ones with --audio-root FROM=TO, fetch what is missing, raise max_missing, or "
-                f"name in missing_sources what may be missing.\n{coverage_table(summary)}"
+                "published paths to local ones with --audio-root FROM=TO, fetch what is missing, raise max_missing, "
+                f"or name in missing_sources what may be missing.\n{coverage_table(summary)}"
             )
 
 

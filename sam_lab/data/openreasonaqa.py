@@ -3,8 +3,8 @@
 The paper (section 4.3) only states "we replace caption-style open-ended questions with the structured BQ/MCQ
 reasoning questions from ReasonAQA, while maintaining a comparable training scale (3.8M pairs)". What it leaves open is
 a parameter here: whether the 3.8 million are all pairs or only those that replace (`reading`), and which questions are
-caption-style (`caption_rule`). ReasonAQA has only 362,681 yes/no and multiple-choice questions on one clip to train on,
-so that either reading repeats them.
+caption-style (`caption_rule`). ReasonAQA has only 362,681 yes/no and multiple-choice questions on one clip to train
+on, so that either reading repeats them.
 """
 
 import hashlib
@@ -169,8 +169,8 @@ class OpenReasonAQA:
         progress.close()
         if without_task:
             logger.warning(
-                f"openaqa: {without_task:,} records of {str(self.openaqa)!r} have no task. The caption rule applies to "
-                "records whose task is open-ended, so these all stay, as closed questions do."
+                f"openaqa: {without_task:,} records of {str(self.openaqa)!r} have no task. The caption rule applies "
+                "to records whose task is open-ended, so these all stay, as closed questions do."
             )
         self.coverage = {**coverage.summary(), "collections": self.counts}
         check_missing(self.coverage, self.max_missing, self.missing_sources)
@@ -417,8 +417,8 @@ def _token_counter(tokenizer: Any) -> Callable[[list[str]], list[int]] | None:
                 tokenizer = AutoTokenizer.from_pretrained(tokenizer).backend_tokenizer
         except Exception as error:  # tokenizers has no special exception for a file of another format
             raise ValueError(
-                f"tokenizer: got {str(tokenizer)!r}, expected a tokenizer.json, a folder or a Hub id that can be loaded; "
-                f"{error}"
+                f"tokenizer: got {str(tokenizer)!r}, expected a tokenizer.json, a folder or a Hub id that can be "
+                f"loaded; {error}"
             ) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()

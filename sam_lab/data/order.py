@@ -43,8 +43,8 @@ class BatchOrder:
         shuffle_buffer (`int`, *optional*, defaults to 20,000): Records that are held to be shuffled, for each source.
         group_buffer (`int`, *optional*, defaults to 32): Global batches that are sorted by length together.
         num_rows (`int`, *optional*): Records of an epoch, if not all of them.
-        names (list of `str`, *optional*): For each source of the list, the dataset that its records count as where they
-            have no `source` of their own.
+        names (list of `str`, *optional*): For each source of the list, the dataset that its records count as where
+            they have no `source` of their own.
 
     Raises:
         FileNotFoundError, ValueError, TypeError: As [`RecordSource`]; a number outside its range; weights that are not

@@ -215,7 +215,8 @@ class _RowReader:
         text = self._text(value)
         if text is None:
             raise ValueError(
-                f"source: {self.source!r} has {_short(value)} as {column} in row {index + 1}, expected text or a number."
+                f"source: {self.source!r} has {_short(value)} as {column} in row {index + 1}, expected text or a "
+                "number."
             )
         return text
 
@@ -279,8 +280,8 @@ def _metadata(folder: Path) -> Path | None:
 
 
 def _split_folder(folder: Path, split: str) -> Path:
-    """The subfolder of a split if it exists: it holds a table or folders, which distinguishes it from a class. Where all
-    subfolders are named as splits, none of them is a class."""
+    """The subfolder of a split if it exists: it holds a table or folders, which distinguishes it from a class. Where
+    all subfolders are named as splits, none of them is a class."""
     inner = folder / split
     if inner.is_dir() and (_metadata(inner) or any(item.is_dir() for item in inner.iterdir())):
         return inner
@@ -313,8 +314,8 @@ def _class_folders(folder: Path, prompt: str) -> datasets.Dataset:
             empty.append(item.name)
     if not rows:
         raise ValueError(
-            f"source: the folder {str(folder)!r} has neither a {' or '.join(METADATA_FILES)} nor subfolders with audio "
-            f"files ({', '.join(AUDIO_SUFFIXES)}), expected one of them."
+            f"source: the folder {str(folder)!r} has neither a {' or '.join(METADATA_FILES)} nor subfolders with "
+            f"audio files ({', '.join(AUDIO_SUFFIXES)}), expected one of them."
         )
     if left or empty:
         counts = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(left.items()))
@@ -386,7 +387,8 @@ def rows_with_audio(table: datasets.Dataset, name: str, max_missing: float = 0.0
     if not present or num_lost > max_missing * len(paths):
         more = ", ..." if len(missing) > 3 else ""
         raise ValueError(
-            f"{name}: the audio of {num_lost:,} of {len(paths):,} rows does not exist ({', '.join(missing[:3])}{more}), "
+            f"{name}: the audio of {num_lost:,} of {len(paths):,} rows does not exist "
+            f"({', '.join(missing[:3])}{more}), "
             f"more than max_missing={max_missing:g} allows; correct the paths, fetch the files or raise max_missing."
         )
     return table.select(present) if num_lost else table

@@ -52,8 +52,8 @@ def _check_texts(record: dict[str, Any], keys: Sequence[str], where: str) -> Non
             raise ValueError(f"{where} has {value!r} as {key}, expected text.")
         if value is not None and not is_encodable(value):
             raise ValueError(
-                f"{where} has half of a surrogate pair in its {key}, {value!r}, expected whole characters; correct the "
-                "file or remove the record."
+                f"{where} has half of a surrogate pair in its {key}, {value!r}, expected whole characters; correct "
+                "the file or remove the record."
             )
 
 
@@ -92,10 +92,10 @@ def read_openaqa(
             none: 0. A prefix that the file already has is removed first, so that the share holds for either kind of
             file; `None` does not change the questions.
         seed (`int`, *optional*, defaults to 0): With a record's number in the file, decides which get the prefix.
-        skip_unanswerable (`bool`, *optional*, defaults to `False`): Skip records whose answer states that the question has
-            none (LTU's `openaqa_5.0M_noqa`; its published models include them).
-        counts (`dict`, *optional*): Is added to: how many `"records"` were read, how many of them are `"closed"` (captions
-            too) and `"open"`, and how many were skipped: `"unanswered"`, `"unanswerable"`.
+        skip_unanswerable (`bool`, *optional*, defaults to `False`): Skip records whose answer states that the question
+            has none (LTU's `openaqa_5.0M_noqa`; its published models include them).
+        counts (`dict`, *optional*): Is added to: how many `"records"` were read, how many of them are `"closed"`
+            (captions too) and `"open"`, and how many were skipped: `"unanswered"`, `"unanswerable"`.
 
     Yields:
         `dict`: The records.
@@ -178,7 +178,8 @@ def read_reasonaqa(
 
     Args:
         path (`str`): A JSON list of any size, or JSON lines.
-        seed (`int`, *optional*, defaults to 0): With a record's number in the file, decides how a placeholder is worded.
+        seed (`int`, *optional*, defaults to 0): With a record's number in the file, decides how a placeholder is
+            worded.
         counts (`dict`, *optional*): Is added to: how many `"records"` were read, and how many of them were skipped:
             `"two_audio"` and `"unanswered"`.
         lowercase (`bool`, *optional*, defaults to `True`): Lower-case questions and answers, as Mellow does when it

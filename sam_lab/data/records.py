@@ -1,7 +1,7 @@
 """Records to train on: published files of questions and answers, plain tables, and folders of them.
 
-A *record* is a dict `{"audio": path or None, "prompt": text, "answer": text, "source": name of the dataset, "kind": one
-of KINDS}`. [`read_openaqa`] and [`read_reasonaqa`] read the files as they are published, one record at a time;
+A *record* is a dict `{"audio": path or None, "prompt": text, "answer": text, "source": name of the dataset, "kind":
+one of KINDS}`. [`read_openaqa`] and [`read_reasonaqa`] read the files as they are published, one record at a time;
 [`write_records`] maps their authors' paths to local ones, skips records without audio and writes a folder of Parquet
 shards with a summary; [`records_dataset`] reads such a folder. Plain tables are read by `plain_tables.py`.
 """
@@ -68,8 +68,8 @@ def write_records(
         max_missing (`float`, *optional*, defaults to 0.05): Largest share of records, from 0 to 1 and itself allowed,
             that may be skipped because their audio file does not exist: of all, and of each source of at least 100.
         check_audio (`bool`, *optional*, defaults to `True`): Look the files up; without it all records are written.
-        fingerprint (`str`, *optional*): From [`records_fingerprint`]. A whole folder of the same fingerprint, audio roots
-            and check is reused. Audio that was added later is not noticed: delete the summary then.
+        fingerprint (`str`, *optional*): From [`records_fingerprint`]. A whole folder of the same fingerprint, audio
+            roots and check is reused. Audio that was added later is not noticed: delete the summary then.
         counts (`dict`, *optional*): By collection (`"OpenAQA"`, `"ReasonAQA"`), the `counts` that its reader fills
             while the records are read; `collections` in the summary.
         missing_sources (list of `str`, *optional*): Sources whose audio may be missing, even all of it.
@@ -80,8 +80,8 @@ def write_records(
         `shards` (`file` and `rows` of each).
 
     Raises:
-        ValueError: The folder is a file, or has other shards or another summary; `max_missing` is not a share; too many
-            records without audio, with a table by source; no record; an invalid one.
+        ValueError: The folder is a file, or has other shards or another summary; `max_missing` is not a share; too
+            many records without audio, with a table by source; no record; an invalid one.
     """
     folder = Path(folder)
     check_max_missing(max_missing)

@@ -176,8 +176,8 @@ class RecordSource:
                         where = f"{str(stream)!r}, line {number}"
                         yield where, _parse(line, where)
         else:
-            # Not by datasets: its reader of Parquet has threads, which may crash forked workers of a DataLoader, and for
-            # which it sleeps five seconds wherever a stream is closed before its end.
+            # Not by datasets: its reader of Parquet has threads, which may crash forked workers of a DataLoader, and
+            # for which it sleeps five seconds wherever a stream is closed before its end.
             where = repr(str(stream))
             with parquet.ParquetFile(stream, pre_buffer=False) as table:
                 for rows in table.iter_batches(READ_ROWS, use_threads=False):
@@ -191,8 +191,8 @@ class RecordSource:
         audio, prompt, answer, source = record["audio"], record["prompt"], record["answer"], record.get("source")
         if not isinstance(prompt, str) or not isinstance(answer, str):
             raise ValueError(
-                f"source: {where} has the prompt {prompt!r:.80} and the answer {answer!r:.80}, expected text; complete "
-                "or remove the record."
+                f"source: {where} has the prompt {prompt!r:.80} and the answer {answer!r:.80}, expected text; "
+                "complete or remove the record."
             )
         if audio is not None and not isinstance(audio, (str, os.PathLike, bytes, dict)):
             problem = f"{type(audio).__name__} as audio, expected a path, an undecoded row of an Audio column or None."
@@ -200,15 +200,16 @@ class RecordSource:
             problem = f"the source {source!r:.80}, expected text or None."
         elif prompt.count(AUDIO_TOKEN) > (audio is not None):
             problem = (
-                f"{prompt.count(AUDIO_TOKEN)} {AUDIO_TOKEN} in the prompt and {int(audio is not None)} clip(s), expected "
-                "at most one for each; remove them, and the clip comes first."
+                f"{prompt.count(AUDIO_TOKEN)} {AUDIO_TOKEN} in the prompt and {int(audio is not None)} clip(s), "
+                "expected at most one for each; remove them, and the clip comes first."
             )
         elif found := [token for token in self.special_tokens if token in answer]:
             problem = f"the special token {found[0]} in the answer, expected text only; remove it."
         else:
             return
         raise ValueError(
-            f"source: {where}, in the record with the prompt {prompt[:80]!r} and the answer {answer[:80]!r}, has {problem}"
+            f"source: {where}, in the record with the prompt {prompt[:80]!r} and the answer {answer[:80]!r}, has "
+            f"{problem}"
         )
 
     def _counted(self, index: int) -> Iterator[dict[str, Any]]:
@@ -261,8 +262,8 @@ def mix(streams: list[Iterator], counts: list[int], rng: np.random.Generator, na
                 yield next(streams[index])
             except StopIteration:
                 raise ValueError(
-                    f"source: {name or 'a stream'} had fewer records than the {sum(counts)} that were counted; it must "
-                    "not change while it is read."
+                    f"source: {name or 'a stream'} had fewer records than the {sum(counts)} that were counted; it "
+                    "must not change while it is read."
                 ) from None
 
 
@@ -336,15 +337,15 @@ def _folder_files(path: Path) -> list[Path]:
         )
     if len(found) > 1:
         raise ValueError(
-            f"source: the folder {str(path)!r} has *.parquet and *.jsonl, expected one of them; pass a subfolder, or a "
-            "list of (file, weight)."
+            f"source: the folder {str(path)!r} has *.parquet and *.jsonl, expected one of them; pass a subfolder, or "
+            "a list of (file, weight)."
         )
     (files,) = found.values()
     splits = sorted({match.group(1) for file in files if (match := SPLIT.match(file.name))})
     if len(splits) > 1:
         raise ValueError(
-            f"source: the folder {str(path)!r} has the splits {', '.join(splits)}, expected one; pass a subfolder, or a "
-            "list of (file, weight)."
+            f"source: the folder {str(path)!r} has the splits {', '.join(splits)}, expected one; pass a subfolder, or "
+            "a list of (file, weight)."
         )
     return files
 

@@ -406,7 +406,8 @@ class Training:
 
 
 def experiments(args: argparse.Namespace, connector: str, rate: float) -> Iterator[dict[str, Any]]:
-    """GPU-days of the four stages for those of the experiments E1 to E6 that have this model, if all stages are as fast."""
+    """GPU-days of the four stages for those of the experiments E1 to E6 that have this model, if all stages are as
+    fast."""
     for number in range(1, 7):
         recipe = load_recipe(f"E{number}")
         of_recipe = (recipe.size, recipe.connector, recipe.lora_rank, recipe.joint_encoder)
@@ -441,9 +442,10 @@ def train_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         say(f"SAM-{args.size}, {connector}: building")
         training = Training(args, connector, device)
         attention = training.config.audio_config._attn_implementation
+        kernels = "torch" if kernels_sam.missing or device.type == "cpu" else "mamba-ssm"
         common = {
             "work": "train",
-            "implementation": f"{'torch' if kernels_sam.missing or device.type == 'cpu' else 'mamba-ssm'}, {attention}",
+            "implementation": f"{kernels}, {attention}",
             "size": args.size,
             "connector": connector,
             "dtype": "bfloat16",

@@ -60,8 +60,8 @@ class CachedRows(torch.utils.data.Dataset):
     """Rows whose log-mel was computed once and stays on the training device; rows without audio are text.
 
     With small data the loader is the bottleneck: this takes reading, decoding and the filter bank out of the loop.
-    Pass it to Trainer with `dataloader_num_workers=0` and `dataloader_pin_memory=False`. Rows whose clip cannot be read
-    are skipped and counted by source: [`~CachedRows.report`].
+    Pass it to Trainer with `dataloader_num_workers=0` and `dataloader_pin_memory=False`. Rows whose clip cannot be
+    read are skipped and counted by source: [`~CachedRows.report`].
 
     Args:
         table (`datasets.Dataset`): Rows `audio`, `prompt`, `answer`, as [`read_table`] returns them.
@@ -70,8 +70,8 @@ class CachedRows(torch.utils.data.Dataset):
         num_threads (`int`, *optional*, defaults to 8): Threads that read and decode files.
         text_cutoff (`int`, *optional*): Tokens of template, prompt and answer that remain, as in [`RowCollator`]; a
             warning counts the rows that are cut.
-        max_broken (`float`, *optional*, defaults to 0.01): The largest share of rows whose clip cannot be read, and one
-            more, unless it is 0: as in [`RecordBatches`], so that what trains from disk also trains from memory.
+        max_broken (`float`, *optional*, defaults to 0.01): The largest share of rows whose clip cannot be read, and
+            one more, unless it is 0: as in [`RecordBatches`], so that what trains from disk also trains from memory.
         sources (list of `str`, *optional*): The dataset that each row counts as; `"unnamed"` by default.
 
     Raises:

@@ -25,8 +25,8 @@ def prepare_model(
 
     Args:
         model ([`SamForConditionalGeneration`]): The model, changed in place.
-        lora_rank (`int`, *optional*, defaults to 0): Rank of adapters on the language model (paper, section 3.1); 0 for
-            none.
+        lora_rank (`int`, *optional*, defaults to 0): Rank of adapters on the language model (paper, section 3.1); 0
+            for none.
         lora_dropout (`float`, *optional*, defaults to 0.05): Share of the adapters' inputs that training drops.
         encoder, connector, language_model (`bool`, *optional*): Which parts are trained whole.
 
@@ -68,8 +68,8 @@ def split_rows(
     number = math.ceil(validation_share * len(table))
     if not 0 <= validation_share < 1 or number == len(table):
         raise ValueError(
-            f"validation_share: {validation_share:g} of {len(table)} rows is {number}, expected to keep rows to train on; "
-            "give another share from 0, no validation, to 1, or a table to validate on."
+            f"validation_share: {validation_share:g} of {len(table)} rows is {number}, expected to keep rows to train "
+            "on; give another share from 0, no validation, to 1, or a table to validate on."
         )
     if number == 0:
         return table, table.select([])

@@ -39,6 +39,6 @@ def find_recipe(recipe: str | Path) -> Path:
             "correct the name."
         )
     raise FileNotFoundError(
-        f"recipe: there is no file {str(path)!r}; give the path of a YAML file, or the name of a recipe of the package "
-        "without a suffix, such as E6."
+        f"recipe: there is no file {str(path)!r}; give the path of a YAML file, or the name of a recipe of the "
+        "package without a suffix, such as E6."
     )

@@ -55,8 +55,9 @@ def lora_config(rank: int, modules_to_save: Sequence[str] = (), dropout: float =
 def upcast_trainable(model: torch.nn.Module) -> int:
     """Makes every trainable parameter float32, in place, and returns the number of trained values.
 
-    The model has its adapters already, and its other parameters are frozen. A checkpoint stored in bf16 loads as bf16, where small updates round away: most of them at a learning rate of 1e-4.
-    So trained parameters, and with them the optimiser's state, are float32; frozen ones keep their type.
+    The model has its adapters already, and its other parameters are frozen. A checkpoint stored in bf16 loads as bf16,
+    where small updates round away: most of them at a learning rate of 1e-4. So trained parameters, and with them the
+    optimiser's state, are float32; frozen ones keep their type.
 
     Raises:
         ValueError: Nothing is trainable.
@@ -125,8 +126,8 @@ def save_checkpoint(model, processor, folder: str | Path) -> None:
 
 
 def model_config(recipe: Recipe, plan: bool = False) -> SamConfig:
-    """The configuration of a recipe's model, checked against the recipe. With `plan` it is the paper's preset of `size`
-    and `connector` if the model does not exist here.
+    """The configuration of a recipe's model, checked against the recipe. With `plan` it is the paper's preset of
+    `size` and `connector` if the model does not exist here.
 
     Raises:
         FileNotFoundError: The model does not exist.

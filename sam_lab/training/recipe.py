@@ -261,10 +261,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe.
 
     Args:
-        path (`str` or `Path`): The name of one of the package's recipes, such as `"E6"` (see [`~library.recipe_names`]), or a
-            YAML file. Its key `base` names another file, in the same folder or else among the package's recipes: this
-            file's keys replace those of the base, mappings (`data`, `stages`, a stage) are merged key by key, lists
-            are replaced.
+        path (`str` or `Path`): The name of one of the package's recipes, such as `"E6"` (see
+            [`~library.recipe_names`]), or a YAML file. Its key `base` names another file, in the same folder or else
+            among the package's recipes: this file's keys replace those of the base, mappings (`data`, `stages`, a
+            stage) are merged key by key, lists are replaced.
         overrides (list of `str`, *optional*): `KEY=VALUE` with dots between the keys of nested mappings, such as
             `stages.2.learning_rate=5e-5`; the values are YAML.
 

@@ -22,7 +22,8 @@ logger = logging.get_logger(__name__)
 
 
 class BatchesCallback(TrainerCallback):
-    """Tells [`RecordBatches`] where the training stands, reports what it has read, and warns at the end of what was lost.
+    """Tells [`RecordBatches`] where the training stands, reports what it has read, and warns at the end of what was
+    lost.
 
     A Trainer that resumes skips as many batches as the epoch has behind it: these are empty, as nothing reads them.
     """
@@ -71,8 +72,8 @@ class SamTrainer(Trainer):
 
     Args:
         augment ([`AugmentLogMel`], *optional*): What to do with training clips, on the device; nothing by default.
-        max_seconds (`float`, *optional*): Train for this time instead of `max_steps` or epochs: the learning rate rises
-            for a twentieth of the time and then falls as a cosine. In one process only.
+        max_seconds (`float`, *optional*): Train for this time instead of `max_steps` or epochs: the learning rate
+            rises for a twentieth of the time and then falls as a cosine. In one process only.
         train_batches ([`RecordBatches`], *optional*): What to train on, instead of `train_dataset`. Its `num_steps` is
             used where `args.max_steps` is not positive, never `args.num_train_epochs`. Nothing shards its batches
             again, `features="device"` is computed on the device, and `train(resume_from_checkpoint=...)` continues
@@ -130,11 +131,13 @@ class SamTrainer(Trainer):
             found, expected = getattr(batches.order, name), getattr(args, argument)
             if found != expected:
                 raise ValueError(
-                    f"train_batches: its {name} is {found}, expected {expected} as args.{argument}; make both the same."
+                    f"train_batches: its {name} is {found}, expected {expected} as args.{argument}; make both the "
+                    "same."
                 )
         if batches.start_step:
             raise ValueError(
-                f"train_batches: its start_step is {batches.start_step}, expected 0; train(resume_from_checkpoint=...) "
+                f"train_batches: its start_step is {batches.start_step}, expected 0; "
+                "train(resume_from_checkpoint=...) "
                 "finds the step itself."
             )
 
@@ -154,7 +157,8 @@ class SamTrainer(Trainer):
         )
 
     def _get_num_items_in_batch(self, batch_samples, device):
-        """As in `Trainer`, but counted on the device: `Trainer` copies its count there, which waits for the last step."""
+        """As in `Trainer`, but counted on the device: `Trainer` copies its count there, which waits for the last
+        step."""
         on_device = [
             {name: self._without_waiting(batch[name]) for name in ("labels", "shift_labels") if name in batch}
             for batch in batch_samples
@@ -230,8 +234,8 @@ class SamTrainer(Trainer):
 class SecondsCallback(TrainerCallback, ExportableState):
     """Stops the training after so many seconds.
 
-    The clock starts after the first step, in which kernels are compiled and tuned. A checkpoint keeps the elapsed time,
-    and a training that resumes from it has the rest.
+    The clock starts after the first step, in which kernels are compiled and tuned. A checkpoint keeps the elapsed
+    time, and a training that resumes from it has the rest.
     """
 
     def __init__(self, seconds: float):

@@ -457,7 +457,7 @@ def test_the_command(command, files, roots, tmp_path, capsys):
     [
         (["--openaqa", "none.json"], "openaqa: there is no file 'none.json'"),
         (["--reasonaqa", "none.json"], "reasonaqa: there is no file 'none.json'"),
-        (["--audio-root", "here"], "--audio-root: got 'here', expected FROM=TO"),
+        (["--audio-root", "a=b=c"], "--audio-root: got 'a=b=c', in which several = could divide"),
         (["--tokenizer", "/none"], "tokenizer: got '/none'"),
         ([], "17 of 17 records have no audio file"),
     ],

@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard
 from loopback_hub import LoopbackHub
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny import NOTHING_OPEN, tiny_config, tiny_inputs, tiny_model, tiny_processor
+from tiny import tiny_config, tiny_inputs, tiny_model, tiny_processor
 from transformers import TrainerCallback
 
 from modeling_sam import SamAudioModel, SamForConditionalGeneration
@@ -955,7 +955,8 @@ def test_two_processes_equal_one(world, tmp_path):
     arguments = [*recipe, *(word for setting in settings for word in ("--set", setting))]
     two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [sys.executable, *two, NOTHING_OPEN, *arguments, "--output", tmp_path / "two"],
+        [sys.executable, *two, "-m", "sam_alm", *arguments, "--output", tmp_path / "two"],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=300,
