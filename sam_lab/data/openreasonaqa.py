@@ -52,7 +52,7 @@ KEPT, OPEN, GIVES_WAY, REPLACES, UNUSED, MISSING = range(6)
 
 
 def is_caption_style(record: dict[str, Any], rule: str) -> bool:
-    """Whether an open-ended question gives way.
+    """Whether an open-ended question is one that the reasoning questions replace.
 
     Args:
         record (`dict`): A record of kind `"open"`.
