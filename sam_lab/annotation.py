@@ -27,7 +27,7 @@ import torch
 from tqdm.auto import tqdm
 
 from audio_sam import check_choice, read_windows
-from sam_lab.common.answers import prompt_inputs
+from sam_lab.common.answers import answer_windows, prompt_inputs
 from sam_lab.common.files import write_json, written
 from sam_lab.common.iteration import batched
 from sam_lab.common.prompts import CLASSIFICATION_PROMPT
@@ -209,7 +209,7 @@ class WindowQuestions:
 
     def __init__(self, model, processor, prompts, labels, label_prompt, max_new_tokens):
         self.model, self.processor, self.labels = model, processor, labels
-        self.limit = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+        self.max_new_tokens = max_new_tokens
         self.prompts = {name: prompt_inputs(model, processor, prompt) for name, prompt in prompts.items()}
         self.label_prompt = prompt_inputs(model, processor, label_prompt) if labels else None
 
@@ -218,12 +218,12 @@ class WindowQuestions:
         """The text and label columns of each window of `[B, 1024, 128]`."""
         rows: list[dict[str, Any]] = [{} for _ in features]
         features = features.to(self.model.device)
-        for name, tokens in self.prompts.items():
-            inputs = {key: value.expand(len(features), -1) for key, value in tokens.items()}
-            answers = self.model.generate(**inputs, input_features=features, do_sample=False, **self.limit)
-            answers = answers[:, inputs["input_ids"].shape[1] :]
-            for row, text in zip(rows, self.processor.batch_decode(answers, skip_special_tokens=True)):
-                row[name] = " ".join(text.split())
+        for name, prompt in self.prompts.items():
+            answers = answer_windows(
+                self.model, self.processor, prompt, features, self.max_new_tokens, do_sample=False
+            )
+            for row, text in zip(rows, answers):
+                row[name] = text
         if self.labels:
             inputs = {key: value.expand(len(features), -1) for key, value in self.label_prompt.items()}
             scores = self.model.score_candidates(

@@ -37,13 +37,6 @@ SIZES = ("130m", "780m", "2.7b")
 
 DEFAULT = "default: %(default)s"
 MODEL = "a SAM checkpoint: a directory or a Hub id"
-AUDIO_ROOT = {
-    "type": lambda text: _pair("FROM=TO")(text),
-    "action": "append",
-    "default": [],
-    "metavar": "FROM=TO",
-    "help": "the audio folder FROM of the published paths is TO here; repeatable",
-}
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[str, argparse.Namespace]:
@@ -126,6 +119,13 @@ _positive = _number(int, 1, float("inf"), "a positive integer")
 _not_negative = _number(int, 0, float("inf"), "an integer from 0")
 _share = _number(float, 0, 1, "a number from 0 to 1")
 _above_zero = _number(float, sys.float_info.min, sys.float_info.max, "a positive number")
+AUDIO_ROOT = {
+    "type": _pair("FROM=TO"),
+    "action": "append",
+    "default": [],
+    "metavar": "FROM=TO",
+    "help": "the audio folder FROM of the published paths is TO here; repeatable",
+}
 
 
 def _truth(text: str) -> bool:

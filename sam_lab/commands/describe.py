@@ -16,7 +16,7 @@ from transformers.utils import logging
 import processing_sam  # noqa: F401 (registers the processor)
 from audio_sam import read_windows
 from modeling_sam import SamForConditionalGeneration
-from sam_lab.common.answers import prompt_inputs
+from sam_lab.common.answers import answer_windows, prompt_inputs
 from sam_lab.common.checks import choose_device
 from sam_lab.common.files import AUDIO_SUFFIXES
 from sam_lab.common.iteration import batched
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     progress = tqdm(paths, unit="file", file=sys.stderr, disable=not show)
     for batch in batched(_windows(progress, processor, failed), BATCH_SIZE):
         features = torch.cat([window.pop("features") for window in batch])
-        for window, text in zip(batch, generate(model, processor, prompt, features, arguments.max_new_tokens)):
+        for window, text in zip(batch, answer_windows(model, processor, prompt, features, arguments.max_new_tokens)):
             tqdm.write(_line({**window, "text": text}, arguments.json), file=sys.stdout)
         sys.stdout.flush()
     return 1 if failed else 0
@@ -82,17 +82,6 @@ def _windows(paths: Iterable[str], processor: Any, failed: list[str]) -> Iterato
             continue
         for index, span in enumerate(spans):
             yield {"audio": path, **span, "windows": len(spans), "features": features[index : index + 1]}
-
-
-def generate(
-    model: Any, processor: Any, prompt: dict[str, torch.Tensor], features: torch.Tensor, max_new_tokens: int | None
-) -> list[str]:
-    """Answers to one prompt about windows, each on one line, by the checkpoint's generation settings."""
-    inputs = {name: value.expand(len(features), -1) for name, value in prompt.items()}
-    limit = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-    tokens = model.generate(**inputs, input_features=features.to(model.device), **limit)
-    answers = processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [" ".join(answer.split()) for answer in answers]
 
 
 def _line(window: dict[str, Any], as_json: bool) -> str:

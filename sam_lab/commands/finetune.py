@@ -14,11 +14,12 @@ from sam_lab.common.answers import generate_answers
 from sam_lab.common.checks import check_model
 from sam_lab.common.cores import num_cores
 from sam_lab.common.processes import end_processes
-from sam_lab.data.plain_tables import read_table, rows_with_audio
+from sam_lab.data.plain_tables import read_table
 from sam_lab.training.augmentation import AugmentLogMel
 from sam_lab.training.features import CachedRows
 from sam_lab.training.finetuning import ADAPTER_FILES, prepare_model, save_merged, split_rows
 from sam_lab.training.model import check_float32
+from sam_lab.training.sources import present_rows
 from sam_lab.training.trainer import SamTrainer
 
 
@@ -107,11 +108,7 @@ def _read_rows(
     """Rows to train on and rows to validate on, which may be none."""
 
     def read(option: str, source: str, split: str) -> datasets.Dataset:
-        table = read_table(source, split, arguments.prompt)
-        existing = rows_with_audio(table, option, arguments.max_missing)
-        if training.process_index == 0:
-            print(f"{option}: the audio of {len(existing):,} of {len(table):,} rows exists")
-        return existing
+        return present_rows(read_table(source, split, arguments.prompt), option, arguments.max_missing)
 
     table = read("--train", arguments.train, "train")
     if arguments.validation is not None:

@@ -17,6 +17,31 @@ def prompt_inputs(model, processor, prompt: str) -> dict[str, torch.Tensor]:
     return {name: row[name].to(model.device) for name in ("input_ids", "attention_mask")}
 
 
+def answer_windows(
+    model,
+    processor,
+    prompt: dict[str, torch.Tensor],
+    features: torch.Tensor,
+    max_new_tokens: int | None = None,
+    **options: Any,
+) -> list[str]:
+    """Answers to one prompt about windows, each on one line, by the checkpoint's generation settings.
+
+    Args:
+        model ([`SamForConditionalGeneration`]): The model.
+        processor ([`SamAudioLanguageProcessor`]): Its processor.
+        prompt (`dict`): From [`prompt_inputs`].
+        features (`torch.Tensor` of shape `[B, 1024, 128]`): The windows' `input_features`.
+        max_new_tokens (`int`, *optional*): Longest answer, by default the checkpoint's.
+        options: Of `generate`, such as `do_sample=False`.
+    """
+    inputs = {name: value.expand(len(features), -1) for name, value in prompt.items()}
+    limit = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    tokens = model.generate(**inputs, input_features=features.to(model.device), **limit, **options)
+    answers = processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [" ".join(answer.split()) for answer in answers]
+
+
 def generate(model, inputs, processor, max_new_tokens: int) -> list[str]:
     """Greedy answers to processed prompts, without a repetition penalty."""
     tokens = model.generate(**inputs, do_sample=False, repetition_penalty=1.0, max_new_tokens=max_new_tokens)

@@ -6,14 +6,20 @@ from pathlib import Path
 RECIPES = Path(__file__).parent / "recipes"
 
 
-def recipe_names() -> dict[str, str]:
-    """The package's recipes: the first comment line of each by its name, E2 before E10."""
+def _recipe_files() -> list[Path]:
+    """The package's recipes, E2 before E10."""
 
     def in_order(file: Path) -> list[str | int]:
         return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.stem)]
 
-    files = sorted(RECIPES.glob("*.yaml"), key=in_order)
-    return {file.stem: file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ") for file in files}
+    return sorted(RECIPES.glob("*.yaml"), key=in_order)
+
+
+def recipe_names() -> dict[str, str]:
+    """The package's recipes: the first comment line of each by its name, E2 before E10."""
+    return {
+        file.stem: file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ") for file in _recipe_files()
+    }
 
 
 def find_recipe(recipe: str | Path) -> Path:
@@ -27,16 +33,16 @@ def find_recipe(recipe: str | Path) -> Path:
         ValueError: An unknown name.
         FileNotFoundError: No such file.
     """
-    path, packaged = Path(recipe), {name.lower(): name for name in recipe_names()}
+    path, packaged = Path(recipe), {file.stem.lower(): file for file in _recipe_files()}
     is_word = not path.suffix and len(path.parts) == 1
     if is_word and path.name.lower() in packaged:
-        return RECIPES / f"{packaged[path.name.lower()]}.yaml"
+        return packaged[path.name.lower()]
     if path.is_file():
         return path
     if is_word:
+        names = ", ".join(file.stem for file in packaged.values())
         raise ValueError(
-            f"recipe: got {str(path)!r}, expected one of {', '.join(packaged.values())}, or the path of a YAML file; "
-            "correct the name."
+            f"recipe: got {str(path)!r}, expected one of {names}, or the path of a YAML file; correct the name."
         )
     raise FileNotFoundError(
         f"recipe: there is no file {str(path)!r}; give the path of a YAML file, or the name of a recipe of the "

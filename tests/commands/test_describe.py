@@ -100,10 +100,10 @@ def test_batches_fill_across_files_and_keep_the_order(checkpoint, clips, capsys,
         return capsys.readouterr().out
 
     sizes = []
-    generate = describe_module.generate
+    generate = describe_module.answer_windows
     monkeypatch.setattr(
         describe_module,
-        "generate",
+        "answer_windows",
         lambda model, processor, prompt, features, *rest: (
             sizes.append(len(features)) or generate(model, processor, prompt, features, *rest)
         ),

@@ -211,7 +211,7 @@ def test_looks_for_the_audio_before_training(command, base, table, tmp_path, cap
     options = ("--validation", lacking, "--max_missing", 0.2, "--num_train_epochs", 1)
     assert changed(base, finetuned(command, base, lacking, out, *options))
     said = capsys.readouterr().out
-    assert all(f"{option}: the audio of 6 of 7 rows exists\n" in said for option in ("--train", "--validation"))
+    assert all(f"{option}: the audio of 6 of 7 rows is present\n" in said for option in ("--train", "--validation"))
 
 
 def test_saves_before_it_evaluates(command, base, table, tmp_path):
