@@ -4,8 +4,10 @@ import os
 import random
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import soundfile
@@ -53,6 +55,23 @@ def test_the_mixture_is_what_its_recipe_makes(tmp_path, monkeypatch):
     again, shipped = (soundfile.read(each / "dog_in_rain.flac", dtype="int16")[0] for each in (folder, CLIPS))
     assert len(again) == len(shipped)
     assert np.abs(again.astype(int) - shipped).max() <= 1  # another version of the resampler may round otherwise
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [(".m4a", "aac"), (".webm", "libopus")])
+def test_lossy_copies_are_described_alike(tmp_path, monkeypatch, capsys, command, suffix, codec):
+    ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "ffmpeg").symlink_to(ffmpeg)  # under the name that is looked for
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    copies = [tmp_path / f"{path.stem}{suffix}" for path in AUDIO]
+    for path, copy in zip(AUDIO, copies):
+        encode = [ffmpeg, "-loglevel", "error", "-i", path, "-c:a", codec, "-b:a", "128k", copy]
+        subprocess.run(encode, stdin=subprocess.DEVNULL, check=True)
+    command("describe", *AUDIO, *copies, "--model", EXAMPLES / "sam-tiny")
+    texts = [line.split("\t")[-1] for line in capsys.readouterr().out.splitlines()]
+    assert len(texts) == 2 * len(AUDIO)
+    same = sum(before == after for before, after in zip(texts[: len(AUDIO)], texts[len(AUDIO) :]))
+    assert same >= 0.9 * len(AUDIO), list(zip(texts[: len(AUDIO)], texts[len(AUDIO) :]))
 
 
 def test_the_recipe_reads_the_list_of_excluded_clips(tmp_path, monkeypatch):
