@@ -166,6 +166,12 @@ def _convert(parser: argparse.ArgumentParser) -> None:
     """
     add = parser.add_argument
     add("--audio-encoder", required=True, metavar="SRC", help="EAT: fairseq's or the Hub's layout")
+    add(
+        "--audio-encoder-heads",
+        type=_positive,
+        metavar="N",
+        help="its attention heads, if its file does not say it (fairseq's cfg and the Hub's config.json do)",
+    )
     add("--language-model", required=True, metavar="SRC", help="Mamba-2: state-spaces' or the Hub's layout")
     add("--tokenizer", required=True, metavar="SRC", help="usually EleutherAI/gpt-neox-20b")
     add("--output", required=True, metavar="DIR", help="the directory to write")
