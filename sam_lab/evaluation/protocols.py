@@ -11,9 +11,9 @@ from accelerate import PartialState
 
 from sam_lab.evaluation.caption_metrics import caption_preflight, caption_scores, human_scores, sentence_similarity
 from sam_lab.evaluation.items import Item
-from sam_lab.evaluation.mmau import lettered_choices, score_mmau
+from sam_lab.evaluation.mmau import has_true_choice, lettered_choices, score_mmau
 from sam_lab.evaluation.predictions import predict
-from sam_lab.evaluation.questions import answers_question
+from sam_lab.evaluation.questions import answers_question, has_option
 from sam_lab.evaluation.scoring import (
     METRICS,
     bootstrap_interval,
@@ -188,6 +188,7 @@ def evaluate(
         "published": task.expected,
         "heard_in_training": task.heard_in_training,
         "missing": [item.id for item in items if item.audio is None],
+        "cannot_be_right": cannot_be_right(found, task),
         "failed": [{"id": each["id"], "reason": each["failed"]} for each in records if each["failed"]],
         "unanswered": sum(each["text"] == "" for each in records),
         "long": sum(each.get("long", False) for each in records),
@@ -201,6 +202,17 @@ def evaluate(
             for row, (item, record) in enumerate(zip(found, records))
         ],
     }
+
+
+def cannot_be_right(items: Sequence[Item], task: Task) -> list[str]:
+    """Ids of the items that count as wrong whichever choice is made: questions whose answer is none of their choices.
+
+    Other truths that nothing could meet are refused when they are read: a label that is none of the classes, a caption
+    without a word, an answer to a yes-or-no question that is neither.
+    """
+    if task.metric == "mmau":
+        return [item.id for item in items if item.references and not has_true_choice(item)]
+    return [item.id for item in items if not has_option(item)] if task.metric == "questions" else []
 
 
 def candidate_texts(item: Item, task: Task, answer_form: str = ANSWER_FORM) -> list[str]:
@@ -391,6 +403,7 @@ def evaluate_humans(
         "expected": len(items),
         "published": task.expected,
         "missing": [],
+        "cannot_be_right": [],
         "failed": [],
         "protocols": {"captions": score},
         "predictions": [],
