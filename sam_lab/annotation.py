@@ -157,7 +157,8 @@ def finish_output(output: str | Path, **facts: Any) -> dict[str, Any]:
 
 
 def _write_lines(rows: Iterable[dict[str, Any]], path: Path) -> None:
-    with written(path) as place, open(place, "w", encoding="utf-8") as handle:
+    # half a character, which stands for a byte of a name, becomes JSON's escape
+    with written(path) as place, open(place, "w", encoding="utf-8", errors="backslashreplace") as handle:
         handle.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
 
 

@@ -191,11 +191,8 @@ def read_audio_encoder(path: str | Path, num_heads: int | None = None) -> AudioE
             "num_heads is not in the file's cfg or args, nor in a config.json beside it, and no tensor tells it; pass "
             f"num_heads=N, or --audio-encoder-heads N{hint}"
         )
-    notes = [
-        f"{name}: {value!r}, as in EAT's code, since the file does not say it"
-        for name, value in UNSAID.items()
-        if name not in read
-    ]
+    unsaid = {name: value for name, value in UNSAID.items() if name not in read}
+    notes = [f"{name}: {value!r}, as in EAT's code, since the file does not say it" for name, value in unsaid.items()]
     try:
         config = SamAudioConfig(**{**sizes, "num_attention_heads": 1, **UNSAID, **read})
     except ValueError as error:

@@ -63,6 +63,8 @@ def read_table(source: str, split: str = "train", prompt: str = DEFAULT_PROMPT) 
             without the split; a file that cannot be read.
     """
     path = Path(os.path.expanduser(source))
+    if not is_encodable(source):
+        raise ValueError(f"source: {source!r} is a name that is not UTF-8, which a table cannot hold; rename it.")
     if path.is_dir():
         folder = _split_folder(path, split)
         metadata = _metadata(folder)
@@ -323,6 +325,9 @@ def _class_folders(folder: Path, prompt: str) -> datasets.Dataset:
             f"source: {left.total():,} files of {str(folder)!r} are skipped{f' ({counts})' if left else ''}; audio is "
             f"{', '.join(AUDIO_SUFFIXES)}." + (f" Classes without audio: {', '.join(empty)}." if empty else "")
         )
+    unnamed = next((row["audio"] for row in rows if not is_encodable(row["audio"])), None)
+    if unnamed is not None:
+        raise ValueError(f"source: {unnamed!r} has a name that is not UTF-8, which a table cannot hold; rename it.")
     return datasets.Dataset.from_list(rows)
 
 

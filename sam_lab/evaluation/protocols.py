@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
+from sam_lab.common.names import name_text
 from sam_lab.evaluation.caption_metrics import caption_preflight, caption_scores, human_scores, sentence_similarity
 from sam_lab.evaluation.items import Item
 from sam_lab.evaluation.mmau import has_true_choice, lettered_choices, score_mmau
@@ -166,7 +167,7 @@ def evaluate(
         "checkpoint_hash": checkpoint_hash,
         "dtype": str(model.dtype),
         "max_new_tokens": max_new_tokens,
-        "items": _digest([[item.id, Path(item.audio).name, item.prompt] for item in found]),
+        "items": _digest([[item.id, name_text(Path(item.audio).name), item.prompt] for item in found]),
         "candidates": _digest([sorted(candidates), shared] if shared else candidates),
     }
     model.eval()
@@ -237,7 +238,7 @@ def _prediction(item: Item, record: dict[str, Any], by_protocol: dict[str, dict[
     return {
         **item.groups,
         "id": item.id,
-        "audio": Path(item.audio).name,
+        "audio": name_text(Path(item.audio).name),
         "prompt": item.prompt,
         "prediction": record["text"],
         "reference": item.references[0] if len(item.references) == 1 else list(item.references),

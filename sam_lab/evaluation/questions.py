@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers.utils import logging
 
+from sam_lab.common.names import name_path
 from sam_lab.evaluation.items import Item
 from sam_lab.evaluation.mmau import strip_option_letter
 from sam_lab.evaluation.tasks import Task
@@ -63,7 +64,7 @@ def question_items(rows: Sequence[dict[str, Any]], folder: str | Path = ".") -> 
             )
         if not re.search(r"[^\W_]", row["answer"]):
             raise ValueError(f"rows: number {number} has the answer {row['answer']!r}, expected a word or a number.")
-        path = Path(folder) / row["audio"]
+        path = Path(folder) / name_path(row["audio"])
         audio = str(path) if path.is_file() else None
         name = f"{number}: {row['audio']}"
         items.append(Item(name, audio, row["prompt"], (row["answer"],), groups={"kind": row["kind"]}))
