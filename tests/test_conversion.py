@@ -96,12 +96,12 @@ def naive_eat(weights, spectrogram, heads, eps=1e-6):
         [
             torch.einsum("bij,wij->bw", spectrogram[:, 16 * t : 16 * t + 16, 16 * f : 16 * f + 16], kernel[:, 0])
             + bias
-            for t in range(64)
+            for t in range(spectrogram.shape[1] // 16)
             for f in range(8)
         ],
         dim=1,
     )
-    x = patches + eat_positions(width)
+    x = patches + eat_positions(width)[: patches.shape[1]]
     x = torch.cat([weights[IMAGE + "extra_tokens"].expand(len(x), -1, -1), x], dim=1)
     x = norm(x, IMAGE + "context_encoder.norm")
     for block in range(sum(name.endswith("norm1.weight") for name in weights)):
@@ -251,7 +251,7 @@ def test_heads_and_epsilon_are_those_of_the_files_own_configuration(tmp_path, na
         assert (model(spectrogram).last_hidden_state - truth).abs().max() < 3e-5
 
 
-def test_a_shorter_spectrogram_is_read_from_the_file_and_its_positions_are_ours(tmp_path):
+def test_a_shorter_spectrogram_is_read_from_the_file_and_its_positions_are_ours(tmp_path, sources):
     """Fine-tuned on ESC-50: 5 s of sound, and another normalisation, which the feature extractor must have."""
     weights = finetuned(eat_weights()) | {
         f"model.{IMAGE}fixed_positional_encoder.positions": eat_positions(WIDTH)[None, :256]
@@ -263,6 +263,20 @@ def test_a_shorter_spectrogram_is_read_from_the_file_and_its_positions_are_ours(
     encoder = read_audio_encoder(tmp_path / "eat.pt")
     assert (encoder.config.max_frames, encoder.mean, encoder.std) == (512, -6.627, 5.359)
     assert encoder.notes == []
+
+    sources["audio_encoder"] = tmp_path / "eat.pt"
+    convert(**sources, output=tmp_path / "sam")
+    processor, model = (part.from_pretrained(tmp_path / "sam") for part in (SamProcessor, SamForConditionalGeneration))
+    sound = np.random.default_rng(0).normal(size=80000).astype(np.float32) / 8
+    features = processor.feature_extractor(sound, 16000, return_tensors="pt")["input_features"]
+    plain = SamFeatureExtractor()(sound, 16000, return_tensors="pt")["input_features"][:, :512]
+    assert (features - (plain * 9.138 - 4.268 + 6.627) / 10.718).abs().max() < 1e-5
+    truth = naive_eat(eat_weights(), features, heads=2)[:, 1:]
+    with torch.no_grad():
+        assert (model.model.audio_tower(features).last_hidden_state - truth).abs().max() < 3e-5
+    inputs = processor(text="What?", audio=sound, sampling_rate=16000, return_tensors="pt")
+    assert inputs["input_ids"].eq(processor.audio_token_id).sum() == 32
+    model.generate(**inputs, max_new_tokens=1)
 
 
 LAYOUTS = {

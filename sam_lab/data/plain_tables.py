@@ -21,6 +21,7 @@ from transformers.utils import logging
 from sam_lab.common.files import AUDIO_SUFFIXES
 from sam_lab.common.iteration import batched
 from sam_lab.common.json_files import is_encodable, read_json
+from sam_lab.common.names import name_in_line
 from sam_lab.common.prompts import DEFAULT_PROMPT
 
 logger = logging.get_logger(__name__)
@@ -393,7 +394,7 @@ def rows_with_audio(table: datasets.Dataset, name: str, max_missing: float = 0.0
         more = ", ..." if len(missing) > 3 else ""
         raise ValueError(
             f"{name}: the audio of {num_lost:,} of {len(paths):,} rows does not exist "
-            f"({', '.join(missing[:3])}{more}), "
+            f"({', '.join(map(name_in_line, missing[:3]))}{more}), "
             f"more than max_missing={max_missing:g} allows; correct the paths, fetch the files or raise max_missing."
         )
     return table.select(present) if num_lost else table

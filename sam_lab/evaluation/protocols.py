@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
-from sam_lab.common.names import name_text
+from sam_lab.common.names import name_in_line, name_text
 from sam_lab.evaluation.caption_metrics import caption_preflight, caption_scores, human_scores, sentence_similarity
 from sam_lab.evaluation.items import Item
 from sam_lab.evaluation.mmau import has_true_choice, lettered_choices, score_mmau
@@ -81,7 +81,7 @@ def coverage_line(task: Task, items: Sequence[Item], min_coverage: float = 0.0) 
     line = f"{task.name}: {found:,} of {len(items):,} clips are present"
     line += f", {task.expected:,} were published" if task.expected not in (0, len(items)) else ""
     if not found or found < min_coverage * len(items):
-        absent = ", ".join(item.id for item in items if item.audio is None)
+        absent = ", ".join(name_in_line(item.id) for item in items if item.audio is None)
         raise ValueError(
             f"data: {line}; expected at least min_coverage={min_coverage:.0%}. Missing: {absent[:200]}. Map their "
             "folder with --audio-root FROM=TO, download them, or lower --min-coverage."

@@ -58,7 +58,9 @@ def question_items(rows: Sequence[dict[str, Any]], folder: str | Path = ".") -> 
         raise ValueError(f"rows: got {len(rows)}, number {number} with no {absent!r}, expected {', '.join(keys)}.")
     items = []
     for number, row in enumerate(rows):
-        if row["kind"] == "binary" and not re.match(r"\W*(yes|no)\b", row["answer"], re.IGNORECASE):
+        kind = re.sub(r"[\s-]+", "_", row["kind"].strip()).casefold()
+        kind = kind if kind in ("binary", "multiple_choice") else row["kind"]  # not by another rule for its spelling
+        if kind == "binary" and not re.match(r"\W*(yes|no)\b", row["answer"], re.IGNORECASE):
             raise ValueError(
                 f"rows: number {number} is binary and has the answer {row['answer']!r}, expected yes or no."
             )
@@ -67,7 +69,7 @@ def question_items(rows: Sequence[dict[str, Any]], folder: str | Path = ".") -> 
         path = Path(folder) / name_path(row["audio"])
         audio = str(path) if path.is_file() else None
         name = f"{number}: {row['audio']}"
-        items.append(Item(name, audio, row["prompt"], (row["answer"],), groups={"kind": row["kind"]}))
+        items.append(Item(name, audio, row["prompt"], (row["answer"],), groups={"kind": kind}))
     unmet = [item for item in items if not has_option(item)]
     if unmet:
         logger.warning(

@@ -233,7 +233,9 @@ def test_questions_that_nothing_can_answer(monkeypatch, tmp_path, clip, caplog):
     def row(answer, kind="multiple_choice", prompt="What is it? a) a dog b) a cat"):
         return {"audio": "tone.wav", "prompt": prompt, "answer": answer, "kind": kind}
 
-    asked = question_items([row("b) A cat."), row("a bird"), row("b"), row("d"), row("Two", "number")], tmp_path)
+    asked = question_items(
+        [row("b) A cat."), row("a bird"), row("b"), row("d", "Multiple choice"), row("Two", "number")], tmp_path
+    )
     assert caplog.text.count("2 of 5 questions have an answer that is not among the options") == 1
     assert "'a bird' to 'What is it? a) a dog b) a cat'" in caplog.text
     result = run(monkeypatch, tmp_path, QUESTIONS, asked, fake_predict("b", "a) a dog", "b) a cat", "b) a cat", "two"))
