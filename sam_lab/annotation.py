@@ -111,7 +111,8 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 def shard_clips(path: Path) -> list[str]:
     """The clip's key of each row of a shard."""
     if path.suffix == ".parquet":
-        return pyarrow.parquet.read_table(path, columns=["clip"])["clip"].to_pylist()
+        with open(path, "rb") as file:  # pyarrow opens no path that is not UTF-8
+            return pyarrow.parquet.read_table(file, columns=["clip"])["clip"].to_pylist()
     return [row["clip"] for row in _read_lines(path)]
 
 
@@ -157,7 +158,8 @@ def finish_output(output: str | Path, **facts: Any) -> dict[str, Any]:
 
 
 def _write_lines(rows: Iterable[dict[str, Any]], path: Path) -> None:
-    with written(path) as place, open(place, "w", encoding="utf-8") as handle:
+    # half a character, which stands for a byte of a name, becomes JSON's escape
+    with written(path) as place, open(place, "w", encoding="utf-8", errors="backslashreplace") as handle:
         handle.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
 
 
@@ -180,8 +182,8 @@ class _Shards:
         if rows and self.file_format == "jsonl":
             _write_lines(rows, shard)
         elif rows:
-            with written(shard) as place:
-                pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, self.schema), place)
+            with written(shard) as place, open(place, "wb") as file:
+                pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, self.schema), file)
         self.number += bool(rows or failures)
 
 

@@ -1,4 +1,5 @@
-"""Sources of a conversion: files, directories and Hub repositories, and their tensors, read without executing code."""
+"""Sources of a conversion: files, directories and Hub repositories; their tensors and the configuration that fairseq's
+files carry, read without executing code."""
 
 import hashlib
 import io
@@ -6,10 +7,12 @@ import json
 import pickletools
 import re
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
@@ -111,12 +114,18 @@ def file_sha256(path: Path) -> str:
 
 
 class _Inert:
-    """Stand-in for a class that a checkpoint names: accepts any arguments, stores nothing, does nothing."""
+    """Stand-in for a class that a checkpoint names: stores what it is given as data, and does nothing."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
+    arguments: tuple[Any, ...] = ()
+    state: Any = None
 
-    __setstate__ = __init__
+    def __new__(cls, *args: Any, **kwargs: Any) -> "_Inert":
+        instance = super().__new__(cls)
+        instance.arguments = args
+        return instance
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
 
 
 # Names, by their start, that fairseq files contain beside tensors: the configuration (a Namespace, or OmegaConf's
@@ -170,9 +179,131 @@ def _load_pickle(path: Path) -> Any:
         raise ValueError(f"{path}: not a readable checkpoint: {reason.rstrip('.')}.") from error
 
 
+# -- fairseq's configuration --------------------------------------------------------------------------------------
+
+CONFIGURATIONS = ("cfg", "args")  # OmegaConf's containers or a dict; in older files a Namespace
+PRETRAINED = ("pretrained_model_args", "w2v_args")  # where a fine-tuned file has that of the model it started from
+DEEPEST = 64  # levels of nested containers
+
+
+def plain_data(value: Any, depth: int = 0) -> Any:
+    """The configuration of a fairseq file as dicts, lists and values.
+
+    A Namespace and OmegaConf's containers become dicts and lists, OmegaConf's nodes and enumerations their values, and
+    NumPy's scalars numbers. An object of another class stays what it is.
+
+    Args:
+        value: From an unpickled checkpoint, with stand-ins for its classes.
+        depth (`int`, *optional*, defaults to 0): Of this value in its containers.
+
+    Raises:
+        ValueError: Containers that are nested without end.
+    """
+    if depth > DEEPEST:
+        raise ValueError(f"its configuration is nested more than {DEEPEST} levels deep")
+    if isinstance(value, dict):
+        return {key: plain_data(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_data(item, depth + 1) for item in value]
+    if not isinstance(value, _Inert):
+        return value
+    state = value.state[0] if isinstance(value.state, tuple) and value.state else value.state
+    if isinstance(state, dict):
+        for name in ("_content", "_val"):  # OmegaConf's containers and nodes
+            if name in state:
+                return plain_data(state[name], depth + 1)
+        return plain_data(state, depth + 1)
+    number = _numpy_scalar(value.arguments)
+    if number is not None:
+        return number
+    return plain_data(value.arguments[0], depth + 1) if len(value.arguments) == 1 else value  # an enumeration's member
+
+
+def _numpy_scalar(arguments: tuple[Any, ...]) -> float | int | None:
+    """The number that NumPy pickles as a call with its type and its bytes."""
+    if len(arguments) != 2 or not isinstance(arguments[0], _Inert) or not isinstance(arguments[1], bytes):
+        return None
+    kind = arguments[0].arguments[:1]
+    if not kind or not isinstance(kind[0], str) or not re.fullmatch("[fiu][248]|[iu]1", kind[0]):
+        return None
+    numbers = np.frombuffer(arguments[1], kind[0])
+    return numbers[0].item() if len(numbers) == 1 else None
+
+
+def model_fields(place: str, root: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The fields of the encoder in a fairseq configuration, by their place, such as `cfg.model.num_heads`.
+
+    Args:
+        place (`str`): The configuration's own place, such as `cfg`.
+        root (`dict`): The configuration, from [`plain_data`]. A fine-tuned one has another one in it, that of the
+            model which was trained further, and sets the length of the spectrogram anew.
+    """
+    yield from _fields(place, root, [root])
+    task = root.get("task")
+    if isinstance(task, dict) and task.get("target_length") not in UNSAID_VALUES:
+        yield f"{place}.task.target_length", task["target_length"]
+
+
+UNSAID_VALUES = (None, "???")  # the second is OmegaConf's mark of a missing value
+
+
+def _fields(place: str, root: dict[str, Any], roots: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
+    model = root.get("model")
+    if isinstance(model, dict):
+        place = f"{place}.model"
+    else:
+        model = root  # a Namespace has the fields of the model among those of the task
+    own = dict(_leaves(place, model, roots))
+    has_length = any(name.endswith(".target_length") for name in own)
+    for name in PRETRAINED:
+        if isinstance(model.get(name), dict):
+            for field, value in _fields(f"{place}.{name}", model[name], [model[name], *roots]):
+                if not (has_length and field.endswith(".target_length")):
+                    yield field, value
+    yield from own.items()
+
+
+def _leaves(place: str, fields: dict[str, Any], roots: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            if name in ("modalities", "image"):  # not the decoders, which only pre-training has
+                yield from _leaves(f"{place}.{name}", value, roots)
+            continue
+        for _ in range(8):  # OmegaConf's references, such as `${model.num_heads}`, which may lead to others
+            reference = re.fullmatch(r"\$\{([A-Za-z_][\w.]*)\}", value) if isinstance(value, str) else None
+            if reference is None:
+                break
+            value = next((found for each in roots if (found := _at(each, reference[1])) is not None), None)
+        if value not in UNSAID_VALUES:
+            yield f"{place}.{name}", value
+
+
+def _at(fields: Any, name: str) -> Any:
+    for part in name.split("."):
+        fields = fields.get(part) if isinstance(fields, dict) else None
+    return fields
+
+
+def as_number(value: Any, kind: type) -> Any:
+    """A number, also from YAML's text `1e-6`, or `None`."""
+    try:
+        number = None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return None
+    if number is None or kind is float:
+        return number
+    return int(number) if number.is_integer() else None
+
+
 def read_tensors(path: Path) -> dict[str, Any]:
     """All entries of the checkpoint at `path`, memory-mapped if the format allows it."""
+    return read_checkpoint(path)[0]
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """[`read_tensors`], and what the file says of its model beside them: `cfg` or `args` of fairseq, as plain data."""
     tensors: dict[str, Any] = {}
+    beside: dict[str, Any] = {}
     for file in weight_files(path):
         if file.suffix == ".safetensors":
             try:
@@ -181,9 +312,15 @@ def read_tensors(path: Path) -> dict[str, Any]:
                 raise ValueError(f"{file}: not a readable safetensors file: {error}") from error
         else:
             content = _load_pickle(file)
+            if isinstance(content, dict):
+                try:
+                    said = {name: plain_data(content[name]) for name in CONFIGURATIONS if name in content}
+                except ValueError as error:
+                    raise ValueError(f"{file}: not a readable checkpoint: {error}.") from error
+                beside.update({name: value for name, value in said.items() if isinstance(value, dict)})
             if isinstance(content, dict) and isinstance(content.get("model"), dict):
                 content = content["model"]  # fairseq files also contain the configuration and the training state
             if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
                 raise ValueError(f"{file}: got a {type(content).__name__}, expected a dictionary of tensors by name.")
         tensors.update(content)
-    return tensors
+    return tensors, beside

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from sam_lab.common.names import print_any_name
 from sam_lab.parsers import parse
 
 
@@ -24,9 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: Wrong usage (status 2), `--help` and `--version` (status 0).
     """
+    if argv is None:
+        _read_names_as_utf8()
+    print_any_name()
     command, arguments = parse(argv)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="surrogateescape")  # a file name need not be valid text
     try:
         status = importlib.import_module(f"sam_lab.commands.{command}").run(arguments)
         _end_processes()
@@ -38,6 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ImportError, OSError, ValueError) as error:
         print(f"sam-alm: {error}", file=sys.stderr)
         return 1
+
+
+def _read_names_as_utf8() -> None:
+    """Starts anew in Python's UTF-8 mode where names would be ASCII: in the locale C with that mode switched off.
+
+    Tables and results hold names as text, and there an é of theirs could not be opened.
+    """
+    if sys.getfilesystemencoding() == "ascii" and not sys.flags.utf8_mode and hasattr(os, "execv"):
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def _end_processes() -> None:

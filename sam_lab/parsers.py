@@ -142,7 +142,8 @@ def _describe(parser: argparse.ArgumentParser) -> None:
     """Describes audio files in words.
 
     Prints a line for each file: path, tab, text. A file of several windows of 10.24 seconds has a line for each
-    window: path, tab, start-end in seconds, tab, text.
+    window: path, tab, start-end in seconds, tab, text. A path's backslashes are \\\\, its line ends \\n, its tabs \\t,
+    other control characters their number, as \\x1b. --json has the path itself (a byte that is no UTF-8 is \\udcNN).
     """
     add = parser.add_argument
     add("audio", nargs="*", metavar="AUDIO", help="files; by default a checkout's examples/audio")
@@ -166,6 +167,7 @@ def _convert(parser: argparse.ArgumentParser) -> None:
     """
     add = parser.add_argument
     add("--audio-encoder", required=True, metavar="SRC", help="EAT: fairseq's or the Hub's layout")
+    add("--audio-encoder-heads", type=_positive, metavar="N", help="of an EAT whose files do not say it")
     add("--language-model", required=True, metavar="SRC", help="Mamba-2: state-spaces' or the Hub's layout")
     add("--tokenizer", required=True, metavar="SRC", help="usually EleutherAI/gpt-neox-20b")
     add("--output", required=True, metavar="DIR", help="the directory to write")

@@ -304,9 +304,42 @@ def test_a_name_that_is_no_text_does_not_end_the_job(model, processor, tmp_path)
     (tmp_path / "clips").mkdir()
     shutil.copy(AUDIO[0], tmp_path / "clips")
     shutil.copy(AUDIO[0], os.fsencode(tmp_path / "clips") + b"/caf\xe9.ogg")
-    (counts,) = describe(model, processor, tmp_path / "clips", tmp_path / "out")
+    output = Path(os.fsdecode(os.fsencode(tmp_path) + b"/out-\xff"))  # nor need the folder's name be
+    (counts,) = describe(model, processor, tmp_path / "clips", output)
     assert counts["files"] + counts["failures"] == 2
-    assert done_clips(tmp_path / "out") == {AUDIO[0].name, "caf\\xe9.ogg"}
+    assert done_clips(output) == {AUDIO[0].name, "caf\\xe9.ogg"}
+    assert finish_output(output)["files"] == counts["files"]
+
+
+def test_two_names_that_read_alike_are_two_clips(tmp_path):
+    """One has the byte ff, the other four characters that spell it."""
+    for name in (b"odd-\xff.wav", b"odd-\\xff.wav", b"plain.wav"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
+    source = open_clips(str(tmp_path))
+    found = {clip.key: os.fsencode(os.path.basename(clip.audio)) for clip in source.clips(0, 1)}
+    assert found == {"odd-\\xff.wav": b"odd-\\xff.wav", "./odd-\\xff.wav": b"odd-\xff.wav", "plain.wav": b"plain.wav"}
+    assert source.count(0, 1, done=["odd-\\xff.wav"]) == 2
+
+
+def test_whatever_happens_to_a_clip_is_its_own_failure(model, processor, tmp_path, monkeypatch):
+    """Too little memory, or a text that no UTF-8 can have, which the list of failures must take."""
+    (tmp_path / "clips").mkdir()
+    for name in ("a.wav", "b.wav", "c.wav"):
+        soundfile.write(tmp_path / "clips" / name, np.full(8000, 0.1), 16000)
+    read = annotation_module.read_windows
+    errors = {"a.wav": MemoryError(), "b.wav": RuntimeError("odd-\udcff")}
+
+    def fail(path, extractor):
+        if os.path.basename(path) in errors:
+            raise errors[os.path.basename(path)]
+        return read(path, extractor)
+
+    monkeypatch.setattr(annotation_module, "read_windows", fail)
+    (counts,) = describe(model, processor, tmp_path / "clips", tmp_path / "out")
+    assert (counts["files"], counts["failures"]) == (1, 2)
+    finish_output(tmp_path / "out")
+    lines = (tmp_path / "out" / "failures.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["error"] for line in lines] == ["MemoryError: ", "RuntimeError: odd-\udcff"]
 
 
 def test_names_with_line_ends_go_through_lines_of_json(model, processor, tmp_path):

@@ -25,7 +25,7 @@ from transformers import Mamba2Config, Mamba2ForCausalLM
 from configuration_sam import SamAudioConfig
 from modeling_sam import SamAudioModel, SamForConditionalGeneration
 from processing_sam import SamFeatureExtractor, SamProcessor
-from sam_lab.conversion import convert, convert_audio_encoder, convert_language_model
+from sam_lab.conversion import convert, convert_audio_encoder, convert_language_model, read_audio_encoder
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NEOX = pathlib.Path(os.environ.get("SAM_SHARED_DATA", ROOT / ".." / "shared" / "data")) / "tokenizer/gpt-neox-20b.json"
@@ -59,6 +59,17 @@ def eat_weights(width=WIDTH, depth=DEPTH, seed=0):
     return weights
 
 
+def eat_cfg(heads=2, width=WIDTH, image=(), task=(), **model):
+    """The configuration that EAT's code stores beside the weights, with its classes' defaults."""
+    encoder = {"in_chans": 1, "patch_size": 16, "embed_dim": width, "prenet_depth": 0, "num_extra_tokens": 1}
+    encoder |= {"use_alibi_encoder": False, "fixed_positions": True, "target_length": 1024, "model_depth": DEPTH}
+    encoder |= {"decoder": {"decoder_dim": 768, "decoder_layers": 6}, "mask_prob": 0.8, **dict(image)}
+    fields = {"_name": "data2vec_multi", "depth": DEPTH, "num_heads": heads, "embed_dim": width, "mlp_ratio": 4}
+    fields |= {"norm_eps": 1e-6, "norm_affine": True, "layer_norm_first": False, "end_of_block_targets": False}
+    fields |= {"supported_modality": "IMAGE", "shared_decoder": None, "encoder_dropout": 0.1, **model}
+    return {"model": {**fields, "modalities": {"image": encoder}}, "task": {"target_length": 1024, **dict(task)}}
+
+
 def eat_positions(width):
     """[512, width]: the first half of the dimensions tells the band, the second the time; sines, then cosines."""
     frequencies = np.float64(10000.0) ** (-np.arange(width // 4) / (width // 4))
@@ -70,12 +81,12 @@ def eat_positions(width):
     return torch.tensor(np.stack(rows)).float()
 
 
-def naive_eat(weights, spectrogram, heads):
-    """EAT's forward pass, [B, 1024, 128] -> [B, 513, width], CLS first. Post-norm, no final norm, eps 1e-6."""
+def naive_eat(weights, spectrogram, heads, eps=1e-6):
+    """EAT's forward pass, [B, 1024, 128] -> [B, 513, width], CLS first. Post-norm, no final norm."""
     width = weights[IMAGE + "extra_tokens"].shape[-1]
 
     def norm(x, name):
-        return F.layer_norm(x, (width,), weights[name + ".weight"], weights[name + ".bias"], eps=1e-6)
+        return F.layer_norm(x, (width,), weights[name + ".weight"], weights[name + ".bias"], eps=eps)
 
     def linear(x, name):
         return x @ weights[name + ".weight"].T + weights[name + ".bias"]
@@ -85,12 +96,12 @@ def naive_eat(weights, spectrogram, heads):
         [
             torch.einsum("bij,wij->bw", spectrogram[:, 16 * t : 16 * t + 16, 16 * f : 16 * f + 16], kernel[:, 0])
             + bias
-            for t in range(64)
+            for t in range(spectrogram.shape[1] // 16)
             for f in range(8)
         ],
         dim=1,
     )
-    x = patches + eat_positions(width)
+    x = patches + eat_positions(width)[: patches.shape[1]]
     x = torch.cat([weights[IMAGE + "extra_tokens"].expand(len(x), -1, -1), x], dim=1)
     x = norm(x, IMAGE + "context_encoder.norm")
     for block in range(sum(name.endswith("norm1.weight") for name in weights)):
@@ -132,7 +143,7 @@ def port(weights):
 def pretrained_file(path, weights=None, **beside):
     weights = eat_weights() if weights is None else weights
     model = weights | extras() | {"_ema": {"blocks.0.norm1.weight": torch.zeros(WIDTH)}}
-    torch.save({"cfg": {"model": {"_name": "data2vec_multi"}}, "model": model} | beside, path)
+    torch.save({"cfg": eat_cfg(), "model": model} | beside, path)
     return path
 
 
@@ -142,23 +153,25 @@ def eat_truth():
     return spectrogram, naive_eat(eat_weights(), spectrogram, heads=2)[:, 1:]
 
 
-@pytest.mark.parametrize("layout", ["pretrained", "finetuned", "old format", "port", "port directory"])
+@pytest.mark.parametrize("layout", ["pretrained", "finetuned", "old format", "port", "port directory", "argument"])
 def test_audio_encoder_equals_eat(tmp_path, eat_truth, layout):
     path = tmp_path / "eat.pt"
     if layout == "pretrained":
         pretrained_file(path)
     elif layout in ("finetuned", "old format"):
-        checkpoint = {"args": None, "model": finetuned(eat_weights() | extras())}
+        cfg = {"model": {"_name": "mae_image_classification", "pretrained_model_args": eat_cfg(), "norm_eps": None}}
+        checkpoint = {"args": None, "cfg": cfg, "model": finetuned(eat_weights() | extras())}
         torch.save(checkpoint, path, _use_new_zipfile_serialization=layout == "finetuned")
     else:
         path = tmp_path / "model.safetensors"
         save_file(
             port(eat_weights() | {IMAGE + "fixed_positional_encoder.positions": torch.zeros(1, 6144, WIDTH)}), path
         )
-        if layout == "port directory":
+        if layout != "argument":
             (tmp_path / "config.json").write_text(json.dumps({"model_type": "eat", "num_heads": 2, "norm_eps": 1e-6}))
+        if layout == "port directory":
             path = tmp_path
-    config, weights = convert_audio_encoder(path)
+    config, weights = convert_audio_encoder(path, 2 if layout == "argument" else None)
     expected = SamAudioConfig(hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512)
     assert config.to_dict() == expected.to_dict()
     model = SamAudioModel(config).eval()
@@ -172,10 +185,214 @@ def test_audio_encoder_equals_eat(tmp_path, eat_truth, layout):
 
 def test_depth_and_width_come_from_the_tensors_and_heads_from_the_port(tmp_path):
     save_file(port(eat_weights(width=192, depth=3)), tmp_path / "model.safetensors")
-    config, _ = convert_audio_encoder(tmp_path / "model.safetensors")
+    config, _ = convert_audio_encoder(tmp_path / "model.safetensors", num_heads=3)
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (192, 3, 3)
     (tmp_path / "config.json").write_text(json.dumps({"num_heads": 6}))
     assert convert_audio_encoder(tmp_path)[0].num_attention_heads == 6
+
+
+def as_namespace(value):
+    return argparse.Namespace(**{k: as_namespace(v) for k, v in value.items()}) if isinstance(value, dict) else value
+
+
+def flat_namespace(cfg):
+    """fairseq's older form: the fields of the model and those of the task side by side."""
+    return as_namespace(cfg["task"] | {"task": "mae_image_pretraining", "arch": "data2vec_multi"} | cfg["model"])
+
+
+def as_omegaconf(cfg):
+    """By the real package, with a reference and an enumeration as in EAT's own files."""
+    from omegaconf import OmegaConf
+
+    cfg["model"]["modalities"]["image"]["num_alibi_heads"] = "${model.num_heads}"
+    cfg["model"]["modalities"]["image"]["embed_dim"] = "${model.embed_dim}"
+    return OmegaConf.create(cfg)
+
+
+@pytest.fixture(scope="module")
+def narrow_truth():
+    """An encoder of width 96 with 4 heads and another epsilon: neither can be told from the tensors."""
+    spectrogram = torch.randn(1, 1024, 128, generator=torch.Generator().manual_seed(1))
+    return spectrogram, naive_eat(eat_weights(width=96), spectrogram, heads=4, eps=1e-3)[:, 1:]
+
+
+@pytest.mark.parametrize("archive", [True, False], ids=["zip", "old format"])
+@pytest.mark.parametrize(
+    "form", ["dict", "omegaconf", "namespace in cfg", "namespace", "fine-tuned", "w2v_args", "numpy"]
+)
+def test_heads_and_epsilon_are_those_of_the_files_own_configuration(tmp_path, narrow_truth, form, archive):
+    cfg = eat_cfg(heads=4, width=96, norm_eps="1e-3" if form == "dict" else 1e-3)  # YAML reads 1e-3 as a text
+    weights = eat_weights(width=96)
+    beside = {"args": None, "cfg": cfg}
+    if form == "omegaconf":
+        beside["cfg"] = as_omegaconf(cfg)
+    elif form == "namespace in cfg":
+        beside["cfg"] = {"model": as_namespace(cfg["model"])}
+    elif form == "namespace":
+        beside = {"args": flat_namespace(cfg), "cfg": None}
+    elif form == "numpy":
+        cfg["model"] |= {"num_heads": np.int64(4), "norm_eps": np.float64(1e-3)}
+    elif form in ("fine-tuned", "w2v_args"):
+        name = "w2v_args" if form == "w2v_args" else "pretrained_model_args"
+        outer = {"_name": "mae_image_classification", "norm_eps": None, "target_length": 1024, name: cfg}
+        beside["cfg"] = as_omegaconf(
+            {"model": {**outer, "modalities": {"image": {}}, "embed_dim": 96, "num_heads": 4}}
+        )
+        if form == "w2v_args":
+            beside["cfg"] = {"model": as_namespace(outer)}
+        weights = {f"model.{name}": value for name, value in weights.items()}
+    torch.save({"model": weights, **beside}, tmp_path / "eat.pt", _use_new_zipfile_serialization=archive)
+    config, tensors = convert_audio_encoder(tmp_path / "eat.pt")
+    assert (config.num_attention_heads, config.layer_norm_eps, config.max_frames) == (4, 1e-3, 1024)
+    model = SamAudioModel(config).eval()
+    model.load_state_dict(tensors, strict=True)
+    spectrogram, truth = narrow_truth
+    with torch.no_grad():
+        assert (model(spectrogram).last_hidden_state - truth).abs().max() < 3e-5
+
+
+def test_a_shorter_spectrogram_is_read_from_the_file_and_its_positions_are_ours(tmp_path, sources):
+    """Fine-tuned on ESC-50: 5 s of sound, and another normalisation, which the feature extractor must have."""
+    weights = finetuned(eat_weights()) | {
+        f"model.{IMAGE}fixed_positional_encoder.positions": eat_positions(WIDTH)[None, :256]
+    }
+    before = eat_cfg(image={"target_length": 512})
+    model = {"pretrained_model_args": before, "target_length": 512, "esc50_eval": True}
+    cfg = {"model": model, "task": {"target_length": 512, "esc50_eval": True}}
+    torch.save({"cfg": cfg, "model": weights}, tmp_path / "eat.pt")
+    encoder = read_audio_encoder(tmp_path / "eat.pt")
+    assert (encoder.config.max_frames, encoder.mean, encoder.std) == (512, -6.627, 5.359)
+    assert encoder.notes == []
+
+    sources["audio_encoder"] = tmp_path / "eat.pt"
+    convert(**sources, output=tmp_path / "sam")
+    processor, model = (part.from_pretrained(tmp_path / "sam") for part in (SamProcessor, SamForConditionalGeneration))
+    sound = np.random.default_rng(0).normal(size=80000).astype(np.float32) / 8
+    features = processor.feature_extractor(sound, 16000, return_tensors="pt")["input_features"]
+    plain = SamFeatureExtractor()(sound, 16000, return_tensors="pt")["input_features"][:, :512]
+    assert (features - (plain * 9.138 - 4.268 + 6.627) / 10.718).abs().max() < 1e-5
+    truth = naive_eat(eat_weights(), features, heads=2)[:, 1:]
+    with torch.no_grad():
+        assert (model.model.audio_tower(features).last_hidden_state - truth).abs().max() < 3e-5
+    inputs = processor(text="What?", audio=sound, sampling_rate=16000, return_tensors="pt")
+    assert inputs["input_ids"].eq(processor.audio_token_id).sum() == 32
+    model.generate(**inputs, max_new_tokens=1)
+
+
+LAYOUTS = {
+    "pre-norm": ({"layer_norm_first": True}, "cfg.model.layer_norm_first is True, only False is supported"),
+    "no affine": ({"norm_affine": False}, "cfg.model.norm_affine is False"),
+    "activation": ({"activation_fn": "relu"}, "cfg.model.activation_fn is 'relu', only 'gelu'"),
+    "ALiBi": ({"image": {"use_alibi_encoder": True}}, "modalities.image.use_alibi_encoder is True"),
+    "positions": ({"image": {"fixed_positions": False}}, "image.fixed_positions is False, only True"),
+    "tokens": ({"image": {"num_extra_tokens": 2}}, "image.num_extra_tokens is 2, only 1"),
+    "prenet": ({"image": {"prenet_depth": 4}}, "image.prenet_depth is 4, only 0"),
+    "channels": ({"image": {"in_chans": 3}}, "image.in_chans is 3, only 1"),
+    "patch": ({"image": {"patch_size": 8}}, "image.patch_size is 8, but by the tensors it is 16"),
+    "depth": ({"depth": 12}, "cfg.model.depth is 12, but by the tensors it is 2"),
+    "width": ({"embed_dim": 768}, "cfg.model.embed_dim is 768, but by the tensors it is 128"),
+    "ratio": ({"mlp_ratio": 2}, "cfg.model.mlp_ratio is 2, but by the tensors it is 4"),
+    "modality": ({"supported_modality": "AUDIO"}, "supported_modality is 'AUDIO', only IMAGE"),
+    "length": ({"image": {"target_length": 1000}}, "max_frames: got 1000, expected a multiple of patch_size (16)"),
+    "task": ({"task": {"target_length": 512}}, "cfg.task.target_length is 512"),
+    "statistics": ({"task": {"esc50_eval": True, "spcv2_eval": True}}, "are both true, expected one"),
+    "divisor": ({"heads": 5}, "hidden_size: got 128, expected a multiple of num_attention_heads (5)"),
+    "no number": ({"heads": "many"}, "cfg.model.num_heads is 'many', expected a positive number"),
+    "reference": ({"heads": "${oc.env:HEADS}"}, "num_heads is '${oc.env:HEADS}', expected a positive number"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_that_the_encoder_does_not_have_are_refused(tmp_path, layout):
+    changes, message = LAYOUTS[layout]
+    with pytest.raises(ValueError) as error:
+        convert_audio_encoder(pretrained_file(tmp_path / "eat.pt", cfg=eat_cfg(**changes)))
+    assert message in str(error.value)
+
+
+def test_all_reasons_are_in_one_message_and_the_argument_must_agree(tmp_path):
+    weights = eat_weights()
+    del weights["blocks.1.norm2.bias"]
+    cfg = eat_cfg(layer_norm_first=True, image={"num_extra_tokens": 0})
+    path = pretrained_file(tmp_path / "eat.pt", weights, cfg=cfg, args=argparse.Namespace(num_heads=8))
+    with pytest.raises(ValueError, match="4 reasons") as error:
+        convert_audio_encoder(path)
+    for line in ("layer_norm_first", "num_extra_tokens", "missing: blocks.1.norm2.bias"):
+        assert line in str(error.value)
+    assert "cfg.model.num_heads is 2 but args.num_heads is 8" in str(error.value)
+    path = pretrained_file(tmp_path / "eat.pt")
+    assert convert_audio_encoder(path, num_heads=2)[0].num_attention_heads == 2
+    with pytest.raises(ValueError, match=r"cfg.model.num_heads is 2 but num_heads, the argument is 4"):
+        convert_audio_encoder(path, num_heads=4)
+
+
+def test_heads_that_no_file_says_are_an_argument_and_no_guess(tmp_path, sources, capsys):
+    torch.save({"model": eat_weights()}, tmp_path / "eat.pt")
+    with pytest.raises(ValueError, match=r"num_heads is not in the file's cfg or args.*--audio-encoder-heads N"):
+        convert_audio_encoder(tmp_path / "eat.pt")
+    report = convert(
+        **(sources | {"audio_encoder": tmp_path / "eat.pt"}), output=tmp_path / "sam", audio_encoder_heads=4
+    )
+    assert SamForConditionalGeneration.from_pretrained(tmp_path / "sam").config.audio_config.num_attention_heads == 4
+    assert "layer_norm_eps: 1e-06, as in EAT's code, since the file does not say it" in str(report)
+
+
+def test_positions_that_were_learned_or_are_in_another_order_are_refused(tmp_path):
+    ours = eat_positions(WIDTH)[None]
+    name = IMAGE + "fixed_positional_encoder.positions"
+    torch.save({"cfg": eat_cfg(), "model": eat_weights() | {name: ours.half()}}, tmp_path / "eat.pt")
+    convert_audio_encoder(tmp_path / "eat.pt")
+    other = ours.unflatten(1, (64, 8)).transpose(1, 2).flatten(1, 2)  # time fastest
+    for positions, message in (
+        (other, "differs by"),
+        (ours[:, :100], r"is \[1, 100, 128\], expected \[1, 512 or more"),
+    ):
+        torch.save({"cfg": eat_cfg(), "model": eat_weights() | {name: positions}}, tmp_path / "eat.pt")
+        with pytest.raises(ValueError, match=message):
+            convert_audio_encoder(tmp_path / "eat.pt")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer_norm_first": True}, "config.json: layer_norm_first is True, only False"),
+        ({"stride": 10}, "config.json: stride is 10, but by the tensors it is 16"),
+        ({"qkv_bias": False}, "config.json: qkv_bias is False, only True"),
+        ({"fixed_positions": False}, "config.json: fixed_positions is False"),
+        ({"img_size": [1024, 64]}, "config.json: mel_bins is 128 but config.json: img_size.mel_bins is 64"),
+        ({"depth": 12}, "config.json: depth is 12, but by the tensors it is 2"),
+        ({"rope_theta": 10000}, "config.json: rope_theta is 10000, a field that EAT does not have"),
+        ({"model_type": "vit"}, "config.json has model_type 'vit', expected 'eat'"),
+        ({"num_heads": None}, "num_heads is not in the file's cfg or args"),
+    ],
+)
+def test_every_field_of_the_port_is_read_or_refused(tmp_path, changes, message):
+    """The fields of the published config.json."""
+    fields = {"model_type": "eat", "embed_dim": WIDTH, "depth": 2, "num_heads": 2, "patch_size": 16, "stride": 16}
+    fields |= {"in_chans": 1, "mel_bins": 128, "max_length": 768, "num_classes": 527, "model_variant": "finetune"}
+    fields |= {"mlp_ratio": 4.0, "qkv_bias": True, "drop_rate": 0.0, "attn_drop_rate": 0.0, "activation_dropout": 0.0}
+    fields |= {"post_mlp_drop": 0.0, "start_drop_path_rate": 0.0, "end_drop_path_rate": 0.0, "norm_eps": 1e-5}
+    fields |= {"layer_norm_first": False, "norm_affine": True, "fixed_positions": True, "img_size": [1024, 128]}
+    fields |= {
+        "architectures": ["EATModel"],
+        "auto_map": {},
+        "torch_dtype": "float32",
+        "transformers_version": "4.51.3",
+    }
+    save_file(port(eat_weights()), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    encoder = read_audio_encoder(tmp_path)
+    assert (encoder.config.layer_norm_eps, encoder.config.num_attention_heads, encoder.notes) == (1e-5, 2, [])
+    (tmp_path / "config.json").write_text(json.dumps(fields | changes))
+    with pytest.raises(ValueError) as error:
+        read_audio_encoder(tmp_path)
+    assert message in str(error.value)
+
+
+def test_a_configuration_of_another_model_in_the_same_folder_is_not_the_encoders(tmp_path):
+    path = pretrained_file(tmp_path / "eat.pt")
+    (tmp_path / "config.json").write_text(json.dumps({"d_model": 64, "num_heads": 7}))
+    assert convert_audio_encoder(path)[0].num_attention_heads == 2
 
 
 def test_every_tensor_that_does_not_fit_is_in_one_error(tmp_path):
@@ -251,10 +468,16 @@ def omegaconf_configuration(monkeypatch):
         return new(name, **flags)
 
     root = new("DictConfig", _metadata=metadata("ContainerMetadata", made["FairseqConfig"]), _parent=None)
-    number = new("IntegerNode", _metadata=metadata("Metadata", int), _parent=root, _val=12)
+    number = new("IntegerNode", _metadata=metadata("Metadata", int), _parent=root, _val=DEPTH)
+    heads = new("IntegerNode", _metadata=metadata("Metadata", int), _parent=root, _val=2)
     mode = new("EnumNode", _metadata=metadata("Metadata", made["Modality"]), _parent=root, _val=made["Modality"]())
     rates = new("ListConfig", _metadata=metadata("ContainerMetadata", list), _parent=root, _content=[number])
-    inner = new("DictConfig", _metadata=metadata("ContainerMetadata", dict), _parent=root, _content={"depth": number})
+    inner = new(
+        "DictConfig",
+        _metadata=metadata("ContainerMetadata", dict),
+        _parent=root,
+        _content={"depth": number, "num_heads": heads},
+    )
     root._content = {"model": inner, "rates": rates, "mode": mode, "any": new("AnyNode", _val=None, _parent=root)}
     return root
 
@@ -262,7 +485,7 @@ def omegaconf_configuration(monkeypatch):
 @pytest.mark.parametrize("archive", [True, False], ids=["zip", "old format"])
 def test_what_fairseq_files_carry_is_read_without_fairseq_and_omegaconf(tmp_path, monkeypatch, eat_truth, archive):
     checkpoint = {
-        "args": argparse.Namespace(arch="data2vec_multi", lr=[5e-4], nested=argparse.Namespace(depth=12)),
+        "args": argparse.Namespace(arch="data2vec_multi", lr=[5e-4], nested=argparse.Namespace(depth=12), num_heads=2),
         "optimizer_history": [{"num_updates": 400000, "best_loss": np.float64(0.25)}],
         "extra_state": {"metrics": {"count": np.int64(3), "loss": np.float32(0.5), "all": np.arange(3)}},
         "model": eat_weights() | extras(),
@@ -272,7 +495,8 @@ def test_what_fairseq_files_carry_is_read_without_fairseq_and_omegaconf(tmp_path
         torch.save(checkpoint, tmp_path / "eat.pt", _use_new_zipfile_serialization=archive)
     for module in ("omegaconf", "fairseq", "EAT"):
         monkeypatch.setitem(sys.modules, module, None)  # an import of it would fail
-    _, weights = convert_audio_encoder(tmp_path / "eat.pt")
+    config, weights = convert_audio_encoder(tmp_path / "eat.pt")
+    assert config.num_attention_heads == 2
     assert torch.equal(weights["pre_norm.weight"], eat_weights()[IMAGE + "context_encoder.norm.weight"])
     assert len(weights) == len(eat_weights())
 
@@ -407,6 +631,7 @@ def test_options_of_the_layer_reach_the_configuration(tmp_path):
         ({"attn_layer_idx": [1]}, "attention layers are not supported"),
         ({"d_intermediate": 128}, "MLP layers are not supported"),
         ({"rms_norm": False}, "rms_norm is false"),
+        ({"norm_epsilon": 1e-6}, "norm_epsilon is unknown"),
         ({"pad_vocab_size_multiple": 8}, "in multiples of 8 makes 264 rows, the embedding has 272"),
         ({"d_model": None}, "d_model: missing"),
         ({"model_type": "mamba"}, "model_type 'mamba', expected 'mamba2'"),

@@ -7,6 +7,7 @@ from typing import Any
 from configuration_sam import CONNECTORS, SamConfig
 from sam_lab.common.checks import check_model, choose_device
 from sam_lab.common.files import write_json
+from sam_lab.common.names import name_in_line
 from sam_lab.common.provenance import versions
 from sam_lab.common.text_tables import markdown, text_table
 from sam_lab.paper.analysis import ClipSet, analyse_checkpoint, analyse_run, choose_clips, state_update_distance
@@ -104,6 +105,6 @@ def _measuring(arguments: argparse.Namespace) -> tuple[ClipSet, dict[str, Any]]:
 def _report(source: str, entry: dict[str, Any]) -> None:
     """Prints which clips could not be measured, or not whole."""
     for failure in entry["failed"]:
-        print(f"{source}: {failure['audio']} is skipped: {failure['error']}")
+        print(f"{source}: {name_in_line(failure['audio'])} is skipped: {failure['error']}")
     if entry["truncated"]:
         print(f"{source}: of {entry['truncated']} clips over 10.24 s the first 10.24 s were used")

@@ -17,9 +17,10 @@ import processing_sam  # noqa: F401 (registers the processor)
 from audio_sam import read_windows
 from modeling_sam import SamForConditionalGeneration
 from sam_lab.common.answers import answer_windows, prompt_inputs
-from sam_lab.common.checks import choose_device
+from sam_lab.common.checks import choose_device, failure_reason
 from sam_lab.common.files import AUDIO_SUFFIXES
 from sam_lab.common.iteration import batched
+from sam_lab.common.names import name_in_line, name_text
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 BATCH_SIZE = 8  # windows that go through the model together
@@ -76,8 +77,8 @@ def _windows(paths: Iterable[str], processor: Any, failed: list[str]) -> Iterato
     for path in paths:
         try:
             spans, features = read_windows(path, processor.feature_extractor)
-        except (OSError, ValueError) as error:
-            print(f"sam-alm: {path}: {error}", file=sys.stderr)
+        except Exception as error:  # whatever it is, also too little memory: the others are described
+            print(f"sam-alm: {name_in_line(path)}: {failure_reason(error)}", file=sys.stderr)
             failed.append(path)
             continue
         for index, span in enumerate(spans):
@@ -87,6 +88,7 @@ def _windows(paths: Iterable[str], processor: Any, failed: list[str]) -> Iterato
 def _line(window: dict[str, Any], as_json: bool) -> str:
     if as_json:
         times = {name: round(window[name], 6) for name in ("start", "end", "seconds")}
-        return json.dumps({name: {**window, **times}[name] for name in ("audio", "start", "end", "text", "seconds")})
+        facts = {**window, **times, "audio": name_text(window["audio"])}
+        return json.dumps({name: facts[name] for name in ("audio", "start", "end", "text", "seconds")})
     span = [f"{window['start']:.2f}-{window['end']:.2f}"] if window["windows"] > 1 else []
-    return "\t".join([window["audio"], *span, window["text"]])
+    return "\t".join([name_in_line(window["audio"]), *span, window["text"]])

@@ -109,7 +109,7 @@ def _score_model(arguments: argparse.Namespace) -> None:
 
 def _items(name: str, arguments: argparse.Namespace) -> list[Any]:
     if name == "questions":
-        with open(arguments.data[name], newline="", encoding="utf-8") as handle:
+        with open(arguments.data[name], newline="", encoding="utf-8-sig") as handle:
             items = question_items(list(csv.DictReader(handle)), Path(arguments.data[name]).parent)
     elif name in MMAU_SPLITS:
         roots = parse_audio_roots(arguments.audio_root)
@@ -142,6 +142,11 @@ def _report(result: dict) -> None:
         print(f"beside it, {name}: " + ("unknown" if share["value"] is None else f"{share['value']:.1%}"))
     if result["missing"]:
         print(f"{len(result['missing'])} of {result['expected']} clips are missing and do not count")
+    if result["cannot_be_right"]:
+        print(
+            f"{len(result['cannot_be_right'])} of {result['count']} questions have an answer that is none of their "
+            "choices and count as wrong"
+        )
     for failed in result["failed"][:10]:
         print(f"failed: {failed['reason']}")
     if result["failed"]:

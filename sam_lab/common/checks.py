@@ -42,3 +42,11 @@ def choose_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device: got {name!r}, which torch cannot use: {str(error).splitlines()[0]}") from error
     return device
+
+
+def failure_reason(error: Exception) -> str:
+    """Why something failed, in one line: the message, after the kind of error where that says more."""
+    message = " ".join(str(error).split())
+    if isinstance(error, (OSError, ValueError)) and message:
+        return message
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -94,8 +94,12 @@ def write_text(text: str, path: str | os.PathLike) -> None:
 
 
 def write_json(value: Any, path: str | os.PathLike) -> None:
-    """Writes a JSON file, whole or not at all."""
-    write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", path)
+    """Writes a JSON file, whole or not at all.
+
+    Half a character, by which Python stands for a byte of a file's name that is no text, becomes JSON's escape.
+    """
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    write_text(text.encode("utf-8", "backslashreplace").decode(), path)
 
 
 # -- Locks --------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import datasets
 import pyarrow
 
 from sam_lab.common.files import AUDIO_SUFFIXES
+from sam_lab.common.names import encodable, name_text
 from sam_lab.data.plain_tables import AUDIO_COLUMNS
 
 TABLE_KINDS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json"}
@@ -70,8 +71,11 @@ class FolderClips(_Clips):
                     names.append(os.path.relpath(os.path.join(place, name), folder))
                 else:
                     self.skipped[suffix] += 1
-        # A name need not be text, but a key is.
-        self.names = {os.fsencode(name).decode("utf-8", "backslashreplace"): name for name in names}
+        # A name need not be text, but a key is. Of two files with the same one, the one that is no text has "./".
+        self.names: dict[str, str] = {}
+        for name in sorted(names, key=lambda name: (encodable(name) != name_text(name), os.fsencode(name))):
+            key = encodable(name)
+            self.names[key if key not in self.names else f"./{key}"] = name
         self.keys = sorted(self.names)
 
     def clips(self, process_index: int, num_processes: int, done: Collection[str] = ()) -> Iterator[Clip]:

@@ -21,6 +21,7 @@ from transformers.utils import logging
 from sam_lab.common.files import AUDIO_SUFFIXES
 from sam_lab.common.iteration import batched
 from sam_lab.common.json_files import is_encodable, read_json
+from sam_lab.common.names import name_in_line
 from sam_lab.common.prompts import DEFAULT_PROMPT
 
 logger = logging.get_logger(__name__)
@@ -63,6 +64,8 @@ def read_table(source: str, split: str = "train", prompt: str = DEFAULT_PROMPT) 
             without the split; a file that cannot be read.
     """
     path = Path(os.path.expanduser(source))
+    if not is_encodable(source):
+        raise ValueError(f"source: {source!r} is a name that is not UTF-8, which a table cannot hold; rename it.")
     if path.is_dir():
         folder = _split_folder(path, split)
         metadata = _metadata(folder)
@@ -323,6 +326,9 @@ def _class_folders(folder: Path, prompt: str) -> datasets.Dataset:
             f"source: {left.total():,} files of {str(folder)!r} are skipped{f' ({counts})' if left else ''}; audio is "
             f"{', '.join(AUDIO_SUFFIXES)}." + (f" Classes without audio: {', '.join(empty)}." if empty else "")
         )
+    unnamed = next((row["audio"] for row in rows if not is_encodable(row["audio"])), None)
+    if unnamed is not None:
+        raise ValueError(f"source: {unnamed!r} has a name that is not UTF-8, which a table cannot hold; rename it.")
     return datasets.Dataset.from_list(rows)
 
 
@@ -388,7 +394,7 @@ def rows_with_audio(table: datasets.Dataset, name: str, max_missing: float = 0.0
         more = ", ..." if len(missing) > 3 else ""
         raise ValueError(
             f"{name}: the audio of {num_lost:,} of {len(paths):,} rows does not exist "
-            f"({', '.join(missing[:3])}{more}), "
+            f"({', '.join(map(name_in_line, missing[:3]))}{more}), "
             f"more than max_missing={max_missing:g} allows; correct the paths, fetch the files or raise max_missing."
         )
     return table.select(present) if num_lost else table

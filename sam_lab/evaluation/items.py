@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, field
 
 from sam_lab.common.files import AUDIO_SUFFIXES
+from sam_lab.common.names import name_path
 
 AUDIO_AND_VIDEO_SUFFIXES = (*AUDIO_SUFFIXES, ".mp4")  # VGGSound is distributed as videos
 
@@ -39,5 +40,5 @@ def audio_stem(name: str) -> str:
 def existing_path(path: str) -> str | None:
     """The file itself, else the first existing file with another audio suffix (FLAC instead of WAV), else `None`."""
     root = os.path.join(os.path.dirname(path), audio_stem(path))
-    paths = (path, *(root + suffix for suffix in AUDIO_AND_VIDEO_SUFFIXES))
+    paths = map(name_path, (path, *(root + suffix for suffix in AUDIO_AND_VIDEO_SUFFIXES)))
     return next((file for file in paths if os.path.isfile(file)), None)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sam_lab.common.names import name_text
 from sam_lab.evaluation.items import AUDIO_AND_VIDEO_SUFFIXES, audio_stem
 from sam_lab.evaluation.labels import AUDIOSET_NAMES
 
@@ -140,7 +141,7 @@ def _tut2017(folder: Path) -> Iterator[Row]:
 def _beijing_opera(folder: Path) -> Iterator[Row]:
     rows = []
     for path in audio_paths(folder):
-        name = path.relative_to(folder).as_posix()
+        name = name_text(path.relative_to(folder).as_posix())
         parts = [re.sub("[-_ ]+", " ", part).lower() for part in reversed(name.split("/"))]
         named = ([label for label, words in INSTRUMENTS.items() if re.search(words, part)] for part in parts)
         labels = next((labels for labels in named if labels), [])

@@ -121,7 +121,8 @@ def read_mmau(
 
     Returns:
         `list[Item]`: In the file's order, with `groups` for task, sub-category, difficulty and category; `audio` is
-        `None` if the file does not exist.
+        `None` if the file does not exist. Answers that are none of the choices, which files of before v05.15.25 have,
+        are kept, with a warning that counts them: see [`score_mmau`].
 
     Raises:
         FileNotFoundError: The folder or file does not exist.
@@ -144,22 +145,50 @@ def read_mmau(
         path = os.path.normpath(record["audio_id"])
         mapped = map_audio(path, audio_roots)
         groups = {key: record[key] for key in GROUPS if key in record}
+        answer = record.get("answer") or ""
         items[record["id"]] = Item(
             id=record["id"],
             audio=existing_path(os.path.join(file.parent, path) if mapped == path else mapped),
             prompt=mmau_prompt(record["question"], record["choices"], style),
-            references=(record["answer"],) if record.get("answer") else (),
+            references=(answer,) if answer.strip() else (),
             choices=tuple(record["choices"]),
             # 13 records of test-mini have a list of one category
             groups={key: value[0] if isinstance(value, list) else value for key, value in groups.items()},
         )
+    _warn_of_truths(list(items.values()), file)
     return list(items.values())
+
+
+def _warn_of_truths(items: Sequence[Item], file: Path) -> None:
+    unpublished = sum(not item.references for item in items)
+    if 0 < unpublished < len(items):
+        logger.warning(f"{file}: {unpublished} of {len(items)} questions have no answer and are not scored.")
+    unmet = [item for item in items if item.references and not has_true_choice(item)]
+    if unmet:
+        first = unmet[0]
+        logger.warning(
+            f"{file}: {len(unmet)} of {len(items)} questions have an answer that is none of their choices, and count "
+            f"as wrong whichever is chosen, such as {first.id!r}: {first.references[0]!r}, of {list(first.choices)}. "
+            "MMAU corrected its files in v05.15.25; download them again."
+        )
+
+
+def has_true_choice(item: Item) -> bool:
+    """Whether one of a question's choices is its answer, to the official rule: both have the same words, at least one.
+
+    Without one every choice is wrong. (An answer without any word would be met by every text that has no word of a
+    choice.)
+    """
+    true = _words(item.references[0])
+    return bool(true) and any(_words(choice) == true for choice in item.choices)
 
 
 def _check_record(record: dict[str, Any], where: str, split: str) -> None:
     for key in ("id", "audio_id", "question"):
         if not isinstance(record.get(key), str) or not record[key].strip():
             raise ValueError(f"{where} has {record.get(key)!r} as {key}, expected text, as in MMAU's files.")
+    if not isinstance(record.get("answer"), (str, type(None))):
+        raise ValueError(f"{where} has {record['answer']!r} as answer, expected the text of one of the choices.")
     choices = record.get("choices")
     if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
         raise ValueError(f"{where} has {choices!r} as choices, expected a list of texts.")
@@ -239,7 +268,10 @@ def score_mmau(items: Sequence[Item], predictions: Sequence[str | None], seed: i
 
         - `value` (a fraction), `correct`, `count`, `unanswered` (counted as wrong), and the same `by_task`,
           `by_sub_category`, `by_difficulty` and `by_category`; `value` is `None` if no answer is published;
-        - `without_truth`: number of questions whose answer is not published;
+        - `without_truth`: number of questions that no choice answers: the answer is not published (these are not in
+          `count`), or is none of the choices (these count as wrong, as in the official script, and are also in
+          `answer_not_among_choices`);
+        - `several_true_choices`: number of questions of which the rule accepts more than one choice;
         - `official`: the same by the official script, which excludes questions without a prediction (`None`);
         - `as_written`: the same without stripping letters; `letters_alone`: number of predictions that are only a
           letter, which are wrong by the rule;
@@ -264,11 +296,14 @@ def score_mmau(items: Sequence[Item], predictions: Sequence[str | None], seed: i
     if not all(answered):
         logger.warning("%d of %d questions have no answer and count as wrong.", answered.count(False), len(answered))
     by_official = [(item, hit) for (item, text), hit in zip(asked, right) if text is not None]
+    unmet = [item for item in known if not has_true_choice(item)]
     flags = iter(right)
     return {
         **_share(known, right, answered),
         **{f"by_{key.replace('-', '_')}": _shares(known, right, key, answered) for key in GROUPS},
-        "without_truth": len(items) - len(asked),
+        "without_truth": len(items) - len(asked) + len(unmet),
+        "answer_not_among_choices": len(unmet),
+        "several_true_choices": sum(sum(_is_right(item, choice) for choice in item.choices) > 1 for item in known),
         "official": _share([item for item, _ in by_official], [hit for _, hit in by_official]),
         "as_written": _share(known, [_is_right(item, text or "") for item, text in asked]),
         "letters_alone": sum(

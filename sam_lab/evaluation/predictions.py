@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from audio_sam import SAMPLING_RATE, load_audio
 from sam_lab.common.answers import generate
+from sam_lab.common.checks import failure_reason
 from sam_lab.common.cores import num_cores
 from sam_lab.common.files import write_json, write_text
 from sam_lab.common.iteration import batched
@@ -67,12 +68,20 @@ def load_clip(path: str) -> tuple[np.ndarray | None, str | None]:
         return None, str(error)
 
 
+def _load(path: str) -> tuple[np.ndarray | None, str | None]:
+    """[`load_clip`]; whatever else happens to one clip, also too little memory, is its own failure."""
+    try:
+        return load_clip(path)
+    except Exception as error:
+        return None, failure_reason(error)
+
+
 def load_batches(batches: Sequence[list[Item]]) -> Iterator[tuple[list[Item], list[tuple[np.ndarray | None, Any]]]]:
     """Batches with their clips, which threads read while earlier batches are answered."""
     waiting: deque = deque()
     with ThreadPoolExecutor(min(16, num_cores())) as pool:
         for batch in batches:
-            waiting.append((batch, [pool.submit(load_clip, item.audio) for item in batch]))
+            waiting.append((batch, [pool.submit(_load, item.audio) for item in batch]))
             if len(waiting) > AHEAD:
                 items, clips = waiting.popleft()
                 yield items, [clip.result() for clip in clips]

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
+from sam_lab.common.names import name_in_line, name_text
 from sam_lab.evaluation.caption_metrics import caption_preflight, caption_scores, human_scores, sentence_similarity
 from sam_lab.evaluation.items import Item
-from sam_lab.evaluation.mmau import lettered_choices, score_mmau
+from sam_lab.evaluation.mmau import has_true_choice, lettered_choices, score_mmau
 from sam_lab.evaluation.predictions import predict
-from sam_lab.evaluation.questions import answers_question
+from sam_lab.evaluation.questions import answers_question, has_option
 from sam_lab.evaluation.scoring import (
     METRICS,
     bootstrap_interval,
@@ -80,7 +81,7 @@ def coverage_line(task: Task, items: Sequence[Item], min_coverage: float = 0.0) 
     line = f"{task.name}: {found:,} of {len(items):,} clips are present"
     line += f", {task.expected:,} were published" if task.expected not in (0, len(items)) else ""
     if not found or found < min_coverage * len(items):
-        absent = ", ".join(item.id for item in items if item.audio is None)
+        absent = ", ".join(name_in_line(item.id) for item in items if item.audio is None)
         raise ValueError(
             f"data: {line}; expected at least min_coverage={min_coverage:.0%}. Missing: {absent[:200]}. Map their "
             "folder with --audio-root FROM=TO, download them, or lower --min-coverage."
@@ -166,7 +167,7 @@ def evaluate(
         "checkpoint_hash": checkpoint_hash,
         "dtype": str(model.dtype),
         "max_new_tokens": max_new_tokens,
-        "items": _digest([[item.id, Path(item.audio).name, item.prompt] for item in found]),
+        "items": _digest([[item.id, name_text(Path(item.audio).name), item.prompt] for item in found]),
         "candidates": _digest([sorted(candidates), shared] if shared else candidates),
     }
     model.eval()
@@ -188,6 +189,7 @@ def evaluate(
         "published": task.expected,
         "heard_in_training": task.heard_in_training,
         "missing": [item.id for item in items if item.audio is None],
+        "cannot_be_right": cannot_be_right(found, task),
         "failed": [{"id": each["id"], "reason": each["failed"]} for each in records if each["failed"]],
         "unanswered": sum(each["text"] == "" for each in records),
         "long": sum(each.get("long", False) for each in records),
@@ -201,6 +203,17 @@ def evaluate(
             for row, (item, record) in enumerate(zip(found, records))
         ],
     }
+
+
+def cannot_be_right(items: Sequence[Item], task: Task) -> list[str]:
+    """Ids of the items that count as wrong whichever choice is made: questions whose answer is none of their choices.
+
+    Other truths that nothing could meet are refused when they are read: a label that is none of the classes, a caption
+    without a word, an answer to a yes-or-no question that is neither.
+    """
+    if task.metric == "mmau":
+        return [item.id for item in items if item.references and not has_true_choice(item)]
+    return [item.id for item in items if not has_option(item)] if task.metric == "questions" else []
 
 
 def candidate_texts(item: Item, task: Task, answer_form: str = ANSWER_FORM) -> list[str]:
@@ -225,7 +238,7 @@ def _prediction(item: Item, record: dict[str, Any], by_protocol: dict[str, dict[
     return {
         **item.groups,
         "id": item.id,
-        "audio": Path(item.audio).name,
+        "audio": name_text(Path(item.audio).name),
         "prompt": item.prompt,
         "prediction": record["text"],
         "reference": item.references[0] if len(item.references) == 1 else list(item.references),
@@ -391,6 +404,7 @@ def evaluate_humans(
         "expected": len(items),
         "published": task.expected,
         "missing": [],
+        "cannot_be_right": [],
         "failed": [],
         "protocols": {"captions": score},
         "predictions": [],

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sam_lab.common.json_files import read_json
+from sam_lab.common.names import name_text
 from sam_lab.common.prompts import AUDIOCAPS_PROMPT, CLOTHO_PROMPT, DEFAULT_PROMPT
 from sam_lab.data.coverage import map_audio
 from sam_lab.evaluation import labels
@@ -226,7 +227,7 @@ def read_task(
             raise FileNotFoundError(f"{error}, {expected}") from None
         folder = next((data / part for part in layout.audio if (data / part).is_dir()), None)
         for path in audio_paths(folder) if folder else ():
-            files.setdefault(path.stem, []).append(path)
+            files.setdefault(name_text(path.stem), []).append(path)
     else:
         rows = list(_ltu_rows(task, data, audio_roots))
     if fold is not None:

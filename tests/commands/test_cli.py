@@ -112,7 +112,7 @@ def test_the_options_are_those_that_others_rely_on():
     options = {
         "describe": {"--model", "--prompt", "--device", "--dtype", "--max-new-tokens", "--json"},
         "convert": {"--audio-encoder", "--language-model", "--tokenizer", "--connector", "--dtype"}
-        | {"--max-shard-size", "--push-to-hub", "--output", "--check"},
+        | {"--max-shard-size", "--push-to-hub", "--output", "--check", "--audio-encoder-heads"},
         "env": {"--json"},
     }
     for name, expected in options.items():

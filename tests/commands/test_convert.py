@@ -13,16 +13,23 @@ def test_convert_passes_on_what_was_given(monkeypatch, capsys):
     assert main(base) == 0
     assert capsys.readouterr().out == "the report\n"
     more = ["--connector", "time_major", "--dtype", "bfloat16", "--max-shard-size", "1GB", "--push-to-hub", "me/sam"]
+    more += ["--audio-encoder-heads", "4"]
     assert main([*base, *more, "--check", "x.wav", "x.npy"]) == 0
     first = {"audio_encoder": "a", "language_model": "l@main", "tokenizer": "t", "output": "o"}
-    rest = {"connector": "time_major", "dtype": "bfloat16", "max_shard_size": "1GB", "push_to_hub": "me/sam"}
+    rest = {
+        "connector": "time_major",
+        "dtype": "bfloat16",
+        "max_shard_size": "1GB",
+        "push_to_hub": "me/sam",
+        "audio_encoder_heads": 4,
+    }
     assert calls == [first, {**first, **rest, "check": ["x.wav", "x.npy"]}]
 
 
 def test_the_options_have_the_names_of_conversions_arguments():
     names = set(inspect.signature(conversion_module.convert).parameters)
     assert {"audio_encoder", "language_model", "tokenizer", "output", "connector"} <= names
-    assert {"dtype", "max_shard_size", "push_to_hub", "check"} <= names
+    assert {"dtype", "max_shard_size", "push_to_hub", "check", "audio_encoder_heads"} <= names
 
 
 def test_convert_errors_are_one_message(tmp_path, capsys):

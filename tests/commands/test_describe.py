@@ -134,11 +134,78 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_are_described(checkp
     assert [error.split(": ")[1] for error in errors] == [str(broken), str(short), str(missing), str(tmp_path)]
 
 
-def test_a_file_name_that_is_no_text_stops_nothing(checkpoint, clips, tmp_path, capsysbinary):
-    odd = os.fsdecode(os.path.join(os.fsencode(tmp_path), b"odd-\xff.wav"))
-    Path(odd).write_bytes(Path(clips[1.0]).read_bytes())
-    main(["describe", odd, clips[2.5], "--model", checkpoint, "--max-new-tokens", "2"])
-    assert capsysbinary.readouterr().out.splitlines()[-1].startswith(os.fsencode(clips[2.5]) + b"\t")
+def test_whatever_happens_to_a_file_is_its_own(checkpoint, clips, tmp_path, capsys, monkeypatch):
+    """Too little memory for one file, or an error that nobody expected, and a name with a line end."""
+    read = describe_module.read_windows
+
+    def fail(path, extractor):
+        if "large" in path:
+            raise MemoryError
+        if "odd" in path:
+            raise RuntimeError("a decoder's\nown trouble")
+        return read(path, extractor)
+
+    monkeypatch.setattr(describe_module, "read_windows", fail)
+    assert (
+        main(["describe", "large.wav", clips[1.0], "o\nodd.wav", "--model", checkpoint, "--max-new-tokens", "2"]) == 1
+    )
+    output = capsys.readouterr()
+    assert [line.split("\t")[0] for line in output.out.splitlines()] == [clips[1.0]]
+    errors = [line for line in output.err.splitlines() if line.startswith("sam-alm: ")]
+    assert errors == ["sam-alm: large.wav: MemoryError", "sam-alm: o\\nodd.wav: RuntimeError: a decoder's own trouble"]
+
+
+NAMES = [
+    b"a\nb.wav",
+    b"t\tb.wav",
+    b"back\\nslash.wav",
+    "caf\u00e9.wav".encode(),
+    b"odd-\xff.wav",
+    b"\x1b[31m.wav",
+    b"x:y.wav",
+]
+LOCALES = [{"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}, {"LC_ALL": "C.UTF-8", "PYTHONUTF8": "0"}]
+LOCALES += [{"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "ascii"}]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("locale", LOCALES, ids=lambda locale: " ".join(map("=".join, locale.items())))
+def test_any_name_is_one_line_under_any_locale(checkpoint, clips, tmp_path, locale):
+    """The path's column is the name's bytes but for the documented escapes; a file is described or named as failed."""
+    for name in NAMES:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(Path(clips[1.0]).read_bytes())
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG", "PYTHON"))}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **locale}
+    command = [sys.executable, "-m", "sam_alm", "describe", "--model", checkpoint, "--max-new-tokens", "2"]
+
+    def run(*options):
+        done = subprocess.run(
+            [os.fsencode(word) for word in (*command, *options)] + NAMES,
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            timeout=120,
+        )
+        assert b"Traceback" not in done.stderr
+        failed = [line.split(b": ")[1] for line in done.stderr.split(b"\n") if line.startswith(b"sam-alm: ")]
+        assert done.returncode == bool(failed)
+        return [line for line in done.stdout.split(b"\n") if line], failed
+
+    escaped = {
+        b"a\\nb.wav": NAMES[0],
+        b"t\\tb.wav": NAMES[1],
+        b"back\\\\nslash.wav": NAMES[2],
+        b"\\x1b[31m.wav": NAMES[5],
+    }
+    if "PYTHONIOENCODING" in locale:
+        escaped[rb"caf\xe9.wav"] = NAMES[3]
+    lines, failed = run()
+    assert all(line.count(b"\t") == 1 for line in lines)
+    named = [line.split(b"\t")[0] for line in lines] + failed
+    assert sorted(escaped.get(name, name) for name in named) == sorted(NAMES)
+    lines, failed = run("--json")
+    named = [json.loads(line)["audio"].encode("utf-8", "surrogateescape") for line in lines]
+    assert sorted(named + [escaped.get(name, name) for name in failed]) == sorted(NAMES)
 
 
 def test_without_a_checkout_there_are_no_defaults(clips, tmp_path, monkeypatch, capsys):

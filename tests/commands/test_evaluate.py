@@ -64,6 +64,40 @@ def test_writes_every_prediction(command, base, tmp_path, capsys):
     assert result["config"]["max_new_tokens"] == 8 and result["model_config"]["connector"] == "concatenation"
 
 
+def test_names_that_are_no_text_reach_the_result(command, base, tmp_path, capsys):
+    """Beijing Opera has audio only, so that the items are named after the files."""
+    (tmp_path / "data").mkdir()
+    names = [b"bangu-\xff.wav", "daluo-\u00e9.wav".encode(), b"naobo\n.wav"]
+    for name in names:
+        path = os.fsencode(tmp_path / "data") + b"/" + name
+        with open(path, "wb") as handle:
+            soundfile.write(handle, tone(), 16000, format="WAV")
+    options = ("--model", base, "--protocol", "likelihood", "--max-new-tokens", 2, "--device", "cpu")
+    output = Path(os.fsdecode(os.fsencode(tmp_path) + b"/out-\xff.json"))
+    command("evaluate", "beijing_opera", "--data", tmp_path / "data", *options, "--output", output)
+    result = json.loads(output.read_text(encoding="utf-8"))
+    assert [os.fsencode(each["id"]) for each in result["predictions"]] == names
+    assert [os.fsencode(each["audio"]) for each in result["predictions"]] == names
+    assert os.fsencode(result["config"]["output"]) == os.fsencode(output) and result["count"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}], ids=["C", "C, no UTF-8"])
+def test_a_table_names_its_files_under_any_locale(base, tmp_path, locale):
+    soundfile.write(tmp_path / "caf\u00e9.wav", tone(), 16000)
+    rows = "audio,prompt,answer,kind\ncaf\u00e9.wav,Is it?,yes,binary\nnone.wav,Is it?,no,binary\n"
+    (tmp_path / "rows.csv").write_text("\ufeff" + rows, encoding="utf-8")  # as spreadsheets write it
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG", "PYTHON"))}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **locale}
+    command = [sys.executable, "-m", "sam_alm", "evaluate", "questions", "--model", base, "--data", "rows.csv"]
+    command += ["--max-new-tokens", "2", "--device", "cpu", "--output", "out.json"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert [each["audio"] for each in result["predictions"]] == ["caf\u00e9.wav"]
+    assert result["missing"] == ["1: none.wav"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("pycocoevalcap") is None, reason='pycocoevalcap is missing: pip install ".[eval]"')
 def test_scores_the_people_who_captioned(command, tmp_path, monkeypatch, capsys):

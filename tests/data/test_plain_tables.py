@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import datasets
@@ -395,3 +396,14 @@ def test_files_that_are_not_taken_are_counted(tmp_path, warnings):
         in warnings[0]
     )
     assert "Classes without audio: cow, pig." in warnings[0]
+
+
+def test_a_name_that_no_table_can_hold_is_refused_by_name(tmp_path):
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "dog" / "caf\u00e9\n.wav").touch()
+    assert read_table(str(tmp_path))["audio"][:] == [str(tmp_path / "dog" / "caf\u00e9\n.wav")]
+    Path(os.fsdecode(os.fsencode(tmp_path / "dog") + b"/odd-\xff.wav")).touch()
+    with pytest.raises(ValueError, match=r"odd-\\udcff\.wav' has a name that is not UTF-8, .* rename it"):
+        read_table(str(tmp_path))
+    with pytest.raises(ValueError, match=r"odd-\\udcff\.csv' is a name that is not UTF-8"):
+        read_table("odd-\udcff.csv")

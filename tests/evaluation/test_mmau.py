@@ -326,6 +326,36 @@ def test_the_shuffled_baseline_is_the_first_of_the_shuffled_choices():
     assert result["baselines"]["shuffled_choices"]["value"] == share and 0.1 < share < 0.4
 
 
+UNMET = [
+    ("Snow", CHOICES),  # none of the choices: files of before v05.15.25
+    ("a cat!", [*CHOICES[:1], "a cat", "a cat"]),  # the same words: this one can be met
+    ("?", ["?", "!"]),  # no word, which anything would meet
+    ("b) a cat", CHOICES),  # the letter is a word to the rule
+]
+
+
+def test_answers_that_no_choice_gives_are_counted_and_told_of_once(tmp_path, caplog):
+    content = [{**record, "answer": a, "choices": c} for record, (a, c) in zip(records(4), UNMET)]
+    items = read_mmau(write(tmp_path, content))
+    assert caplog.text.count("3 of 4 questions have an answer that is none of their choices") == 1
+    assert "'q0': 'Snow', of ['A dog barking'" in caplog.text and "v05.15.25" in caplog.text
+    result = score_mmau(items, ["a dog barking", "a cat", "!", "a cat"])
+    assert result["is_correct"] == [False, True, False, False]  # the official rule, and its count, as they are
+    assert (result["value"], result["count"]) == (0.25, 4)
+    assert (result["without_truth"], result["answer_not_among_choices"]) == (3, 3)
+    assert result["several_true_choices"] == 1  # two are "a cat"
+
+
+def test_answers_that_are_blank_or_missing_or_no_text(tmp_path, caplog):
+    content = records(3)
+    content[0]["answer"], content[1]["answer"] = "  ", None
+    items = read_mmau(write(tmp_path, content))
+    assert [item.references for item in items] == [(), (), ("a cat",)]
+    assert "2 of 3 questions have no answer and are not scored" in caplog.text
+    with pytest.raises(ValueError, match="record 1 has 3 as answer, expected the text of one of the choices"):
+        read_mmau(write(tmp_path, records(answer=3)))
+
+
 def test_letters_alone_are_wrong_and_counted():
     items = [question(number) for number in range(5)] + [question(5, "a", ["a", "the", "is", "of"])]
     result = score_mmau(items, ["b", "(b)", "B.", "The answer is b)", "b) a cat", "a"])

@@ -104,6 +104,20 @@ def test_a_process_that_did_not_answer_is_noticed(tiny, items, tmp_path):
         answered(tiny, items, tmp_path, state=process(0, 2))
 
 
+def test_too_little_memory_for_a_clip_is_its_own_failure(tiny, items, expected, tmp_path, monkeypatch):
+    load = predictions_module.load_clip
+
+    def fail(path):
+        if path == items[2].audio:
+            raise MemoryError
+        return load(path)
+
+    monkeypatch.setattr(predictions_module, "load_clip", fail)
+    records, _ = answered(tiny, items, tmp_path)
+    assert records[2] == {"id": "rain", "text": None, "failed": "MemoryError"}
+    assert near(records[:2] + records[3:], expected[:2] + expected[3:])
+
+
 class Killed(Exception):
     pass
 

@@ -160,6 +160,11 @@ def test_an_options_letter_is_taken_off(text, bare):
         ("(b)", "b) dog barking", "multiple_choice", True),
         ("c", "b) dog barking", "multiple_choice", False),
         ("d", "dog barking", "multiple_choice", False),  # no option's letter
+        ("b", "b", "multiple_choice", True),  # a truth that is a letter alone
+        ("(B)", "b.", "multiple_choice", True),
+        ("b) dog barking", "(b)", "multiple_choice", True),
+        ("a) dog barking", "b", "multiple_choice", False),
+        ("bark", "b", "multiple_choice", False),
         ("Two.", "two", "number", True),
         ("Two sounds.", "Two.", "number", False),
     ],
@@ -222,6 +227,23 @@ def test_questions_are_scored_by_kind(monkeypatch, tmp_path, clip):
         question_items([rows[0], {**rows[1], "answer": ""}, rows[2]])
     with pytest.raises(ValueError, match="rows: number 1 is binary and has the answer 'nothing', expected yes or no"):
         question_items([rows[0], {**rows[1], "answer": "nothing"}])
+
+
+def test_questions_that_nothing_can_answer(monkeypatch, tmp_path, clip, caplog):
+    def row(answer, kind="multiple_choice", prompt="What is it? a) a dog b) a cat"):
+        return {"audio": "tone.wav", "prompt": prompt, "answer": answer, "kind": kind}
+
+    asked = question_items(
+        [row("b) A cat."), row("a bird"), row("b"), row("d", "Multiple choice"), row("Two", "number")], tmp_path
+    )
+    assert caplog.text.count("2 of 5 questions have an answer that is not among the options") == 1
+    assert "'a bird' to 'What is it? a) a dog b) a cat'" in caplog.text
+    result = run(monkeypatch, tmp_path, QUESTIONS, asked, fake_predict("b", "a) a dog", "b) a cat", "b) a cat", "two"))
+    assert result["cannot_be_right"] == ["1: tone.wav", "3: tone.wav"]
+    assert (result["value"], result["count"]) == (0.6, 5)
+    for answer, kind in (("...", "number"), ("?", "multiple_choice"), ("_", "text")):
+        with pytest.raises(ValueError, match=r"number 0 has the answer .*, expected a word or a number"):
+            question_items([row(answer, kind)], tmp_path)
 
 
 # -- Protocols ----------------------------------------------------------------------------------------------------
