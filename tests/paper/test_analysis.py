@@ -36,7 +36,6 @@ from sam_lab.training.curriculum import run_recipe
 from sam_lab.training.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-REFERENCE = Path(os.environ.get("SAM_SHARED_REFERENCE", ROOT / ".." / "shared" / "reference"))
 
 
 # -- Rank and similarity ------------------------------------------------------------------------------------------

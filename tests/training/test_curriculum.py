@@ -18,6 +18,7 @@ from huggingface_hub import ModelCard
 from loopback_hub import LoopbackHub
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from shared import PAPER_TABLES, needs
 from tiny import tiny_config, tiny_inputs, tiny_model, tiny_processor
 from transformers import TrainerCallback
 
@@ -44,7 +45,6 @@ from sam_lab.training.stages import last_checkpoint
 from sam_lab.training.trainer import SecondsCallback
 
 ROOT = Path(__file__).resolve().parents[2]
-PAPER = Path(os.environ.get("SAM_SHARED_REFERENCE", ROOT / ".." / "shared" / "reference")) / "paper-tables.json"
 STAGE = "{name: s, trains: [connector], learning_rate: 1e-3, epochs: 1, data: [d]}"
 SMALL = f"model: m\ndata: {{d: {{path: p}}}}\nstages: {{1: {STAGE}}}\n"
 
@@ -242,9 +242,9 @@ def test_ltus_curriculum():
     assert [recipe.data[name].rows for name in ("closed", "mix")] == [1_917_894, 1_917_894 + 3_763_814]
 
 
-@pytest.mark.skipif(not PAPER.is_file(), reason="paper-tables.json is not here; set SAM_SHARED_REFERENCE")
+@needs(PAPER_TABLES)
 def test_the_recipes_are_the_papers_experiments():
-    tables = json.loads(PAPER.read_text())
+    tables = json.loads(PAPER_TABLES.read_text())
     rows = [row for row in tables["table1"]["rows"] if "experiment" in row]
     assert [row["experiment"] for row in rows] == [f"E{number}" for number in range(1, 19)]
     for row in rows:
