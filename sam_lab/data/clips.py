@@ -7,6 +7,7 @@ its row. The key identifies what was done already, and which process does the re
 import glob
 import hashlib
 import os
+import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -247,7 +248,9 @@ def _load_table(
         if path.suffix not in TABLE_KINDS:
             raise ValueError(f"source: got the file {source!r}, expected a folder or one of {', '.join(TABLE_KINDS)}.")
         name, files = TABLE_KINDS[path.suffix], {split: glob.escape(str(path))}
-    elif not path.is_dir() and (path.is_absolute() or source.startswith(".") or source.count("/") > 1):
+    elif not path.is_dir() and (
+        path.is_absolute() or source.startswith(".") or source.count("/") > 1 or path.suffix in TABLE_KINDS
+    ):
         raise FileNotFoundError(f"source: there is no file or folder {source!r}.")
     try:
         table, columns = load_undecoded(name, split, streaming, files)
@@ -261,7 +264,7 @@ def _load_table(
         ) from error
     except StopIteration:
         raise ValueError(f"source: {source!r} has no rows in the split {split!r}.") from None
-    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
+    except (datasets.exceptions.DatasetGenerationError, ValueError, tarfile.TarError) as error:
         reason = error.__cause__ or error  # the first only states that it failed
         raise ValueError(f"source: {source!r}, split {split!r}, cannot be read, or has no rows: {reason}") from error
 

@@ -19,6 +19,7 @@ from loopback_hub import LoopbackHub
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from shared import PAPER_TABLES, needs
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import tiny_config, tiny_inputs, tiny_model, tiny_processor
 from transformers import TrainerCallback
 
@@ -465,7 +466,12 @@ def test_what_a_stage_keeps_loads_alone(world, straight):
             assert torch.equal(parameter, expected[f"base_model.model.model.audio_tower.{name}"].bfloat16())
         samples = json.loads((folder / "samples.json").read_text())
         assert len(samples) == 2 and set(samples[0]) >= {"audio", "prompt", "answer", "prediction"}
-        assert any("events" in path.name for path in (folder / "runs").rglob("*"))
+        (events,) = {path.parent for path in (folder / "runs").rglob("events.*")}  # tensorboard's curves
+        curves = EventAccumulator(str(events)).Reload()
+        history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+        for key, tag in (("loss", "train/loss"), ("eval_loss", "eval/loss")):
+            logged = {entry["step"]: entry[key] for entry in history if key in entry}
+            assert {each.step: each.value for each in curves.Scalars(tag)} == pytest.approx(logged, rel=1e-6)
 
 
 def test_the_best_is_that_of_the_lowest_evaluation_loss(world, straight):
