@@ -15,11 +15,11 @@ import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
 # What the client sends to the repository's LFS store rather than in the commit itself.
-LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".npz", ".wav", ".flac")
+LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".npz", ".wav", ".flac", ".parquet", ".tar")
 
 
 @dataclass
@@ -118,6 +118,18 @@ class LoopbackHub:
         return list(self.repositories[repository].branches[branch])
 
 
+def _entry(path: str, content: bytes) -> dict[str, object]:
+    """How a listing describes a file."""
+    entry = {"type": "file", "path": path, "size": len(content), "oid": _blob_id(content)}
+    if path.endswith(LFS_SUFFIXES):
+        entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+    return entry
+
+
+def _folder(path: str) -> dict[str, object]:
+    return {"type": "directory", "path": path, "size": 0, "oid": "0" * 40}
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: LoopbackHub
     protocol_version = "HTTP/1.1"
@@ -182,7 +194,8 @@ class _Handler(BaseHTTPRequestHandler):
         known = id in self.hub.repositories
         private = bool(asked.get("private")) or asked.get("visibility") == "private"
         self.hub.repositories.setdefault(id, Repository(private))
-        self.answer({"url": f"{self.hub.endpoint}/{id}", "id": id}, 409 if known else 200)
+        kind = "datasets/" if asked.get("type") == "dataset" else ""
+        self.answer({"url": f"{self.hub.endpoint}/{kind}{id}", "id": id}, 409 if known else 200)
 
     def validate_yaml(self) -> None:
         content = json.loads(self.body)["content"]
@@ -266,16 +279,19 @@ class _Handler(BaseHTTPRequestHandler):
         inside = {path: content for path, content in commit.files.items() if path.startswith(prefix)}
         if prefix and not inside:
             return self.error(404, "EntryNotFound", f"{folder} does not exist on {revision}")
-        entries = []
-        for path, content in sorted(inside.items()):
-            if self.query.get("recursive") != "true" and "/" in path[len(prefix) :]:
-                continue
-            entry = {"type": "file", "path": path, "size": len(content), "oid": _blob_id(content)}
-            if path.endswith(LFS_SUFFIXES):
-                oid = hashlib.sha256(content).hexdigest()
-                entry["lfs"] = {"oid": oid, "size": len(content), "pointerSize": 130}
-            entries.append(entry)
+        folders = {parent.as_posix() for path in inside for parent in PurePosixPath(path).parents}
+        entries = [_folder(path) for path in sorted(folders - {".", folder}) if path.startswith(prefix)]
+        entries += [_entry(path, content) for path, content in sorted(inside.items())]
+        if self.query.get("recursive") != "true":
+            entries = [entry for entry in entries if "/" not in entry["path"][len(prefix) :]]
         self.answer(entries)
+
+    def paths_info(self, id: str, revision: str) -> None:
+        if commit := self.find(id, revision):
+            asked = json.loads(self.body)["paths"]
+            files = [_entry(path, commit.files[path]) for path in asked if path in commit.files]
+            folders = [path for path in asked if any(file.startswith(f"{path}/") for file in commit.files)]
+            self.answer(files + [_folder(path) for path in folders])
 
     def refs(self, id: str) -> None:
         if self.find(id, "main"):
@@ -304,18 +320,20 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 ID = r"(?P<id>[^/]+/[^/]+)"
+API = f"/api/(?:models|datasets)/{ID}"  # a dataset is a repository like a model's
 ROUTES = (
     ("POST", "/api/repos/create", _Handler.create),
     ("POST", "/api/validate-yaml", _Handler.validate_yaml),
-    ("POST", f"/api/models/{ID}/branch/(?P<revision>.+)", _Handler.branch),
-    ("POST", f"/api/models/{ID}/preupload/(?P<revision>.+)", _Handler.preupload),
-    ("POST", f"/{ID}.git/info/lfs/objects/batch", _Handler.lfs_batch),
+    ("POST", f"{API}/branch/(?P<revision>.+)", _Handler.branch),
+    ("POST", f"{API}/preupload/(?P<revision>.+)", _Handler.preupload),
+    ("POST", f"(?:/datasets)?/{ID}.git/info/lfs/objects/batch", _Handler.lfs_batch),
     ("PUT", "/lfs/(?P<oid>[0-9a-f]{64})", _Handler.lfs_put),
     ("POST", "/lfs/(?P<oid>[0-9a-f]{64})/verify", _Handler.lfs_verify),
-    ("POST", f"/api/models/{ID}/commit/(?P<revision>.+)", _Handler.commit),
-    ("GET", f"/api/models/{ID}", _Handler.info),
-    ("GET", f"/api/models/{ID}/revision/(?P<revision>.+)", _Handler.info),
-    ("GET", f"/api/models/{ID}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", _Handler.tree),
-    ("GET", f"/api/models/{ID}/refs", _Handler.refs),
-    ("HEAD GET", f"/{ID}/resolve/(?P<revision>[^/]+)/(?P<file>.+)", _Handler.resolve),
+    ("POST", f"{API}/commit/(?P<revision>.+)", _Handler.commit),
+    ("GET", API, _Handler.info),
+    ("GET", f"{API}/revision/(?P<revision>.+)", _Handler.info),
+    ("GET", f"{API}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", _Handler.tree),
+    ("POST", f"{API}/paths-info/(?P<revision>[^/]+)", _Handler.paths_info),
+    ("GET", f"{API}/refs", _Handler.refs),
+    ("HEAD GET", f"(?:/datasets)?/{ID}/resolve/(?P<revision>[^/]+)/(?P<file>.+)", _Handler.resolve),
 )

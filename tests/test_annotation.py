@@ -439,6 +439,7 @@ def test_sources_that_do_not_fit(table, folder, tmp_path):
     for arguments, error, message in [
         ({"source": str(tmp_path / "none")}, ValueError, r"has no audio files .* found: 1 .txt"),
         ({"source": str(tmp_path / "absent")}, FileNotFoundError, "there is no file or folder"),
+        ({"source": "absent/clips.csv"}, FileNotFoundError, "there is no file or folder"),
         ({"source": str(folder / "notes.txt")}, ValueError, "expected a folder or one of .parquet"),
         ({"source": one, "audio_column": "audio"}, ValueError, "audio_column: got 'audio', expected one of number"),
         ({"source": one, "keep": ["colour"]}, ValueError, "keep: got 'colour', expected columns"),
@@ -456,7 +457,8 @@ def test_sources_that_do_not_fit(table, folder, tmp_path):
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(
-    "name, content", [("bad.json", "x"), ("none.csv", ""), ("none.json", "[]"), ("p.parquet", "x")]
+    "name, content",
+    [("bad.json", "x"), ("none.csv", ""), ("none.json", "[]"), ("p.parquet", "x"), ("w.tar", "no tar")],
 )
 def test_a_table_that_cannot_be_read_is_named(name, content, streaming, tmp_path):
     (tmp_path / name).write_text(content)

@@ -18,6 +18,7 @@ import soundfile
 import torch
 from loopback_hub import LoopbackHub
 from safetensors.torch import save_file
+from shared import NEOX, needs
 from tiny import tiny_tokenizer
 from torch.nn import functional as F
 from transformers import Mamba2Config, Mamba2ForCausalLM
@@ -28,7 +29,6 @@ from processing_sam import SamFeatureExtractor, SamProcessor
 from sam_lab.conversion import convert, convert_audio_encoder, convert_language_model, read_audio_encoder
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-NEOX = pathlib.Path(os.environ.get("SAM_SHARED_DATA", ROOT / ".." / "shared" / "data")) / "tokenizer/gpt-neox-20b.json"
 WIDTH, DEPTH = 128, 2
 IMAGE = "modality_encoders.IMAGE."
 
@@ -794,7 +794,7 @@ def test_the_tokenizer_must_fit_the_embedding_and_gives_the_end_of_text(tmp_path
     assert "eos_token_id: 2 in the language model's configuration, 0 by the tokenizer" in str(report)
 
 
-@pytest.mark.skipif(not NEOX.is_file(), reason="the GPT-NeoX tokenizer is not here; set SAM_SHARED_DATA")
+@needs(NEOX)
 def test_the_published_tokenizer_needs_no_new_row(tmp_path, sources):
     """50,277 entries: the first of the embedding's eleven spare rows is the audio's, `&&` is 10494, 0 ends a text."""
     rows = {"vocab_size": 50277, "pad_vocab_size_multiple": 16}

@@ -171,7 +171,6 @@ def test_the_command_is_installed(installed, tmp_path):
 
 
 def test_the_source_distribution_leaves_weights_and_recordings_out(tmp_path):
-    pytest.importorskip("setuptools")
     source = tmp_path / "source"
     (source / "examples" / "sam-tiny").mkdir(parents=True)
     (source / "examples" / "audio").mkdir()

@@ -2,19 +2,16 @@
 
 import ast
 import json
-import os
 import re
 from itertools import pairwise
 from math import expm1
 from pathlib import Path
 
 import pytest
+from shared import MMAU_MINI, PAPER_TABLES, needs, shared
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "PAPER.md").read_text(encoding="utf-8")
-SHARED = Path(os.environ.get("SAM_SHARED_DATA", ROOT / ".." / "shared" / "data"))
-TABLES = SHARED / ".." / "reference" / "paper-tables.json"
-MMAU = SHARED / "text" / "bench" / "mmau-test-mini.json"
 
 SIZES = ("130M", "780M", "2.7B")
 CLASSIFICATION = ("ESC", "DCASE", "VS", "TUT", "BJO", "VGG", "FSD", "AS")
@@ -91,9 +88,7 @@ def compare(ours: list[dict], theirs: list[dict], metrics=ALL) -> str:
 
 @pytest.fixture(scope="module")
 def tables():
-    if not TABLES.exists():
-        pytest.skip(f"the paper's tables are not there: {TABLES}")
-    return json.loads(TABLES.read_text())
+    return json.loads(shared(PAPER_TABLES).read_text())
 
 
 def test_claims_are_as_counted(tables):
@@ -180,10 +175,9 @@ def test_claims_are_as_counted(tables):
     assert max(abs(row[m] - swapped[0][m]) for row in swapped for m in six) == pytest.approx(1.3)
 
 
+@needs(MMAU_MINI)
 def test_always_the_first_choice_of_mmau():
-    if not MMAU.exists():
-        pytest.skip(f"MMAU's questions are not there: {MMAU}")
-    records = json.loads(MMAU.read_text())
+    records = json.loads(MMAU_MINI.read_text())
     scores = []
     for task in ("sound", "music", "speech"):
         hits = [record["choices"][0] == record["answer"] for record in records if record["task"] == task]

@@ -4,8 +4,10 @@ A *clip* has a key that does not depend on the run or the number of processes: t
 its row. The key identifies what was done already, and which process does the rest.
 """
 
+import glob
 import hashlib
 import os
+import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -14,14 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import fsspec
 import pyarrow
 
 from sam_lab.common.files import AUDIO_SUFFIXES
 from sam_lab.common.names import encodable, name_text
 from sam_lab.data.plain_tables import AUDIO_COLUMNS
+from sam_lab.data.undecoded import load_undecoded, undecoded
 
-TABLE_KINDS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json"}
-DATASET_SUFFIXES = (*TABLE_KINDS, ".tar")
+TABLE_KINDS = {
+    **{".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json"},
+    ".tar": "webdataset",
+}
+WEBDATASET_KEY = "__key__"  # the column with what the names of a sample's files have in common
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,13 @@ class _RowClips(_Clips):
         """The clip of a row."""
         audio = row[self.column]
         path = audio.get("path") if isinstance(audio, dict) else audio
-        if isinstance(audio, str):
+        if isinstance(audio, bytes) and WEBDATASET_KEY in row:
+            path = f"{row[WEBDATASET_KEY]}.{self.column}"
+            audio = {"bytes": audio, "path": path}
+        elif isinstance(audio, str) and audio.startswith("hf://"):  # a stream of the Hub's files
+            with fsspec.open(audio, "rb") as file:
+                audio = {"bytes": file.read(), "path": path}
+        elif isinstance(audio, str):
             audio = os.path.join(self.base, audio)
         elif isinstance(audio, dict) and not audio.get("bytes") and path is not None:
             audio = {**audio, "path": os.path.join(self.base, path)}
@@ -118,8 +131,9 @@ class TableClips(_RowClips):
         """Of the number of rows and of their paths: a key is a row's number, and the same numbers in another table are
         other clips."""
         digest = hashlib.sha256()
-        for part in self.table.select_columns([self.column]).with_format("arrow").iter(10_000):
-            paths = part[self.column].combine_chunks()
+        column = WEBDATASET_KEY if WEBDATASET_KEY in self.table.column_names else self.column
+        for part in self.table.select_columns([column]).with_format("arrow").iter(10_000):
+            paths = part[column].combine_chunks()
             if pyarrow.types.is_struct(paths.type):  # bytes and path
                 paths = paths.field("path")
             digest.update("".join(f"{path}\n" for path in paths.to_pylist()).encode("utf-8", "backslashreplace"))
@@ -199,24 +213,23 @@ def open_clips(
                     "it."
                 )
             return folder
-        if not folder.skipped.keys() & set(DATASET_SUFFIXES):
+        if not folder.skipped.keys() & TABLE_KINDS.keys():
             found = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in folder.skipped.items())
             raise ValueError(
                 f"source: the folder {source!r} has no audio files ({', '.join(AUDIO_SUFFIXES)}) and no dataset "
-                f"({', '.join(DATASET_SUFFIXES)}), found: {found or 'nothing'}."
+                f"({', '.join(TABLE_KINDS)}), found: {found or 'nothing'}."
             )
-    table = _load_table(source, path, saved, split, streaming)
+    table, columns = _load_table(source, path, saved, split, streaming)
     base = path if path.is_dir() else path.parent
-    column = _audio_column(table.features, audio_column, source)
+    column = _audio_column(table.features, columns, audio_column, source)
     absent = [name for name in keep if name not in table.features]
     if absent or column in keep:
         raise ValueError(
             f"keep: got {(absent or [column])[0]!r}, expected columns of {source!r} other than its audio: "
             f"{', '.join(name for name in table.features if name != column)}."
         )
-    if isinstance(table.features[column], datasets.Audio):
-        table = table.cast_column(column, datasets.Audio(decode=False))  # decoding would need torchcodec
-    table = table.select_columns([column, *keep])
+    names = [WEBDATASET_KEY] if column in columns and WEBDATASET_KEY in table.features else []
+    table = table.select_columns(list(dict.fromkeys([column, *keep, *names])))
     if isinstance(table, datasets.IterableDataset):
         return StreamClips(table, column, keep, base)
     return TableClips(table, column, keep, base)
@@ -224,7 +237,7 @@ def open_clips(
 
 def _load_table(
     source: str, path: Path, saved: bool, split: str, streaming: bool
-) -> datasets.Dataset | datasets.IterableDataset:
+) -> tuple[datasets.Dataset | datasets.IterableDataset, list[str]]:
     if saved:
         if streaming:
             raise ValueError(f"streaming: given for {source!r}, which is prepared on disk already; remove it.")
@@ -233,34 +246,35 @@ def _load_table(
             if split not in table:
                 raise ValueError(f"split: got {split!r}, expected one of {', '.join(table)} of {source!r}.")
             table = table[split]
-        return table
-    name, options = source, {"split": split, "streaming": streaming}
+        return undecoded(table)
+    name, files = source, None
     if path.is_file():
         if path.suffix not in TABLE_KINDS:
             raise ValueError(f"source: got the file {source!r}, expected a folder or one of {', '.join(TABLE_KINDS)}.")
-        name, options["data_files"] = TABLE_KINDS[path.suffix], {split: str(path)}
-    elif not path.is_dir() and (path.is_absolute() or source.startswith(".") or source.count("/") > 1):
+        name, files = TABLE_KINDS[path.suffix], {split: glob.escape(str(path))}
+    elif not path.is_dir() and (
+        path.is_absolute() or source.startswith(".") or source.count("/") > 1 or path.suffix in TABLE_KINDS
+    ):
         raise FileNotFoundError(f"source: there is no file or folder {source!r}.")
     try:
-        table = datasets.load_dataset(name, **options)
+        table, columns = load_undecoded(name, split, streaming, files)
         if table.features is None:  # a stream of CSV or JSON: read from its first row
             first = next(iter(table))
             table = table.cast(datasets.Features.from_arrow_schema(pyarrow.Table.from_pylist([first]).schema))
-        return table
+        return table, columns
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(
             f"source: got {source!r}, which is not a file or folder and not available from the Hub: {error}"
         ) from error
     except StopIteration:
         raise ValueError(f"source: {source!r} has no rows in the split {split!r}.") from None
-    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
+    except (datasets.exceptions.DatasetGenerationError, ValueError, tarfile.TarError) as error:
         reason = error.__cause__ or error  # the first only states that it failed
         raise ValueError(f"source: {source!r}, split {split!r}, cannot be read, or has no rows: {reason}") from error
 
 
-def _audio_column(features: datasets.Features, given: str | None, source: str) -> str:
-    columns = [name for name, kind in features.items() if isinstance(kind, datasets.Audio)]
-    columns += [name for name in AUDIO_COLUMNS if name in features]
+def _audio_column(features: datasets.Features, audio: Sequence[str], given: str | None, source: str) -> str:
+    columns = [*audio, *(name for name in AUDIO_COLUMNS if name in features)]
     if given is not None and given not in features:
         raise ValueError(
             f"audio_column: got {given!r}, expected one of {', '.join(features)}, the columns of {source!r}."

@@ -23,6 +23,7 @@ from sam_lab.common.iteration import batched
 from sam_lab.common.json_files import is_encodable, read_json
 from sam_lab.common.names import name_in_line
 from sam_lab.common.prompts import DEFAULT_PROMPT
+from sam_lab.data.undecoded import load_undecoded
 
 logger = logging.get_logger(__name__)
 
@@ -83,14 +84,15 @@ def read_table(source: str, split: str = "train", prompt: str = DEFAULT_PROMPT) 
         return _file_table(path, suffix, prompt)
     try:
         if suffix:
-            table = datasets.load_dataset("parquet", data_files=glob.escape(str(path)), split="train")
+            table, _ = load_undecoded("parquet", "train", data_files=glob.escape(str(path)))
         else:
-            table = datasets.load_dataset(source, split=split)
+            table, _ = load_undecoded(source, split)
     except OSError as error:
         what = "could not be read" if suffix else "is neither a file nor a folder, nor a dataset that can be loaded"
         raise FileNotFoundError(f"source: {source!r} {what}: {error}") from error
     except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"source: {source!r} cannot be loaded: {error}") from error
+        reason = error.__cause__ or error  # the first may only state that it failed
+        raise ValueError(f"source: {source!r} cannot be loaded: {reason}") from error
     return _typed_table(table, source, prompt, path.parent if suffix else None)
 
 
@@ -155,9 +157,6 @@ def _typed_table(table: datasets.Dataset, source: str, prompt: str, folder: Path
     reader = _RowReader(source, table.column_names, prompt, folder)
     table = table.select_columns([name for name in (reader.audio, reader.prompts, reader.answer) if name])
     audio, label = table.features[reader.audio], table.features[reader.answer]
-    if isinstance(audio, datasets.Audio):
-        table = table.cast_column(reader.audio, datasets.Audio(decode=False))  # decoding would need torchcodec
-        audio = table.features[reader.audio]
     if isinstance(label, datasets.ClassLabel):
         reader.classes = [name.replace("_", " ") for name in label.names]
     string = datasets.Value("string")  # explicit: a column of numbers that keeps its name would keep its type

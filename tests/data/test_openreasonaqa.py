@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from shared import NEOX, needs
 from tiny import tiny_tokenizer
 from tokenizers import Tokenizer
 
@@ -19,7 +20,6 @@ from sam_lab.data.openreasonaqa import OpenReasonAQA, build_openreasonaqa, is_ca
 from sam_lab.data.records import read_summary, records_dataset, write_records
 
 ROOT = Path(__file__).resolve().parents[2]
-NEOX = ROOT.parent / "shared" / "data" / "tokenizer" / "gpt-neox-20b.json"
 
 CLOSED = ["Name it.", "Name all.", "When is it?", "Write an audio caption."]
 # Question, answer, and by which rules it is caption-style.
@@ -328,7 +328,7 @@ def test_a_tokenizer_from_a_folder(files, tmp_path):
     assert tokenizer.backend_tokenizer.truncation["max_length"] == 10  # left as it was
 
 
-@pytest.mark.skipif(not NEOX.is_file(), reason=f"{NEOX} is not there")
+@needs(NEOX)
 def test_the_cutoff_of_ltu_with_the_real_tokenizer(files):
     """Answers of 60 to 110 words, so that some text has 108 tokens with its end, and some 109."""
     openaqa, (train,) = files

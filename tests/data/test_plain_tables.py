@@ -15,6 +15,7 @@ from processing_sam import load_audio
 from sam_lab.common.prompts import DEFAULT_PROMPT
 from sam_lab.data import plain_tables as plain_tables_module
 from sam_lab.data.plain_tables import read_table, table_records
+from sam_lab.data.undecoded import undecoded
 
 CLIPS = Path(__file__).resolve().parents[2] / "examples" / "audio"
 
@@ -83,9 +84,8 @@ def test_a_dataset_with_an_audio_column_and_classes(monkeypatch):
         {"file": pyarrow.struct({"bytes": "binary", "path": "string"}), "label": "int64", "fold": "int8"}
     )
     on_the_hub = datasets.Dataset(pyarrow.Table.from_pylist(stored, schema)).cast(features)
-    monkeypatch.setattr(
-        datasets, "load_dataset", lambda name, split: {("someone/clips", "test"): on_the_hub}[name, split]
-    )
+    found = {("someone/clips", "test"): undecoded(on_the_hub)}
+    monkeypatch.setattr(plain_tables_module, "load_undecoded", lambda name, split: found[name, split])
     table = read_table("someone/clips", "test")
     assert table["answer"][:] == ["dog", "car horn"]
     assert table.column_names == ["audio", "prompt", "answer"]
@@ -298,16 +298,18 @@ def test_a_row_without_a_label_is_an_error(monkeypatch, wrong):
     features = {"audio": datasets.Value("string"), "label": datasets.ClassLabel(names=["cat", "dog"])}
     columns = {"audio": ["a", "b", "c", "d"], "label": [0, wrong, 1, wrong]}
     stored = datasets.Dataset.from_dict(columns, datasets.Features(features))
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: stored)
+    monkeypatch.setattr(plain_tables_module, "load_undecoded", lambda name, split: undecoded(stored))
     with pytest.raises(ValueError, match=rf"2 of 4 rows without a label .* row 2 \({wrong}\); .*filter the rows out"):
         read_table("someone/clips")
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: stored.select([0, 2]))
+    monkeypatch.setattr(plain_tables_module, "load_undecoded", lambda name, split: undecoded(stored.select([0, 2])))
     assert read_table("someone/clips")["answer"][:] == ["cat", "dog"]
 
 
 def test_columns_of_a_dataset_are_checked_alike(monkeypatch):
     def read(**columns):
-        monkeypatch.setattr(datasets, "load_dataset", lambda name, split: datasets.Dataset.from_dict(columns))
+        monkeypatch.setattr(
+            plain_tables_module, "load_undecoded", lambda name, split: undecoded(datasets.Dataset.from_dict(columns))
+        )
         return read_table("someone/clips").to_list()
 
     row = {"audio": "1001", "prompt": DEFAULT_PROMPT, "answer": "7"}

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+from shared import DATA, needs
 
 from processing_sam import PROMPT_TEMPLATE
 from sam_lab.common.json_files import read_json
@@ -13,7 +14,7 @@ from sam_lab.data import published as published_module
 from sam_lab.data.published import CAPTION_PROMPTS, read_openaqa, read_reasonaqa
 
 ROOT = Path(__file__).resolve().parents[2]
-REAL_FILE = ROOT.parent / "shared" / "data" / "text" / "bench" / "ltu_as_strong_eval_sample_600.json"
+REAL_FILE = DATA / "text" / "bench" / "ltu_as_strong_eval_sample_600.json"
 
 
 def test_a_file_that_is_not_there_is_said_before_reading(tmp_path):
@@ -181,7 +182,7 @@ def test_a_malformed_openaqa_record_is_named(tmp_path, wrong, message):
         list(read_openaqa(path))
 
 
-@pytest.mark.skipif(not REAL_FILE.is_file(), reason=f"{REAL_FILE} is not there")
+@needs(REAL_FILE)
 def test_a_real_file_without_answers_is_refused():
     """LTU's events of AudioSet: six keys, of which `output` is none."""
     assert len(list(read_json(REAL_FILE))) == len(json.loads(REAL_FILE.read_text()))

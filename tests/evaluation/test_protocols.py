@@ -1,11 +1,11 @@
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
+from shared import DATA, SOUNDS, needs
 from sklearn.metrics import average_precision_score
 from tiny import tiny_model, tiny_processor, tone
 
@@ -22,8 +22,7 @@ from sam_lab.evaluation.wordforms import ESC50_FORMS, named_labels, names_label
 
 ROOT = Path(__file__).parents[2]
 SAM_TINY = ROOT / "examples" / "sam-tiny"
-SHARED = Path(os.environ.get("SAM_SHARED_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
-FORMS = SHARED / "text" / "esc50" / "accepted_forms.json"
+FORMS = DATA / "text" / "esc50" / "accepted_forms.json"
 
 
 def test_there_are_the_fifty_labels():
@@ -34,7 +33,7 @@ def test_there_are_the_fifty_labels():
     )
 
 
-@pytest.mark.skipif(not FORMS.exists(), reason=f"the shared data is not there: {FORMS}")
+@needs(FORMS)
 def test_forms_are_the_agreed_ones():
     agreed = json.loads(FORMS.read_text())["forms"]
     assert {label: [[set(slot) for slot in form] for form in forms] for label, forms in ESC50_FORMS.items()} == {
@@ -451,10 +450,8 @@ def test_the_likelihood_picks_what_a_rigged_model_would_say(tmp_path, clip):
     assert result["predictions"][0]["by_protocol"]["likelihood"]["score"] == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.skipif(
-    not (SAM_TINY / "model.safetensors").exists() or not (SHARED / "sounds").exists(),
-    reason="examples/sam-tiny or the shared sounds are not here",
-)
+@needs(SOUNDS)
+@pytest.mark.skipif(not (SAM_TINY / "model.safetensors").exists(), reason="examples/sam-tiny is not here")
 def test_sam_tiny_says_of_esc50_what_is_on_record(tmp_path):
     """Some clips of the 396 on record, in other batches."""
     recorded = json.loads((ROOT / "benchmarks" / "sam-tiny-esc50-fold4.json").read_text())["predictions"][::60]
@@ -462,7 +459,7 @@ def test_sam_tiny_says_of_esc50_what_is_on_record(tmp_path):
     (tmp_path / "audio").mkdir()
     lines = ["filename,fold,category"]
     for row in recorded:
-        (source,) = (SHARED / "sounds" / "audio").glob(f"*/{row['audio']}")
+        (source,) = (SOUNDS / "audio").glob(f"*/{row['audio']}")
         (tmp_path / "audio" / row["audio"]).symlink_to(source.resolve())
         lines.append(f"{row['audio']},4,{row['reference']}")
     (tmp_path / "meta" / "esc50.csv").write_text("\n".join(lines) + "\n")

@@ -2,13 +2,13 @@
 
 import csv
 import json
-import os
 import re
 import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from shared import DATA, PAPER_TABLES, SOUNDS, needs
 
 from sam_lab.evaluation import labels as labels_module
 from sam_lab.evaluation import tasks as tasks_module
@@ -16,10 +16,9 @@ from sam_lab.evaluation.items import Item, audio_stem
 from sam_lab.evaluation.layouts import LAYOUTS
 from sam_lab.evaluation.tasks import CITATIONS, TASKS, label_key, read_esc50, read_task
 
-SHARED = Path(os.environ.get("SAM_SHARED_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
-TEXT = SHARED / "text"
+TEXT = DATA / "text"
 LTU = TEXT / "bench" / "ltu_eval_labels"
-needs_shared = pytest.mark.skipif(not LTU.exists(), reason=f"the shared data is not there: {TEXT}")
+needs_shared = needs(LTU)
 MMAU = ("mmau_mini", "mmau")
 
 
@@ -145,9 +144,9 @@ def test_prompts_metrics_and_sizes():
     assert set(LAYOUTS) | set(MMAU) == set(TASKS) and set(CITATIONS) == set(TASKS) - {"mmau_mini"}
 
 
-@pytest.mark.skipif(not (SHARED / ".." / "reference").exists(), reason="the paper's tables are not there")
+@needs(PAPER_TABLES)
 def test_columns_are_those_of_table_1():
-    table = json.loads((SHARED / ".." / "reference" / "paper-tables.json").read_text())["table1"]
+    table = json.loads(PAPER_TABLES.read_text())["table1"]
     columns = {task.paper_column for task in TASKS.values()} - {None}
     assert columns == set(table["metrics"])
 
@@ -413,9 +412,9 @@ def test_published_captions(tmp_path, name, source, target):
         assert items[0].references[0] == "Constant rattling noise and sharp vibrations"
 
 
-@pytest.mark.skipif(not (SHARED / "sounds").exists(), reason=f"the shared data is not there: {SHARED / 'sounds'}")
+@needs(SOUNDS)
 def test_esc50_of_real_clips(tmp_path):
-    with (SHARED / "sounds" / "metadata.csv").open(newline="", encoding="utf-8") as file:
+    with (SOUNDS / "metadata.csv").open(newline="", encoding="utf-8") as file:
         clips = [row for row in csv.DictReader(file) if row["source"] == "ESC-50"]
     heard = Counter(clip["recording"] for clip in clips)
     with (TEXT / "esc50" / "esc50_meta_rebuilt.csv").open(newline="", encoding="utf-8") as file:
@@ -429,7 +428,7 @@ def test_esc50_of_real_clips(tmp_path):
     for clip in clips[:-1]:  # the last one is missing
         row = once[clip["recording"].split(":")[1]]
         file = tmp_path / "audio" / f"{Path(row['filename']).stem}.ogg"
-        file.symlink_to((SHARED / "sounds" / clip["file"]).resolve())
+        file.symlink_to((SOUNDS / clip["file"]).resolve())
         truth[row["filename"]] = (str(file), clip["original_label"], clip["official_fold"].removeprefix("fold"))
     (tmp_path / "meta").mkdir()
     shutil.copy(TEXT / "esc50" / "esc50_meta_rebuilt.csv", tmp_path / "meta" / "esc50.csv")

@@ -1,6 +1,5 @@
 """The clips of examples/audio: few, attributed, and in no training."""
 
-import os
 import random
 import re
 import shutil
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+from shared import DATA, SOUNDS, needs
 from tiny import script
 
 from audio_sam import load_audio
@@ -19,12 +19,8 @@ from audio_sam import load_audio
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 CLIPS = EXAMPLES / "audio"
-SHARED = Path(os.environ.get("SAM_SHARED_DATA", ROOT / ".." / "shared" / "data"))
 AUDIO = sorted(path for path in CLIPS.iterdir() if path.suffix in (".flac", ".ogg", ".wav"))
 
-needs_sounds = pytest.mark.skipif(
-    not (SHARED / "sounds" / "metadata.csv").exists(), reason="the shared sounds are not here; set SAM_SHARED_DATA"
-)
 
 recipe = script("examples/sam_tiny/make_sam_tiny.py")
 
@@ -92,9 +88,9 @@ def test_the_recipe_reads_the_list_of_excluded_clips(tmp_path, monkeypatch):
     assert {row["file"] for row in recipe.training_clips(rows)[0]} == listed
 
 
-@needs_sounds
+@needs(SOUNDS)
 def test_no_training_has_an_excluded_clip():
-    metadata = recipe.read_metadata(SHARED)
+    metadata = recipe.read_metadata(DATA)
     excluded = recipe.excluded_files()
     assert excluded <= {row["file"] for row in metadata}
     recordings = {row["recording"] for row in metadata if row["file"] in excluded}
@@ -129,14 +125,14 @@ def correlation(one: np.ndarray, other: np.ndarray) -> float:
     return float((np.abs(products) / np.sqrt(energies * (piece**2).sum())).max())
 
 
-@needs_sounds
+@needs(SOUNDS)
 @pytest.mark.parametrize("name", ["cow", "dog", "frog", "rooster", "train"])
 def test_the_excluded_clips_are_found_by_content(name):
     (clip,) = (path for path in AUDIO if path.stem in (name, f"{name}s"))
     (excluded,) = (file for file in recipe.excluded_files() if file.startswith(f"audio/{name}/"))
     sound = whitened(clip)
-    assert correlation(sound, whitened(SHARED / "sounds" / excluded)) > 0.9
-    train, _ = recipe.training_clips(recipe.read_metadata(SHARED))
+    assert correlation(sound, whitened(SOUNDS / excluded)) > 0.9
+    train, _ = recipe.training_clips(recipe.read_metadata(DATA))
     same = [row["file"] for row in train if row["label"] == name]
     for file in random.Random(0).sample(same, min(12, len(same))):
-        assert correlation(sound, whitened(SHARED / "sounds" / file)) < 0.75, file
+        assert correlation(sound, whitened(SOUNDS / file)) < 0.75, file

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import shutil
 import sys
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from shared import DATA, SOUNDS, needs
 from tiny import script
 from transformers import (
     AutoConfig,
@@ -32,12 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 CLIPS = EXAMPLES / "audio"
 SAM_TINY = EXAMPLES / "sam-tiny"
-SHARED = Path(os.environ.get("SAM_SHARED_DATA", ROOT / ".." / "shared" / "data"))
 AUDIO = sorted(path for path in CLIPS.iterdir() if path.suffix in (".flac", ".ogg", ".wav"))
 
-needs_sounds = pytest.mark.skipif(
-    not (SHARED / "sounds" / "metadata.csv").exists(), reason="the shared sounds are not here; set SAM_SHARED_DATA"
-)
 needs_sam_tiny = pytest.mark.skipif(
     not (SAM_TINY / "model.safetensors").exists(), reason="examples/sam-tiny is not here: it is not trained yet"
 )
@@ -259,9 +255,9 @@ def test_sam_tiny_attributes_no_other_licence():
 
 
 @needs_sam_tiny
-@needs_sounds
+@needs(SOUNDS)
 def test_sam_tiny_attributes_what_it_was_trained_on():
-    train, _ = recipe.training_clips(recipe.read_metadata(SHARED))
+    train, _ = recipe.training_clips(recipe.read_metadata(DATA))
     attributed = [(row["file"], row["licence"]) for row in rows_of(SAM_TINY / "ATTRIBUTION.csv")]
     assert sorted(attributed) == sorted((row["file"], row["licence"]) for row in train)
 

@@ -10,12 +10,14 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import imageio_ffmpeg
 import numpy as np
 import pytest
 import soundfile
 import soxr
 import torch
+from shared import NO_TORCHCODEC
 from tiny import tone
 
 from audio_sam import load_audio
@@ -306,16 +308,12 @@ def test_real_ffmpeg(tmp_path, real_ffmpeg, name, rate, channels, options):
 
 
 def test_real_torchcodec_decoder(tmp_path):
-    try:
-        from torchcodec.decoders import AudioDecoder
-    except Exception as error:
-        pytest.skip(f"torchcodec does not import: {type(error).__name__}")
+    decoders = pytest.importorskip("torchcodec.decoders", reason=NO_TORCHCODEC, exc_type=Exception)
     soundfile.write(tmp_path / "in.wav", np.stack([tone(), tone()], axis=1), 16000, subtype="FLOAT")
-    np.testing.assert_allclose(load_audio(AudioDecoder(str(tmp_path / "in.wav"))), tone(), atol=1e-4)
+    np.testing.assert_allclose(load_audio(decoders.AudioDecoder(str(tmp_path / "in.wav"))), tone(), atol=1e-4)
 
 
 def test_undecoded_datasets_column(tmp_path):
-    datasets = pytest.importorskip("datasets")
     path = tmp_path / "a.flac"
     soundfile.write(path, tone(), 16000)
     data = datasets.Dataset.from_dict({"audio": [str(path)]}).cast_column("audio", datasets.Audio(decode=False))

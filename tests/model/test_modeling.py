@@ -1,9 +1,9 @@
 """The encoder, the connector and the whole model, compared with independent formulas and with each other."""
 
-import importlib.util
 import json
 import logging
 import math
+import sys
 
 import numpy as np
 import peft
@@ -13,6 +13,7 @@ from safetensors import safe_open
 from tiny import tiny_config, tiny_inputs, tiny_model, tiny_tokenizer
 from torch.nn import functional as F
 from transformers import AutoModel
+from transformers.utils import is_flash_attn_2_available
 
 from configuration_sam import SamAudioConfig, SamConfig
 from modeling_sam import (
@@ -228,9 +229,10 @@ def test_attention_can_be_changed_on_a_loaded_model():
     assert model.model.audio_tower.blocks[0].attn.config._attn_implementation == "eager"
 
 
-def test_flash_attention_that_is_not_installed_says_so(tmp_path):
-    if importlib.util.find_spec("flash_attn"):
-        pytest.skip("flash-attn is installed")
+def test_flash_attention_that_is_not_installed_says_so(tmp_path, monkeypatch, request):
+    monkeypatch.setitem(sys.modules, "flash_attn", None)  # find_spec then finds nothing, whatever is installed
+    is_flash_attn_2_available.cache_clear()
+    request.addfinalizer(is_flash_attn_2_available.cache_clear)
     tiny_model().save_pretrained(tmp_path)
     with pytest.raises(ImportError, match="FlashAttention2"):
         AutoModel.from_pretrained(tmp_path, attn_implementation="flash_attention_2")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from shared import NEOX, SOUNDS, needs, shared
 from tiny import tiny_tokenizer, tone
 from transformers import AutoFeatureExtractor, AutoProcessor, PreTrainedTokenizerFast
 
@@ -18,7 +19,6 @@ import processing_sam
 from processing_sam import SamDataCollator, SamFeatureExtractor, SamProcessor, load_audio
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = Path(os.environ.get("SAM_SHARED_DATA", ROOT / ".." / "shared" / "data"))
 SLOTS = {"concatenation": 64, "time_major": 576, "frequency_major": 520}
 AUDIO, SEPARATOR, END = 258, 257, 0  # ids of the tiny tokenizer
 
@@ -38,12 +38,8 @@ def processor():
 
 @pytest.fixture(scope="module")
 def neox():
-    path = SHARED / "tokenizer" / "gpt-neox-20b.json"
-    if not path.exists():
-        pytest.skip("the GPT-NeoX tokenizer is not here; set SAM_SHARED_DATA")
-    return SamProcessor(
-        SamFeatureExtractor(), PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token="<|endoftext|>")
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(shared(NEOX)), eos_token="<|endoftext|>")
+    return SamProcessor(SamFeatureExtractor(), tokenizer)
 
 
 # -- The sequence -------------------------------------------------------------------------------------------------
@@ -469,7 +465,8 @@ def test_collator_of_processed_rows(processor, form):
 
 
 def test_collator_after_datasets_map(processor, tmp_path):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     for name, frequency in (("a", 300.0), ("b", 800.0)):
         soundfile.write(tmp_path / f"{name}.wav", tone(frequency=frequency), 16000, subtype="FLOAT")
     data = datasets.Dataset.from_dict(
@@ -536,13 +533,11 @@ def test_collator_errors(processor):
     assert "labels" not in collator([unlabelled, unlabelled])
 
 
+@needs(SOUNDS)
 def test_real_clips_through_the_processor(processor):
-    metadata = SHARED / "sounds" / "metadata.csv"
-    if not metadata.exists():
-        pytest.skip("the shared sounds are not here; set SAM_SHARED_DATA")
-    with open(metadata, newline="") as file:
+    with open(SOUNDS / "metadata.csv", newline="") as file:
         rows = list(csv.DictReader(file))[::500]
-    paths = [SHARED / "sounds" / row["file"] for row in rows]
+    paths = [SOUNDS / row["file"] for row in rows]
     output = processor(text=["What is it?"] * len(paths), audio=paths, return_tensors="pt", overflow="truncate")
     assert output["input_features"].shape == (len(paths), 1024, 128) and output["input_features"].isfinite().all()
     for path, row, features in zip(paths, rows, output["input_features"]):

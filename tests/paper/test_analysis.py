@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import datasets
 import numpy as np
@@ -36,7 +37,6 @@ from sam_lab.training.curriculum import run_recipe
 from sam_lab.training.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-REFERENCE = Path(os.environ.get("SAM_SHARED_REFERENCE", ROOT / ".." / "shared" / "reference"))
 
 
 # -- Rank and similarity ------------------------------------------------------------------------------------------
@@ -426,7 +426,9 @@ def test_figure_2_has_a_curve_for_each_model(tmp_path):
     assert image.startswith(b"\x89PNG\r\n\x1a\n") and image.endswith(b"IEND\xaeB`\x82")
     draw_stages(curves, tmp_path / "figure.PDF")
     assert (tmp_path / "figure.PDF").read_bytes().startswith(b"%PDF")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.PDF", "figure.png"]
+    draw_stages(curves, tmp_path / "figure.svg")
+    assert ElementTree.parse(tmp_path / "figure.svg").getroot().tag.endswith("}svg")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.PDF", "figure.png", "figure.svg"]
     with pytest.raises(ValueError, match=r"figure: got 'a\.gif', expected a name that ends in \.png"):
         draw_stages(curves, "a.gif")
 

@@ -1,18 +1,16 @@
 """The paper's numbers, the counts behind its claims, and its tables with results beside them."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
+from shared import PAPER_TABLES, needs
 
 from sam_lab.common.text_tables import markdown
 from sam_lab.paper.numbers import compare, count_claims, paper_tables
 from sam_lab.paper.tables import claims_table, load_results, measured_rows, table1, table2, table4, table5
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = Path(os.environ.get("SAM_SHARED_DATA", ROOT / ".." / "shared" / "data"))
-PAPER = SHARED.parent / "reference" / "paper-tables.json"
 
 
 def prediction(audio, text, reference, prompt="What?"):
@@ -52,9 +50,9 @@ def write(tmp_path):
 # -- The paper's numbers ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not PAPER.is_file(), reason="the paper's tables are not here; set SAM_SHARED_DATA")
+@needs(PAPER_TABLES)
 def test_the_numbers_are_the_papers():
-    assert paper_tables() == json.loads(PAPER.read_text(encoding="utf-8"))
+    assert paper_tables() == json.loads(PAPER_TABLES.read_text(encoding="utf-8"))
 
 
 def test_numbers_that_the_paper_prints():

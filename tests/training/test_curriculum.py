@@ -18,6 +18,8 @@ from huggingface_hub import ModelCard
 from loopback_hub import LoopbackHub
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from shared import PAPER_TABLES, needs
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import tiny_config, tiny_inputs, tiny_model, tiny_processor
 from transformers import TrainerCallback
 
@@ -44,7 +46,6 @@ from sam_lab.training.stages import last_checkpoint
 from sam_lab.training.trainer import SecondsCallback
 
 ROOT = Path(__file__).resolve().parents[2]
-PAPER = Path(os.environ.get("SAM_SHARED_REFERENCE", ROOT / ".." / "shared" / "reference")) / "paper-tables.json"
 STAGE = "{name: s, trains: [connector], learning_rate: 1e-3, epochs: 1, data: [d]}"
 SMALL = f"model: m\ndata: {{d: {{path: p}}}}\nstages: {{1: {STAGE}}}\n"
 
@@ -242,9 +243,9 @@ def test_ltus_curriculum():
     assert [recipe.data[name].rows for name in ("closed", "mix")] == [1_917_894, 1_917_894 + 3_763_814]
 
 
-@pytest.mark.skipif(not PAPER.is_file(), reason="paper-tables.json is not here; set SAM_SHARED_REFERENCE")
+@needs(PAPER_TABLES)
 def test_the_recipes_are_the_papers_experiments():
-    tables = json.loads(PAPER.read_text())
+    tables = json.loads(PAPER_TABLES.read_text())
     rows = [row for row in tables["table1"]["rows"] if "experiment" in row]
     assert [row["experiment"] for row in rows] == [f"E{number}" for number in range(1, 19)]
     for row in rows:
@@ -465,7 +466,12 @@ def test_what_a_stage_keeps_loads_alone(world, straight):
             assert torch.equal(parameter, expected[f"base_model.model.model.audio_tower.{name}"].bfloat16())
         samples = json.loads((folder / "samples.json").read_text())
         assert len(samples) == 2 and set(samples[0]) >= {"audio", "prompt", "answer", "prediction"}
-        assert any("events" in path.name for path in (folder / "runs").rglob("*"))
+        (events,) = {path.parent for path in (folder / "runs").rglob("events.*")}  # tensorboard's curves
+        curves = EventAccumulator(str(events)).Reload()
+        history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+        for key, tag in (("loss", "train/loss"), ("eval_loss", "eval/loss")):
+            logged = {entry["step"]: entry[key] for entry in history if key in entry}
+            assert {each.step: each.value for each in curves.Scalars(tag)} == pytest.approx(logged, rel=1e-6)
 
 
 def test_the_best_is_that_of_the_lowest_evaluation_loss(world, straight):

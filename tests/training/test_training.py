@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 from peft import PeftModel, get_peft_model
+from shared import NO_TORCHCODEC
 from tiny import tiny_inputs, tiny_model, tiny_processor
 from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments
 
@@ -140,10 +141,7 @@ def test_an_undecoded_audio_column(rows, processor):
 
 
 def test_a_decoded_audio_column(rows, processor):
-    try:
-        import torchcodec.decoders  # noqa: F401
-    except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: there is no FFmpeg library that it fits
-        pytest.skip(f"torchcodec cannot be imported: {type(error).__name__}")
+    pytest.importorskip("torchcodec.decoders", reason=NO_TORCHCODEC, exc_type=Exception)
     table = datasets.Dataset.from_list(rows[1:3]).cast_column("audio", datasets.Audio())
     assert hasattr(table[0]["audio"], "get_all_samples")
     collate = SamDataCollator(processor)
