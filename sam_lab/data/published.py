@@ -62,7 +62,7 @@ def _check_special(prompt: str, answer: str, where: str) -> None:
     """Raises for a special token in the texts of a record on one clip."""
     problem = text_problem(prompt, answer, has_audio=True)
     if problem is not None:
-        raise ValueError(f"{where} has {problem[:-1]} from the file, or remove the record.")
+        raise ValueError(f"{where} has {problem}")
 
 
 def _share(seed: int, number: int) -> float:

@@ -17,9 +17,10 @@ import numpy as np
 from pyarrow import ArrowInvalid, Schema, compute, parquet, types
 from tqdm.auto import tqdm
 
+from processing_sam import AUDIO_TOKEN
 from sam_lab.data.plain_tables import SPLITS
 from sam_lab.data.records import MARKER_FILE, SUMMARY_FILE
-from sam_lab.data.texts import SPECIAL_TOKENS, text_problem
+from sam_lab.data.texts import text_problem
 
 COLUMNS = ("audio", "prompt", "answer")
 NEEDED = frozenset(COLUMNS)
@@ -42,8 +43,8 @@ class RecordSource:
             are ignored.
         shuffle_buffer (`int`): Records that are held to be shuffled. A `Dataset` is shuffled as a whole; up to 16
             shards of a folder are read side by side, and share the buffer.
-        special_tokens (list of `str`, *optional*): Tokens that no text may contain, besides SPECIAL_TOKENS; a prompt
-            may hold `<|audio|>` where its clip is.
+        special_tokens (list of `str`, *optional*): Tokens that no text may contain, besides `<|audio|>`, which only a
+            prompt may, where its clip is.
         dataset (`str`, *optional*): The `source` of records without one.
 
     Raises:
@@ -62,7 +63,7 @@ class RecordSource:
         dataset: str | None = None,
     ):
         self.shuffle_buffer, self.dataset = shuffle_buffer, dataset
-        self.special_tokens = tuple(dict.fromkeys((*SPECIAL_TOKENS, *special_tokens)))
+        self.special_tokens = tuple(dict.fromkeys((AUDIO_TOKEN, *special_tokens)))
         self.name = repr(str(source)) if isinstance(source, (str, Path)) else f"the {type(source).__name__}"
         if isinstance(source, (str, Path)):
             self.streams: list[Any]
