@@ -30,11 +30,11 @@ except ImportError:
         raise
     from checks_sam import IGNORE_INDEX, check_texts, special_tokens
 try:
-    from .collator_sam import SamDataCollator as SamDataCollator
+    from .collator_sam import SamDataCollator  # noqa: F401  its place for users
 except ImportError:
     if __package__:
         raise
-    from collator_sam import SamDataCollator as SamDataCollator
+    from collator_sam import SamDataCollator  # noqa: F401
 try:
     from .configuration_sam import AUTO_MAP, SamConfig, audio_slot_pattern
 except ImportError:

@@ -20,7 +20,6 @@ import torch
 import yaml
 from tqdm.auto import tqdm
 from transformers import AutoConfig
-from transformers.utils import logging
 
 from audio_sam import SAMPLING_RATE, SamFeatureExtractor, load_audio
 from configuration_sam import LANGUAGE_MODEL_SIZES, SamConfig
