@@ -207,7 +207,7 @@ def check_generation_inputs(vocab_size: int, inputs: Any, options: Mapping[str, 
         )
     if torch.compiler.is_compiling():
         return
-    facts = {}
+    facts: dict[str, torch.Tensor] = {}
     if ids is not None and ids.numel():
         facts.update(zip(("least", "most"), torch.aminmax(ids)))
     if mask is not None and mask.numel():
@@ -219,17 +219,17 @@ def check_generation_inputs(vocab_size: int, inputs: Any, options: Mapping[str, 
     device = next(iter(facts.values())).device
     values = torch.stack([value.detach().to(device, torch.float32) for value in facts.values()]).tolist()
     found = dict(zip(facts, values))  # in one copy
-    if found.get("least", 0) < 0 or found.get("most", 0) >= vocab_size:
+    if ids is not None and (found.get("least", 0) < 0 or found.get("most", 0) >= vocab_size):
         raise ValueError(
             f"input_ids: got ids from {int(ids.min())} to {int(ids.max())}, expected from 0 to {vocab_size - 1}, the "
             "model's vocabulary; use the processor that was saved with the model."
         )
-    if not found.get("real", True):
+    if mask is not None and not found.get("real", True):
         rows = (~mask.bool().any(dim=-1)).nonzero().flatten().tolist()
         raise ValueError(
             f"attention_mask: got only zeros in row {rows[0]}, expected at least one real position in each row."
         )
-    if "low" in found:
+    if features is not None and "low" in found:
         check_features(features, found["low"], found["high"])
 
 

@@ -165,6 +165,8 @@ class SamDataCollator:
         is_label = name == "labels"
         tokens = array[array != IGNORE_INDEX] if is_label else array
         size = len(self.processor.tokenizer)
+        if tokens.size and tokens.max() >= size:  # ids of added tokens may have gaps
+            size = max(self.processor.tokenizer.get_vocab().values()) + 1
         wrong = tokens[(tokens < 0) | (tokens >= size) | (is_label & (tokens == self.processor.audio_token_id))]
         if wrong.size:
             expected = f"tokens from 0 to {size - 1}, the processor's vocabulary"

@@ -200,6 +200,7 @@ class SamAudioModel(SamPreTrainedModel):
 
     def embed(self, input_features: torch.Tensor) -> torch.Tensor:
         """Patch and position embeddings, before the class token and the first norm: `[B, 512, d]`."""
+        check_model_inputs(input_features=input_features)
         expected = (self.config.max_frames, self.config.num_mel_bins)
         if input_features.ndim != 3 or tuple(input_features.shape[1:]) != expected:
             raise ValueError(

@@ -30,7 +30,7 @@ except ImportError:
         raise
     from checks_sam import IGNORE_INDEX, check_texts, special_tokens
 try:
-    from .collator_sam import SamDataCollator  # noqa: F401  its place for users
+    from .collator_sam import SamDataCollator
 except ImportError:
     if __package__:
         raise

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from transformers import Trainer, TrainerCallback
+from transformers import ProcessorMixin, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
 from hub_sam import write_model_card
 from modeling_sam import SamForConditionalGeneration, positions_with_loss
+from processing_sam import SamDataCollator
 from sam_lab.data.batches import RecordBatches
 from sam_lab.data.collation import MicroBatch, compute_features
 from sam_lab.data.counts import KINDS, merge_reports
@@ -81,8 +82,9 @@ class SamTrainer(Trainer):
         kwargs: `Trainer`'s.
 
     Raises:
-        ValueError: `max_seconds` with several processes, which would not stop at the same step; `train_batches` that
-            do not fit `args`, or are passed together with `train_dataset`.
+        ValueError: A processor with more tokens than the model has embeddings; `max_seconds` with several processes,
+            which would not stop at the same step; `train_batches` that do not fit `args`, or are passed together with
+            `train_dataset`.
             In a training: what [`RecordBatches`] raises.
     """
 
@@ -95,6 +97,9 @@ class SamTrainer(Trainer):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        processors = [self.processing_class, None if train_batches is None else train_batches.processor]
+        processors += [self.data_collator.processor] if isinstance(self.data_collator, SamDataCollator) else []
+        _check_vocabulary(processors, self.model)
         follow_autocast(self.model)
         self.augment = augment
         self.clock = None
@@ -229,6 +234,18 @@ class SamTrainer(Trainer):
             self.optimizer if optimizer is None else optimizer, lambda _: warmup_cosine(self.clock.share)
         )
         return self.lr_scheduler
+
+
+def _check_vocabulary(processors: list[Any], model: torch.nn.Module) -> None:
+    """Refuses a tokenizer with more tokens than the model has embeddings: on a GPU the training would end without a
+    word on the reason."""
+    size = model.config.text_config.vocab_size
+    for processor in processors:
+        if isinstance(processor, ProcessorMixin) and (top := max(processor.tokenizer.get_vocab().values())) >= size:
+            raise ValueError(
+                f"processing_class: its tokenizer has ids up to {top}, expected at most {size - 1}, the model's last "
+                "embedding; use the processor that was saved with the model."
+            )
 
 
 class SecondsCallback(TrainerCallback, ExportableState):
