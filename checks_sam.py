@@ -226,9 +226,7 @@ def check_generation_inputs(vocab_size: int, inputs: Any, options: Mapping[str, 
         )
     if mask is not None and not found.get("real", True):
         rows = (~mask.bool().any(dim=-1)).nonzero().flatten().tolist()
-        raise ValueError(
-            f"attention_mask: got only zeros in row {rows[0]}, expected at least one real position in each row."
-        )
+        raise ValueError(f"attention_mask: got no real position in the rows {rows}, expected a prompt in each.")
     if features is not None and "low" in found:
         check_features(features, found["low"], found["high"])
 
