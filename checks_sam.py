@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import LogitsProcessor
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -229,6 +230,41 @@ def check_generation_inputs(vocab_size: int, inputs: Any, options: Mapping[str, 
         raise ValueError(f"attention_mask: got no real position in the rows {rows}, expected a prompt in each.")
     if features is not None and "low" in found:
         check_features(features, found["low"], found["high"])
+
+
+class FiniteLogits(LogitsProcessor):
+    """Refuses logits that are NaN in the first step of `generate`: the answer would be empty or noise.
+
+    Waits for the device once, as `generate` does in each step.
+    """
+
+    def __init__(self):
+        self.is_checked = False
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if not self.is_checked and not torch.compiler.is_compiling():
+            check_scores("logits", scores.amax(dim=-1))
+            self.is_checked = True
+        return scores
+
+
+def check_scores(name: str, scores: torch.Tensor) -> None:
+    """Refuses scores that are NaN, which comes from weights that are, or from a number that float16 does not hold.
+
+    Args:
+        name (`str`): What they are.
+        scores (`torch.Tensor` of shape `[B, ...]`): One row for each prompt.
+
+    Raises:
+        ValueError: NaN; the message has the rows.
+    """
+    rows = scores.isnan().flatten(1).any(dim=1) if scores.ndim > 1 else scores.isnan()
+    if bool(rows.any()):
+        raise ValueError(
+            f"{name}: got NaN in the rows {rows.nonzero().flatten().tolist()} though all features are finite, so the "
+            "model's weights are not, or numbers exceed its type; use bfloat16 or float32 instead of float16, or "
+            "another checkpoint."
+        )
 
 
 def check_slots(by_row: torch.Tensor, clips: int, a_clip: int, arrived=None) -> None:

@@ -9,11 +9,11 @@ import torch
 from transformers import GenerationConfig, GenerationMixin
 
 try:
-    from .checks_sam import check_generation_inputs, check_texts, special_tokens
+    from .checks_sam import FiniteLogits, check_generation_inputs, check_scores, check_texts, special_tokens
 except ImportError:
     if __package__:
         raise
-    from checks_sam import check_generation_inputs, check_texts, special_tokens
+    from checks_sam import FiniteLogits, check_generation_inputs, check_scores, check_texts, special_tokens
 try:
     from .mamba_sam import given_cache
 except ImportError:
@@ -78,10 +78,15 @@ class SamGenerationMixin(GenerationMixin):
 
         Raises:
             ValueError: Features that are not finite, ids outside the vocabulary, tensors that do not fit each other,
-                a row without any real position, labels; also by transformers.
+                a row without any real position, labels, logits that are NaN; also by transformers.
         """
         check_generation_inputs(self.config.text_config.vocab_size, inputs, kwargs)
         return super().generate(inputs, *args, **kwargs)
+
+    def _get_logits_processor(self, *args, **kwargs):
+        processors = super()._get_logits_processor(*args, **kwargs)
+        processors.append(FiniteLogits())
+        return processors
 
     def prepare_inputs_for_generation(
         self,
@@ -239,6 +244,7 @@ class SamGenerationMixin(GenerationMixin):
             found = logits.gather(-1, targets[..., None]).squeeze(-1) - logits.logsumexp(dim=-1)
             scores[row, column, :width] = found.masked_fill(~real, 0.0)
             lengths[row, column] = length
+        check_scores("log-likelihoods", scores)
         return CandidateScores(scores, lengths)
 
 

@@ -146,6 +146,17 @@ def test_score_candidates_refuses(model, processor, inputs, case):
         model.score_candidates(processor, {**inputs, **change(inputs)}, ["A dog."])
 
 
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"do_sample": True, "top_k": 3}])
+def test_weights_that_are_not_finite_give_no_answer(processor, inputs, options):
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.connector.linear_2.bias[0] = NAN
+    with pytest.raises(ValueError, match=r"logits: got NaN in the rows \[0, .*float16"):
+        model.generate(**inputs, **options, max_new_tokens=2)
+    with pytest.raises(ValueError, match=r"log-likelihoods: got NaN in the rows \[0, 1\]"):
+        model.score_candidates(processor, inputs, ["A dog."])
+
+
 def test_arguments_by_position_are_named(model, processor, inputs):
     features = inputs["input_features"]
     for wrong, message in ((features, "inputs: got float32 of shape"), (inputs, "inputs: got dict"), ("a", "got str")):
