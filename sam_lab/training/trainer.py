@@ -15,7 +15,7 @@ from modeling_sam import SamForConditionalGeneration, positions_with_loss
 from processing_sam import SamDataCollator
 from sam_lab.data.batches import RecordBatches
 from sam_lab.data.collation import MicroBatch, compute_features
-from sam_lab.data.counts import KINDS, merge_reports
+from sam_lab.data.counts import KINDS, SourceCounts, merge_reports
 from sam_lab.training.augmentation import AugmentLogMel
 from sam_lab.training.model import follow_autocast
 
@@ -58,11 +58,14 @@ class BatchesCallback(TrainerCallback):
         self.batches.set_epoch(self.epoch)
 
     def on_train_end(self, args, state, control, **kwargs):
-        """Warns of what was lost, over all processes."""
+        """Warns of what was lost, over all processes, and refuses a training that has learned nothing."""
         read = self.report()
         if state.is_world_process_zero and any(row[kind] for row in read.values() for kind in KINDS[1:]):
             lines = [f"{name}: {', '.join(f'{row[kind]} {kind}' for kind in KINDS)}" for name, row in read.items()]
             logger.warning("Records of the training that were not read whole, by source:\n" + "\n".join(lines))
+        counts = SourceCounts()
+        counts.merge(read)
+        counts.check_labels()  # an epoch that was not read to its end was not judged
 
 
 # -- Trainer ------------------------------------------------------------------------------------------------------
