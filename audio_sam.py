@@ -19,6 +19,13 @@ import torch
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import logging
 
+try:
+    from .checks_sam import check_samples, check_waveforms
+except ImportError:
+    if __package__:
+        raise
+    from checks_sam import check_samples, check_waveforms
+
 logger = logging.get_logger(__name__)
 
 SAMPLING_RATE = 16000  # Hz
@@ -359,6 +366,11 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
         std=4.569,
         **kwargs,
     ):
+        for name, size in (("feature_size", feature_size), ("max_frames", max_frames)):
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(
+                    f"{name}: got {size!r}, expected a positive integer; from_pretrained loads a saved one."
+                )
         if sampling_rate != SAMPLING_RATE:
             raise ValueError(f"sampling_rate: got {sampling_rate!r}, expected {SAMPLING_RATE}, as in EAT.")
         kwargs.setdefault("return_attention_mask", False)
@@ -397,8 +409,10 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
             `overflow="window"` also `num_windows`, the number of windows of each clip (B is then their sum).
 
         Raises:
+            TypeError: A path, a file's content or a row instead of samples.
             ValueError: A missing or different rate; a clip under 25 ms, not finite, not mono, or too long.
         """
+        check_waveforms(raw_speech)
         if sampling_rate != self.sampling_rate:
             raise ValueError(
                 f"sampling_rate: got {sampling_rate!r}, expected {self.sampling_rate}; resample with "
@@ -538,8 +552,7 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(
                 f"raw_speech: got {samples.shape[0]} samples, expected at least {FRAME_LENGTH}, one frame of 25 ms."
             )
-        if not torch.isfinite(samples.mean()):  # one sample that is not finite is enough
-            raise ValueError("raw_speech: got samples that are not finite (NaN or infinity).")
+        check_samples(samples, MAX_AMPLITUDE)
         return samples
 
 

@@ -9,6 +9,12 @@ import torch
 from transformers import GenerationConfig, GenerationMixin
 
 try:
+    from .checks_sam import FiniteLogits, check_generation_inputs, check_scores, check_texts, special_tokens
+except ImportError:
+    if __package__:
+        raise
+    from checks_sam import FiniteLogits, check_generation_inputs, check_scores, check_texts, special_tokens
+try:
     from .mamba_sam import given_cache
 except ImportError:
     if __package__:
@@ -62,6 +68,25 @@ class SamGenerationMixin(GenerationMixin):
             eos_token_id=config.eos_token_id,
             suppress_tokens=None if config.audio_token_id is None else [config.audio_token_id],
         )
+
+    def generate(self, inputs=None, *args, **kwargs):
+        """`generate` of transformers, which see, after a check of what it is given.
+
+        Args:
+            inputs (`torch.Tensor` of shape `[B, L]`, *optional*): The same as `input_ids`.
+            args, kwargs: As in transformers, with the processor's result by name: `generate(**inputs)`.
+
+        Raises:
+            ValueError: Features that are not finite, ids outside the vocabulary, tensors that do not fit each other,
+                a row without any real position, labels, logits that are NaN; also by transformers.
+        """
+        check_generation_inputs(self.config.text_config.vocab_size, inputs, kwargs)
+        return super().generate(inputs, *args, **kwargs)
+
+    def _get_logits_processor(self, *args, **kwargs):
+        processors = super()._get_logits_processor(*args, **kwargs)
+        processors.append(FiniteLogits())
+        return processors
 
     def prepare_inputs_for_generation(
         self,
@@ -162,8 +187,9 @@ class SamGenerationMixin(GenerationMixin):
             [`CandidateScores`], on the device of `inputs`.
 
         Raises:
-            ValueError: `inputs` lacks a key or holds answers; candidates are missing or blank, or are not one list for
-                each prompt; the model is in training mode, where dropout would change the scores.
+            ValueError: `inputs` lacks a key, holds answers or is refused by `generate` too; candidates are missing,
+                blank or hold a special token, or are not one list for each prompt; the model is in training mode,
+                where dropout would change the scores.
 
         Example:
             ```python
@@ -178,7 +204,10 @@ class SamGenerationMixin(GenerationMixin):
         if batch_size < 1:
             raise ValueError(f"batch_size: got {batch_size}, expected a positive number.")
         ids, mask = _prompts(inputs)
-        rows = _candidates_by_row(candidates, len(ids), processor.audio_token)
+        check_generation_inputs(self.config.text_config.vocab_size, None, inputs)
+        rows = _candidates_by_row(candidates, len(ids))
+        for row in rows:
+            check_texts("candidates", row, special_tokens(processor.tokenizer))
         texts = list(dict.fromkeys(text for row in rows for text in row))
         ending = [processor.tokenizer.eos_token_id] if end_of_text else []
         tokens = {text: found + ending for text, found in zip(texts, processor.tokenize_texts(texts))}
@@ -215,6 +244,7 @@ class SamGenerationMixin(GenerationMixin):
             found = logits.gather(-1, targets[..., None]).squeeze(-1) - logits.logsumexp(dim=-1)
             scores[row, column, :width] = found.masked_fill(~real, 0.0)
             lengths[row, column] = length
+        check_scores("log-likelihoods", scores)
         return CandidateScores(scores, lengths)
 
 
@@ -231,7 +261,7 @@ def _prompts(inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     return inputs["input_ids"], inputs["attention_mask"].bool()
 
 
-def _candidates_by_row(candidates: Any, num_rows: int, audio_token: str) -> list[list[str]]:
+def _candidates_by_row(candidates: Any, num_rows: int) -> list[list[str]]:
     """A checked list of candidates for each prompt."""
     expected = f"expected a list of texts, or for {num_rows} prompts {num_rows} lists of texts"
     if isinstance(candidates, str) or not len(candidates):
@@ -247,8 +277,6 @@ def _candidates_by_row(candidates: Any, num_rows: int, audio_token: str) -> list
         if not row:
             raise ValueError(f"candidates: got none for prompt {number}, {expected}.")
         for text in row:
-            if not isinstance(text, str) or not text.strip() or audio_token in text:
-                raise ValueError(
-                    f"candidates: got {text!r}, expected text that is not blank and has no {audio_token}."
-                )
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"candidates: got {text!r}, expected text that is not blank.")
     return rows

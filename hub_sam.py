@@ -10,11 +10,14 @@ from typing import Any
 CHECKPOINT_MODULES = (
     "configuration_sam",
     "hub_sam",
+    "checks_sam",
     "audio_sam",
+    "collator_sam",
     "processing_sam",
     "kernels_sam",
     "mamba_sam",
     "generation_sam",
+    "weights_sam",
     "modeling_sam",
 )
 

@@ -16,6 +16,12 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 try:
+    from .checks_sam import check_model_inputs, check_slots
+except ImportError:
+    if __package__:
+        raise
+    from checks_sam import check_model_inputs, check_slots
+try:
     from .configuration_sam import SamAudioConfig, SamConfig
 except ImportError:
     if __package__:
@@ -39,6 +45,12 @@ except ImportError:
     if __package__:
         raise
     from mamba_sam import SamCache, SamMamba2Model, SamOutput, given_cache, init_mamba2_weights, residual_stream
+try:
+    from .weights_sam import SamWeightsMixin
+except ImportError:
+    if __package__:
+        raise
+    from weights_sam import SamWeightsMixin
 
 
 # -- Audio encoder ------------------------------------------------------------------------------------------------
@@ -121,7 +133,7 @@ class SamAudioBlock(GradientCheckpointingLayer):
         return self.norm2(x + self.mlp(x))
 
 
-class SamPreTrainedModel(PreTrainedModel):
+class SamPreTrainedModel(SamWeightsMixin, PreTrainedModel):
     """Flags that transformers reads, and the initialisation of weights."""
 
     config_class = SamConfig
@@ -165,6 +177,7 @@ class SamAudioModel(SamPreTrainedModel):
 
     config_class = SamAudioConfig
     base_model_prefix = "model.audio_tower"
+    other_parts = ("model.connector.", "model.language_model.", "lm_head.")
     main_input_name = "input_features"
     _is_stateful = False
 
@@ -187,6 +200,7 @@ class SamAudioModel(SamPreTrainedModel):
 
     def embed(self, input_features: torch.Tensor) -> torch.Tensor:
         """Patch and position embeddings, before the class token and the first norm: `[B, 512, d]`."""
+        check_model_inputs(input_features=input_features)
         expected = (self.config.max_frames, self.config.num_mel_bins)
         if input_features.ndim != 3 or tuple(input_features.shape[1:]) != expected:
             raise ValueError(
@@ -295,6 +309,8 @@ class SamModel(SamPreTrainedModel):
         config ([`SamConfig`]): Sizes and connector.
     """
 
+    other_parts = ("lm_head.",)
+
     def __init__(self, config):
         super().__init__(config)
         self.audio_tower = SamAudioModel(config.audio_config)
@@ -336,6 +352,7 @@ class SamModel(SamPreTrainedModel):
         cache = given_cache(cache, past_key_values)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("input_ids and inputs_embeds: pass exactly one of them.")
+        check_model_inputs(input_ids, input_features, attention_mask)
         if inputs_embeds is not None and input_features is not None:
             raise ValueError(
                 "inputs_embeds and input_features: got both, but embeddings do not show where the slots are; pass "
@@ -352,20 +369,20 @@ class SamModel(SamPreTrainedModel):
         if use_cache and cache is None:
             cache = SamCache(text_config.num_hidden_layers)
 
-        audio_features, check_slots = None, None
+        audio_features, slots_fit = None, None
         if inputs_embeds is None:
             inputs_embeds = self.language_model.embeddings(input_ids)
             stepping = cache is not None and cache.seen_tokens > 0 and input_ids.shape[1] == 1
             if input_features is not None:
                 audio_features = self.get_audio_features(input_features)
             if not stepping or audio_features is not None:
-                inputs_embeds, check_slots = self._fill_slots(input_ids, inputs_embeds, audio_features)
+                inputs_embeds, slots_fit = self._fill_slots(input_ids, inputs_embeds, audio_features)
         if audio_features is None and self.training:
             inputs_embeds = inputs_embeds + self._untouched_parameters()
 
         outputs = self.language_model(inputs_embeds, attention_mask, cache, seq_idx, bool(output_hidden_states))
-        if check_slots is not None:
-            check_slots()
+        if slots_fit is not None:
+            slots_fit()
         return SamModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             cache=cache if use_cache else None,
@@ -386,31 +403,21 @@ class SamModel(SamPreTrainedModel):
                 )
             return inputs_embeds, None
         slots = input_ids == self.config.audio_token_id
-        clips, check_slots = 0 if audio_features is None else len(audio_features), None
+        clips, slots_fit = 0 if audio_features is None else len(audio_features), None
         if not torch.compiler.is_compiling():
             by_row, arrived = slots.sum(dim=1), None
             if self.training and by_row.is_cuda:
                 by_row = torch.empty_like(by_row, device="cpu", pin_memory=True).copy_(by_row, non_blocking=True)
                 arrived = torch.cuda.current_stream(input_ids.device).record_event()
-            check_slots = functools.partial(self._check_slots, by_row, clips, arrived)
-            check_slots = check_slots if arrived else check_slots()
+            slots_fit = functools.partial(check_slots, by_row, clips, self.config.num_audio_features, arrived)
+            slots_fit = slots_fit if arrived else slots_fit()
         if audio_features is None:
-            return inputs_embeds, check_slots
+            return inputs_embeds, slots_fit
         inputs_embeds = residual_stream(inputs_embeds, self.config.text_config.residual_in_fp32)
         audio_features = audio_features.to(inputs_embeds.device, inputs_embeds.dtype).flatten(0, 1)
         order = torch.argsort(slots.flatten().logical_not().to(torch.uint8), stable=True)  # slots first
         filled = inputs_embeds.flatten(0, 1).index_copy(0, order[: len(audio_features)], audio_features)
-        return filled.view_as(inputs_embeds), check_slots
-
-    def _check_slots(self, by_row, clips, arrived=None):
-        if arrived is not None:
-            arrived.synchronize()
-        a_clip = self.config.num_audio_features
-        if int(by_row.sum()) != clips * a_clip or bool((by_row % a_clip).any()):
-            raise ValueError(
-                f"input_ids and input_features: the rows of input_ids hold {by_row.tolist()} audio slots, "
-                f"{clips} clip(s) need {a_clip} each; make both with one call of SamProcessor."
-            )
+        return filled.view_as(inputs_embeds), slots_fit
 
     def _untouched_parameters(self):
         """Zero, with a gradient for every parameter that a batch without audio does not use, since distributed
@@ -505,6 +512,7 @@ class SamForConditionalGeneration(SamPreTrainedModel, SamGenerationMixin):
             ValueError: Slots and clips that do not match, both or neither of `input_ids` and `inputs_embeds`, a mask
                 or a cache of another batch.
         """
+        check_model_inputs(input_ids, labels=labels)
         if loss_positions is not None and labels is None:
             raise ValueError("loss_positions: got positions without labels; pass the labels that they were found in.")
         keep = logits_to_keep

@@ -5,6 +5,7 @@ batches.
 """
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from itertools import accumulate, compress
@@ -23,6 +24,18 @@ except ImportError:
         raise
     from audio_sam import OVERFLOWS, SAMPLING_RATE, SamFeatureExtractor, as_tensors, check_choice, load_audio
 try:
+    from .checks_sam import IGNORE_INDEX, check_texts, special_tokens
+except ImportError:
+    if __package__:
+        raise
+    from checks_sam import IGNORE_INDEX, check_texts, special_tokens
+try:
+    from .collator_sam import SamDataCollator
+except ImportError:
+    if __package__:
+        raise
+    from collator_sam import SamDataCollator  # noqa: F401
+try:
     from .configuration_sam import AUTO_MAP, SamConfig, audio_slot_pattern
 except ImportError:
     if __package__:
@@ -40,7 +53,10 @@ logger = logging.get_logger(__name__)
 AUDIO_TOKEN = "<|audio|>"
 SEPARATOR_TOKEN = "&&"
 PROMPT_TEMPLATE = "### Instruction:\n{prompt}\n\n### Response:\n"
-IGNORE_INDEX = -100
+# What users call arguments of the processor's call elsewhere.
+OTHER_NAMES = {"audios": "audio", "raw_speech": "audio", "texts": "text"}
+OTHER_NAMES |= {"prompt": "text", "prompts": "text", "answers": "answer", "labels": "answer"}
+OTHER_NAMES |= {"sample_rate": "sampling_rate", "rate": "sampling_rate"}
 # Arguments of the processor's call that `apply_chat_template` passes on.
 CALL_OPTIONS = {"answer", "sampling_rate", "padding", "padding_side", "overflow", "train_on_prompt"}
 CALL_OPTIONS |= {"pad_to_multiple_of", "device"}
@@ -164,14 +180,21 @@ class SamAudioLanguageProcessor(ProcessorMixin):
             (the answer and end of text; -100 elsewhere), `num_windows` `[texts]` with `overflow="window"`.
 
         Raises:
-            ValueError: Texts, clips and answers that do not match; also by [`load_audio`].
+            ValueError: Texts, clips and answers that do not match; a text with a special token other than `<|audio|>`,
+                an answer with any; also by [`load_audio`].
             TypeError: An unknown argument; also by [`load_audio`].
         """
         for name in ("images", "videos"):  # transformers' apply_chat_template passes them to every processor
             if kwargs.get(name, 0) is None:
                 del kwargs[name]
         if kwargs:
-            raise TypeError(f"SamProcessor got unexpected arguments: {', '.join(sorted(kwargs))}.")
+            known = [
+                f"{name} (is it {OTHER_NAMES[name]}?)" if name in OTHER_NAMES else name for name in sorted(kwargs)
+            ]
+            raise TypeError(
+                f"SamProcessor got unexpected arguments: {', '.join(known)}; expected text, audio, answer and the "
+                "options that help(SamProcessor.__call__) lists."
+            )
         check_choice("return_tensors", return_tensors, (None, "pt", "np"))
         if text is None:
             if audio is None or answer is not None:
@@ -180,12 +203,11 @@ class SamAudioLanguageProcessor(ProcessorMixin):
             waveforms = [load_audio(clip, sampling_rate) for clip in clips]
             return self.feature_extractor(waveforms, SAMPLING_RATE, return_tensors, overflow, device)
         texts = _checked_texts("text", text)
+        if answer is None:
+            check_not_files(texts)
         answers = None if answer is None else _checked_texts("answer", answer)
         if answers is not None and len(answers) != len(texts):
             raise ValueError(f"answer: got {len(answers)} for {len(texts)} texts, expected one for each.")
-        for item in answers or []:
-            if AUDIO_TOKEN in item:
-                raise ValueError(f"answer: got {item!r}, expected text without {AUDIO_TOKEN}.")
         data, num_long = self._encode(
             texts, assign_clips(texts, audio), answers, sampling_rate, overflow, train_on_prompt, device
         )
@@ -219,6 +241,15 @@ class SamAudioLanguageProcessor(ProcessorMixin):
             conversation, chat_template, tokenize=tokenize, processor_kwargs=options, **kwargs
         )
 
+    def batch_decode(self, sequences, *args, **kwargs):
+        """As in transformers; not of the whole result of `generate(return_dict_in_generate=True)`."""
+        if isinstance(sequences, dict) and "sequences" in sequences:
+            raise ValueError(
+                f"sequences: got {type(sequences).__name__}, expected ids; pass its .sequences, best without the "
+                "prompt: output.sequences[:, inputs['input_ids'].shape[1] :]."
+            )
+        return super().batch_decode(sequences, *args, **kwargs)
+
     def save_pretrained(self, save_directory, **kwargs):
         """As in transformers, with the code of the whole model: during a training, Trainer pushes no other code."""
         files = super().save_pretrained(save_directory, **kwargs)
@@ -234,11 +265,19 @@ class SamAudioLanguageProcessor(ProcessorMixin):
         return push_folder_to_hub(self, repo_id, **kwargs)
 
     def _encode(
-        self, texts, clips, answers, sampling_rate, overflow, train_on_prompt, device="cpu"
+        self,
+        texts,
+        clips,
+        answers,
+        sampling_rate,
+        overflow,
+        train_on_prompt,
+        device="cpu",
+        names=("text", "answer"),
     ) -> tuple[dict[str, Any], int]:
         """Unpadded rows of ids and labels, the features, and the number of clips with too many frames."""
         check_choice("overflow", overflow, OVERFLOWS)
-        data = self.encode_texts(texts, [len(items) for items in clips], answers, train_on_prompt)
+        data = self.encode_texts(texts, [len(items) for items in clips], answers, train_on_prompt, names=names)
         waveforms = [load_audio(clip, sampling_rate) for items in clips for clip in items]
         num_windows, num_long = [1] * len(texts), 0
         if waveforms:
@@ -260,12 +299,27 @@ class SamAudioLanguageProcessor(ProcessorMixin):
             data["num_windows"] = num_windows
         return data, num_long
 
-    def encode_texts(self, texts, num_clips, answers, train_on_prompt, cutoff=None) -> dict[str, Any]:
+    def encode_rows(
+        self, texts, audio, answers, overflow, train_on_prompt, names=("text", "answer")
+    ) -> tuple[dict[str, Any], int]:
+        """As `_encode`, for rows of training: `audio` has one clip, a list of clips or `None` for each text, and
+        `names` are the columns of texts and answers."""
+        texts, answers = _checked_texts(names[0], texts), _checked_texts(names[1], answers)
+        clips = [[item] if _is_clip(item) else item for item in audio]
+        clips = [[clip for clip in items if clip is not None] for items in clips]
+        return self._encode(texts, assign_clips(texts, clips), answers, None, overflow, train_on_prompt, names=names)
+
+    def encode_texts(
+        self, texts, num_clips, answers, train_on_prompt, cutoff=None, names=("text", "answer")
+    ) -> dict[str, Any]:
         """Unpadded rows of ids, and with answers also of labels, and whether each row was cut (`is_cut`).
 
         As in LTU, a row keeps its first `cutoff` tokens of template, prompt, answer and end of text. Slots are neither
-        counted nor cut, since each belongs to a clip.
+        counted nor cut, since each belongs to a clip. `names` are those of texts and answers in errors.
         """
+        tokens = special_tokens(self.tokenizer)
+        check_texts(names[0], texts, [token for token in tokens if token != AUDIO_TOKEN])
+        check_texts(names[1], answers or [], tokens)
         rows = [self._expand(ids) for ids in self.tokenize_texts([_render(*pair) for pair in zip(texts, num_clips)])]
         data: dict[str, Any] = {"input_ids": [ids for ids, _ in rows]}
         if answers is None:
@@ -333,13 +387,29 @@ def _is_clip(item: Any) -> bool:
 def _checked_texts(name: str, texts: Any) -> list[str]:
     if isinstance(texts, str):
         return [texts]
+    advice = ""
+    if isinstance(texts, (np.ndarray, torch.Tensor, bytes)) or hasattr(texts, "read"):
+        advice = "; pass a clip by name: audio=..."
+    elif isinstance(texts, Real):
+        advice = "; pass a rate by name: sampling_rate=..."
     if not _is_list(texts) or len(texts) == 0:
-        raise ValueError(f"{name}: got {repr(texts)[:80]}, expected a string or a list of strings.")
+        raise ValueError(f"{name}: got {repr(texts)[:80]}, expected a string or a list of strings{advice}.")
     texts = list(texts)
     for index, text in enumerate(texts):
         if not isinstance(text, str):
-            raise ValueError(f"{name}: got {repr(text)[:80]} at position {index}, expected a string.")
+            turn = text[0] if _is_list(text) and len(text) else text
+            if isinstance(turn, dict) and "role" in turn:
+                advice = "; it is a chat: pass it to processor.apply_chat_template(chat, tokenize=True, "
+                advice += "return_dict=True, return_tensors='pt')"
+            raise ValueError(f"{name}: got {repr(text)[:80]} at position {index}, expected a string{advice}.")
     return texts
+
+
+def check_not_files(texts: list[str]) -> None:
+    """Refuses a text that is the path of an existing file: a clip that was passed as the prompt."""
+    for text in texts:
+        if len(text) < 1000 and "\0" not in text and os.path.splitext(text)[1] and os.path.isfile(text):
+            raise ValueError(f"text: got the path of a file, {text!r}, expected a prompt; pass a clip as audio=....")
 
 
 def assign_clips(texts: list[str], audio: Any) -> list[list[Any]]:
@@ -411,136 +481,6 @@ def _finish(data: dict[str, Any], return_tensors: str | None, single: bool) -> B
     if "input_features" in data:
         data["input_features"] = as_tensors(data["input_features"], return_tensors)
     return BatchFeature({key: data[key] for key in (*lists, "input_features") if key in data})
-
-
-# -- Batches for training -----------------------------------------------------------------------------------------
-
-
-class SamDataCollator:
-    """Makes right-padded training batches from raw rows or from results of the processor.
-
-    For raw rows pass `remove_unused_columns=False` to Trainer, which otherwise removes the audio. Read an Audio column
-    of `datasets` with `cast_column("audio", Audio(decode=False))`, which needs no torchcodec.
-
-    Args:
-        processor ([`SamAudioLanguageProcessor`]): The processor.
-        audio_column (`str`, *optional*, defaults to `"audio"`): Clip of a raw row: anything that [`load_audio`] reads
-            (arrays as `{"array", "sampling_rate"}`), a list of clips, or `None` for text only.
-        prompt_column (`str`, *optional*, defaults to `"prompt"`): Prompt of a raw row.
-        answer_column (`str`, *optional*, defaults to `"answer"`): Answer of a raw row.
-        overflow (`str`, *optional*, defaults to `"truncate"`): `"truncate"` or `"error"`, for clips over 10.24 s.
-        train_on_prompt (`bool`, *optional*, defaults to `False`): Also train on the text of the prompt, as LTU does.
-        pad_to_multiple_of (`int`, *optional*): Round the padded length up to a multiple of this number.
-    """
-
-    def __init__(
-        self,
-        processor,
-        audio_column="audio",
-        prompt_column="prompt",
-        answer_column="answer",
-        overflow="truncate",
-        train_on_prompt=False,
-        pad_to_multiple_of=None,
-    ):
-        check_choice("overflow", overflow, ("truncate", "error"))
-        self.processor = processor
-        self.audio_column = audio_column
-        self.prompt_column = prompt_column
-        self.answer_column = answer_column
-        self.overflow = overflow
-        self.train_on_prompt = train_on_prompt
-        self.pad_to_multiple_of = pad_to_multiple_of
-        # Shared with the workers of a DataLoader. Each has its own entry, so that no lock is needed.
-        self._truncated = torch.zeros(256, dtype=torch.int64).share_memory_()
-
-    @property
-    def num_truncated(self) -> int:
-        """How often clips over 10.24 s have been truncated so far, in all workers."""
-        return int(self._truncated.sum())
-
-    def __call__(self, rows: list[dict[str, Any]]) -> BatchFeature:
-        """
-        Args:
-            rows (`list[dict]`): All raw, or all results of the processor (`input_ids`, and optionally
-                `attention_mask`, `labels`, `input_features`).
-
-        Returns:
-            [`BatchFeature`] of tensors: `input_ids`, `attention_mask`, `labels`, `input_features`.
-
-        Raises:
-            ValueError: Missing columns, or audio slots and `input_features` of a row that do not match.
-        """
-        rows = [dict(row) for row in rows]
-        processed = all("input_ids" in row for row in rows)
-        data = self._join(rows) if processed else self._process(rows)
-        self.processor.pad_rows(data, True, "right", self.pad_to_multiple_of)
-        return _finish(data, "pt", single=False)
-
-    def _process(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        for name in (self.audio_column, self.prompt_column, self.answer_column):
-            if not all(name in row for row in rows):
-                raise ValueError(
-                    f"rows: got the columns {sorted({key for row in rows for key in row})}, expected also {name!r}. "
-                    "If the dataset has it, Trainer has removed it: remove_unused_columns=True removes all columns "
-                    "that are no arguments of forward(): pass TrainingArguments(remove_unused_columns=False). If it "
-                    "has another name, pass audio_column, prompt_column or answer_column; for rows without audio the "
-                    "audio is None."
-                )
-        texts = _checked_texts(self.prompt_column, [row[self.prompt_column] for row in rows])
-        answers = _checked_texts(self.answer_column, [row[self.answer_column] for row in rows])
-        audio = [
-            [row[self.audio_column]] if _is_clip(row[self.audio_column]) else row[self.audio_column] for row in rows
-        ]
-        audio = [[clip for clip in clips if clip is not None] for clips in audio]
-        data, num_long = self.processor._encode(
-            texts, assign_clips(texts, audio), answers, None, self.overflow, self.train_on_prompt
-        )
-        if num_long:
-            if not self.num_truncated:
-                logger.warning("Clips over 10.24 s are truncated; num_truncated of the collator counts them.")
-            worker = torch.utils.data.get_worker_info()
-            self._truncated[(0 if worker is None else worker.id + 1) % len(self._truncated)] += num_long
-        return data
-
-    def _join(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        with_labels = [row.get("labels") is not None for row in rows]
-        if any(with_labels) and not all(with_labels):
-            raise ValueError("labels: got rows with and without them, expected all or none.")
-        data: dict[str, Any] = {"input_ids": [], **({"labels": []} if all(with_labels) else {})}
-        features = []
-        for row in rows:
-            ids = np.asarray(row["input_ids"]).reshape(-1)
-            mask = row.get("attention_mask")
-            keep = np.ones(len(ids), bool) if mask is None else np.asarray(mask).reshape(-1).astype(bool)
-            for key in data:
-                data[key].append(np.asarray(row[key]).reshape(-1)[keep].tolist())
-            clips = self._clips(row.get("input_features"))
-            expected = sum(self.processor.slot_pattern)
-            found = data["input_ids"][-1].count(self.processor.audio_token_id)
-            if found != expected * len(clips):
-                raise ValueError(
-                    f"input_features: got {len(clips)} clips for {found} audio slots in input_ids, expected "
-                    f"{found / expected:g} ({expected} slots for each clip); if the dataset has them, check that "
-                    "nothing, such as Trainer's remove_unused_columns, removes them."
-                )
-            features.append(clips)
-        if sum(map(len, features)):
-            data["input_features"] = torch.cat(features).float()
-        return data
-
-    def _clips(self, features: Any) -> torch.Tensor:
-        extractor = self.processor.feature_extractor
-        shape = (extractor.max_frames, extractor.feature_size)
-        if features is None or len(features) == 0:
-            return torch.empty((0, *shape))
-        if not isinstance(features, torch.Tensor):
-            features = torch.from_numpy(np.asarray(features, dtype=np.float32))
-        if features.shape[-2:] != shape or features.ndim > 3:
-            raise ValueError(
-                f"input_features: got the shape {tuple(features.shape)}, expected [clips, {shape[0]}, {shape[1]}]."
-            )
-        return features.reshape(-1, *shape)
 
 
 SamAudioLanguageProcessor.register_for_auto_class("AutoProcessor")

@@ -83,6 +83,14 @@ class SourceCounts:
             ValueError: Too many records are broken, or none has a label.
         """
         self.check_broken(error)
+        self.check_labels()
+
+    def check_labels(self) -> None:
+        """Refuses what was read if nothing of it can be learned.
+
+        Raises:
+            ValueError: None of the records has a label.
+        """
         seen, broken, unanswered = (self.total(kind) for kind in ("seen", "broken", "unanswered"))
         if seen and seen == broken + unanswered:
             raise ValueError(

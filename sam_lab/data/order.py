@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from checks_sam import special_tokens
 from sam_lab.common.checks import check_integers
 from sam_lab.data.streams import RecordSource, mix, shares
 
@@ -82,7 +83,7 @@ class BatchOrder:
                 raise ValueError(f"source: got the weight {weight!r}, expected positive numbers.")
         if names is not None and len(names) != len(parts):
             raise ValueError(f"names: got {len(names)}, expected {len(parts)}, one for each source.")
-        tokens = processor.tokenizer.all_special_tokens
+        tokens = special_tokens(processor.tokenizer)
         self.sources = [
             RecordSource(part, self.shuffle_buffer, tokens, name)
             for (part, _), name in zip(parts, names or [None] * len(parts))

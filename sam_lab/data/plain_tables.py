@@ -24,6 +24,7 @@ from sam_lab.common.json_files import is_encodable, read_json
 from sam_lab.common.names import name_in_line
 from sam_lab.common.prompts import DEFAULT_PROMPT
 from sam_lab.data.undecoded import load_undecoded
+from sam_lab.data.texts import text_problem
 
 logger = logging.get_logger(__name__)
 
@@ -60,7 +61,8 @@ def read_table(source: str, split: str = "train", prompt: str = DEFAULT_PROMPT) 
 
     Raises:
         FileNotFoundError: A file, folder or dataset that does not exist.
-        ValueError: No column of audio or of answers, the message lists the columns; no row; rows without an answer,
+        ValueError: No column of audio or of answers, the message lists the columns; no row; a special token such as
+            `<|endoftext|>` in a row's text; rows without an answer,
             or some rows without audio, the message has the first one's number and how many; a folder without audio or
             without the split; a file that cannot be read.
     """
@@ -205,6 +207,9 @@ class _RowReader:
         prompt = self.prompt
         if self.prompts and not _is_blank(item.get(self.prompts)):
             prompt = self._need_text(self.prompts, index, item[self.prompts])
+        problem = text_problem(prompt, answer or "", clip is not None)
+        if problem is not None:
+            raise ValueError(f"source: {self.source!r} has in row {index + 1} {problem}")
         return {"audio": clip, "prompt": prompt, "answer": answer or ""}
 
     def _text(self, value: Any) -> str | None:
@@ -309,7 +314,10 @@ def _class_folders(folder: Path, prompt: str) -> datasets.Dataset:
         before = len(rows)
         for path in sorted(_files_below(item)):
             if path.suffix.lower() in AUDIO_SUFFIXES:
-                rows.append({"audio": str(path), "prompt": prompt, "answer": item.name.replace("_", " ")})
+                answer = item.name.replace("_", " ")
+                if (problem := text_problem(prompt, answer, True)) is not None:
+                    raise ValueError(f"source: the class {item.name!r} of {str(folder)!r} has {problem}")
+                rows.append({"audio": str(path), "prompt": prompt, "answer": answer})
             else:
                 left[path.suffix.lower() or "without suffix"] += 1
         if len(rows) == before:

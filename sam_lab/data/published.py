@@ -13,6 +13,7 @@ import yaml
 from transformers.utils import logging
 
 from sam_lab.common.json_files import is_encodable, read_json
+from sam_lab.data.texts import text_problem
 
 logger = logging.get_logger(__name__)
 
@@ -55,6 +56,13 @@ def _check_texts(record: dict[str, Any], keys: Sequence[str], where: str) -> Non
                 f"{where} has half of a surrogate pair in its {key}, {value!r}, expected whole characters; correct "
                 "the file or remove the record."
             )
+
+
+def _check_special(prompt: str, answer: str, where: str) -> None:
+    """Raises for a special token in the texts of a record on one clip."""
+    problem = text_problem(prompt, answer, has_audio=True)
+    if problem is not None:
+        raise ValueError(f"{where} has {problem}")
 
 
 def _share(seed: int, number: int) -> float:
@@ -102,7 +110,8 @@ def read_openaqa(
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: `closed_prefix` outside 0 to 1; a record that lacks a key or has no text in it, named by number.
+        ValueError: `closed_prefix` outside 0 to 1; a record that lacks a key, has no text in it or a special token,
+            named by number.
     """
     if closed_prefix is not None and not 0 <= closed_prefix <= 1:
         raise ValueError(f"closed_prefix: got {closed_prefix!r}, expected a probability from 0 to 1, or None.")
@@ -136,6 +145,7 @@ def _openaqa_records(numbered, path, closed_prefix, seed, skip_unanswerable, cou
                 instruction = CLOSED_PREFIX + instruction
         if (record["input"] or "").strip():
             instruction = f"{instruction}\n\n### Input:\n{record['input']}"
+        _check_special(instruction, answer, where)
         yield {
             "audio": record["audio_id"],
             "prompt": instruction,
@@ -190,7 +200,8 @@ def read_reasonaqa(
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: A record that lacks a key or has no text where some is needed, named by its number.
+        ValueError: A record that lacks a key, has no text where some is needed, or a special token, named by its
+            number.
     """
     counts = {} if counts is None else counts
     for name in ("records", "two_audio", "unanswered"):
@@ -223,6 +234,7 @@ def _reasonaqa_records(numbered, path, seed, counts, lowercase):
             continue
         if lowercase:
             prompt, answer = prompt.lower(), answer.lower()
+        _check_special(prompt, answer, where)
         yield {
             "audio": record["filepath1"],
             "prompt": prompt,

@@ -23,6 +23,7 @@ from sam_lab.common.files import locked, publish, unfinished, write_json
 from sam_lab.common.iteration import batched
 from sam_lab.common.json_files import is_encodable
 from sam_lab.data.coverage import KINDS, AudioCoverage, check_max_missing, check_missing
+from sam_lab.data.texts import text_problem
 
 SCHEMA = pyarrow.schema([(name, pyarrow.string()) for name in ("audio", "prompt", "answer", "source", "kind")])
 SUMMARY_FILE = "summary.json"
@@ -208,6 +209,9 @@ def _check_record(record: dict[str, Any], number: int) -> None:
         raise ValueError(
             f"records: number {number} has {type(record['audio']).__name__} as audio, expected a path or None."
         )
+    problem = text_problem(record["prompt"], record["answer"], record["audio"] is not None)
+    if problem is not None:
+        raise ValueError(f"records: number {number} has {problem}")
     if record["kind"] not in KINDS:
         raise ValueError(
             f"records: number {number} is of kind {record['kind']!r}, expected one of {', '.join(KINDS)}."

@@ -14,12 +14,13 @@ from typing import Any
 
 import datasets
 import numpy as np
-from pyarrow import ArrowInvalid, Schema, parquet, types
+from pyarrow import ArrowInvalid, Schema, compute, parquet, types
 from tqdm.auto import tqdm
 
 from processing_sam import AUDIO_TOKEN
 from sam_lab.data.plain_tables import SPLITS
 from sam_lab.data.records import MARKER_FILE, SUMMARY_FILE
+from sam_lab.data.texts import text_problem
 
 COLUMNS = ("audio", "prompt", "answer")
 NEEDED = frozenset(COLUMNS)
@@ -27,7 +28,7 @@ FORMATS = (".parquet", ".jsonl")
 SPLIT = re.compile(rf"({'|'.join(SPLITS)})[-._]")  # prefix of a shard's name
 READ_ROWS = 1000  # records read at a time
 MAX_STREAMS = 16  # shards of a folder that are read side by side
-# Numbers of records of files of JSON lines, by time of change and size, and the special tokens they were checked for.
+# Numbers of records of files, by time of change and size, and the special tokens they were checked for.
 _COUNTED: dict[Any, tuple[int, set[str]]] = {}
 
 # -- Records ------------------------------------------------------------------------------------------------------
@@ -42,7 +43,8 @@ class RecordSource:
             are ignored.
         shuffle_buffer (`int`): Records that are held to be shuffled. A `Dataset` is shuffled as a whole; up to 16
             shards of a folder are read side by side, and share the buffer.
-        special_tokens (list of `str`, *optional*): Tokens that no answer may contain, besides `<|audio|>`.
+        special_tokens (list of `str`, *optional*): Tokens that no text may contain, besides `<|audio|>`, which only a
+            prompt may, where its clip is.
         dataset (`str`, *optional*): The `source` of records without one.
 
     Raises:
@@ -61,7 +63,7 @@ class RecordSource:
         dataset: str | None = None,
     ):
         self.shuffle_buffer, self.dataset = shuffle_buffer, dataset
-        self.special_tokens = (AUDIO_TOKEN, *special_tokens)
+        self.special_tokens = tuple(dict.fromkeys((AUDIO_TOKEN, *special_tokens)))
         self.name = repr(str(source)) if isinstance(source, (str, Path)) else f"the {type(source).__name__}"
         if isinstance(source, (str, Path)):
             self.streams: list[Any]
@@ -89,6 +91,8 @@ class RecordSource:
         if not self.num_rows:
             raise ValueError(f"source: {self.name} has no records, expected at least one.")
         self.first(1)
+        if counts:  # of what was walked to be counted, each record is checked already
+            self._check_all_texts()
 
     def records(self) -> Iterator[dict[str, Any]]:
         """All records in the order in which they are stored."""
@@ -178,12 +182,13 @@ class RecordSource:
         else:
             # Not by datasets: its reader of Parquet has threads, which may crash forked workers of a DataLoader, and
             # for which it sleeps five seconds wherever a stream is closed before its end.
-            where = repr(str(stream))
+            where, number = repr(str(stream)), 0
             with parquet.ParquetFile(stream, pre_buffer=False) as table:
                 for rows in table.iter_batches(READ_ROWS, use_threads=False):
                     names = rows.schema.names
-                    columns = (column.to_pylist() for column in rows.columns)
-                    yield from ((where, dict(zip(names, row))) for row in zip(*columns))
+                    for row in zip(*(column.to_pylist() for column in rows.columns)):
+                        number += 1
+                        yield f"{where}, row {number}", dict(zip(names, row))
 
     def _check(self, record: dict[str, Any], where: str) -> None:
         if not record.keys() >= NEEDED:
@@ -198,15 +203,10 @@ class RecordSource:
             problem = f"{type(audio).__name__} as audio, expected a path, an undecoded row of an Audio column or None."
         elif source is not None and not isinstance(source, str):
             problem = f"the source {source!r:.80}, expected text or None."
-        elif prompt.count(AUDIO_TOKEN) > (audio is not None):
-            problem = (
-                f"{prompt.count(AUDIO_TOKEN)} {AUDIO_TOKEN} in the prompt and {int(audio is not None)} clip(s), "
-                "expected at most one for each; remove them, and the clip comes first."
-            )
-        elif found := [token for token in self.special_tokens if token in answer]:
-            problem = f"the special token {found[0]} in the answer, expected text only; remove it."
         else:
-            return
+            problem = text_problem(prompt, answer, audio is not None, self.special_tokens)
+            if problem is None:
+                return
         raise ValueError(
             f"source: {where}, in the record with the prompt {prompt[:80]!r} and the answer {answer[:80]!r}, has "
             f"{problem}"
@@ -225,14 +225,30 @@ class RecordSource:
                 "were counted; it must not change while it is read."
             )
 
+    def _check_all_texts(self) -> None:
+        """Finds special tokens before a training does, by the columns of text alone; where they have any, all records
+        of a stream are walked, which raises for the first that cannot be learned."""
+        for stream, count in zip(self.streams, self.counts):
+            key, tokens = None, set(self.special_tokens)
+            if isinstance(stream, Path):
+                key = _state(stream)
+            elif stream.format["type"] == "custom":  # its transform may change the texts at every walk
+                continue
+            if tokens <= _COUNTED.get(key, (0, set()))[1]:
+                continue
+            if _have_tokens(stream, self.special_tokens):
+                for number, (where, record) in enumerate(self._rows(stream), 1):
+                    self._check(record, where if key is not None else f"{where}, row {number}")
+            if key is not None:
+                _COUNTED[key] = count, tokens
+
     def _count(self) -> list[int]:
         counts = [0] * len(self.streams)
         with tqdm(desc=f"counting {self.name}", unit=" records") as progress:
             for index, stream in enumerate(self.streams):
                 key, tokens = None, set(self.special_tokens)
                 if isinstance(stream, Path):
-                    state = stream.stat()
-                    key = (stream.resolve(), state.st_mtime_ns, state.st_size)
+                    key = _state(stream)
                 counts[index], checked = _COUNTED.get(key, (0, set()))
                 if tokens <= checked:
                     continue
@@ -243,6 +259,31 @@ class RecordSource:
                 if key is not None:
                     _COUNTED[key] = counts[index], tokens
         return counts
+
+
+def _state(file: Path) -> tuple[Path, int, int]:
+    state = file.stat()
+    return file.resolve(), state.st_mtime_ns, state.st_size
+
+
+def _have_tokens(stream: Any, tokens: Sequence[str]) -> bool:
+    """Whether any prompt or answer of a Parquet file or a table has one of the tokens, or is no text."""
+    pattern, names = "|".join(map(re.escape, tokens)), ["prompt", "answer"]
+    if isinstance(stream, Path):
+        with parquet.ParquetFile(stream, pre_buffer=False) as table:
+            return _match(table.iter_batches(10_000, columns=names, use_threads=False), pattern)
+    return _match(stream.select_columns(names).with_format("arrow").iter(10_000), pattern)
+
+
+def _match(tables: Iterable[Any], pattern: str) -> bool:
+    for table in tables:
+        for column in table.columns:
+            kind = column.type.value_type if types.is_dictionary(column.type) else column.type
+            if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
+                return True
+            if compute.any(compute.match_substring_regex(column.cast("large_string"), pattern)).as_py():
+                return True
+    return False
 
 
 def mix(streams: list[Iterator], counts: list[int], rng: np.random.Generator, name: str = "") -> Iterator:

@@ -20,7 +20,6 @@ import torch
 import yaml
 from tqdm.auto import tqdm
 from transformers import AutoConfig
-from transformers.utils import logging
 
 from audio_sam import SAMPLING_RATE, SamFeatureExtractor, load_audio
 from configuration_sam import LANGUAGE_MODEL_SIZES, SamConfig
@@ -318,19 +317,11 @@ def analyse_checkpoint(
 
 
 def _load(model_class, source: str | Path):
-    """A model, or only its encoder, in the stored type.
-
-    transformers' report is silenced, since it would list the rest of the model as unexpected tensors.
-    """
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        model, info = model_class.from_pretrained(source, dtype="auto", output_loading_info=True)
-    finally:
-        logging.set_verbosity(verbosity)
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise ValueError(f"checkpoint: {source} lacks {len(missing)} tensors, such as {missing[0]}.")
+    """A model, or only its encoder, in the stored type."""
+    model, info = model_class.from_pretrained(source, dtype="auto", output_loading_info=True)
+    for name, what in (("missing_keys", "lacks"), ("unexpected_keys", "has no place for")):
+        if info[name]:
+            raise ValueError(f"checkpoint: {source} {what} {len(info[name])} tensors, such as {min(info[name])}.")
     return model
 
 

@@ -209,11 +209,12 @@ def _loaded(key: str, kind: Any, source: str | Path, **options: Any) -> Any:
     except OSError as error:
         raise FileNotFoundError(f"{key}: the weights of {str(source)!r} cannot be read: {error}") from error
     other = [name for name, *_ in info["mismatched_keys"]]
-    wrong = sorted({*info["missing_keys"], *other})
+    wrong = sorted({*info["missing_keys"], *info["unexpected_keys"], *other})
     if wrong:
         raise ValueError(
             f"{key}: in {str(source)!r} {len(wrong)} tensors are missing or of another shape than in its "
-            f"config.json, the first is {wrong[0]}; expected a complete checkpoint: make it again."
+            f"config.json, or have no place there, the first is {wrong[0]}; expected a complete checkpoint: make it "
+            "again."
         )
     return model
 

@@ -26,6 +26,7 @@ from sam_lab.data.plain_tables import audio_file, read_table, rows_with_audio
 from sam_lab.data.published import read_openaqa, read_reasonaqa
 from sam_lab.data.records import read_summary, records_dataset, records_fingerprint, write_records
 from sam_lab.data.streams import COLUMNS, RecordSource, find_shards
+from sam_lab.data.texts import SPECIAL_TOKENS, text_problem
 from sam_lab.training.recipe import PUBLISHED, Recipe
 
 Rows = Path | datasets.Dataset  # a folder of records, shards, or a table
@@ -126,7 +127,7 @@ def _check_shards(recipe: Recipe, name: str) -> None:
     if _hold_audio(recipe.path(name)):
         say(f"{name}: its shards contain the audio, which is checked when it is trained on")
         return
-    records = RecordSource(recipe.path(name), 1).records()
+    records = RecordSource(recipe.path(name), 1, SPECIAL_TOKENS).records()
     counts, error = SourceCounts(recipe.max_broken), None
     with ThreadPoolExecutor(16) as pool, tqdm(desc=f"looking for the audio of {name}", unit=" records") as progress:
         rows = ((audio_file(record["audio"]), record.get("source") or name) for record in records)
@@ -222,7 +223,7 @@ def validation_rows(recipe: Recipe, source: Rows) -> datasets.Dataset:
     Reads all of them once, so that no training fails at its first evaluation.
 
     Raises:
-        ValueError: More than `max_broken` of the clips cannot be read.
+        ValueError: More than `max_broken` of the clips cannot be read, or a row's text has a special token.
     """
     count = max(recipe.evaluation_rows, recipe.generated_rows)
     if _are_shards(source):  # which may be larger than memory
@@ -231,6 +232,13 @@ def validation_rows(recipe: Recipe, source: Rows) -> datasets.Dataset:
         rows = _table(drawn[index] for index in rng.permutation(len(drawn)))
     else:
         rows = first_rows(as_table(source).shuffle(seed=recipe.seed), count)
+
+    for number, (prompt, answer, clip) in enumerate(zip(rows["prompt"][:], rows["answer"][:], rows["audio"][:]), 1):
+        if (text := text_problem(prompt, answer, clip is not None)) is not None:
+            raise ValueError(
+                f"validation: row {number} of those drawn of {recipe.validation!r}, with the prompt {prompt[:80]!r} "
+                f"and the answer {answer[:80]!r}, has {text}"
+            )
 
     def problem(clip: Any) -> str | None:
         try:

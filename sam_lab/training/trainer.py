@@ -6,15 +6,16 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from transformers import Trainer, TrainerCallback
+from transformers import ProcessorMixin, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
 from hub_sam import write_model_card
 from modeling_sam import SamForConditionalGeneration, positions_with_loss
+from processing_sam import SamDataCollator
 from sam_lab.data.batches import RecordBatches
 from sam_lab.data.collation import MicroBatch, compute_features
-from sam_lab.data.counts import KINDS, merge_reports
+from sam_lab.data.counts import KINDS, SourceCounts, merge_reports
 from sam_lab.training.augmentation import AugmentLogMel
 from sam_lab.training.model import follow_autocast
 
@@ -57,11 +58,14 @@ class BatchesCallback(TrainerCallback):
         self.batches.set_epoch(self.epoch)
 
     def on_train_end(self, args, state, control, **kwargs):
-        """Warns of what was lost, over all processes."""
+        """Warns of what was lost, over all processes, and refuses a training that has learned nothing."""
         read = self.report()
         if state.is_world_process_zero and any(row[kind] for row in read.values() for kind in KINDS[1:]):
             lines = [f"{name}: {', '.join(f'{row[kind]} {kind}' for kind in KINDS)}" for name, row in read.items()]
             logger.warning("Records of the training that were not read whole, by source:\n" + "\n".join(lines))
+        counts = SourceCounts()
+        counts.merge(read)
+        counts.check_labels()  # an epoch that was not read to its end was not judged
 
 
 # -- Trainer ------------------------------------------------------------------------------------------------------
@@ -81,8 +85,9 @@ class SamTrainer(Trainer):
         kwargs: `Trainer`'s.
 
     Raises:
-        ValueError: `max_seconds` with several processes, which would not stop at the same step; `train_batches` that
-            do not fit `args`, or are passed together with `train_dataset`.
+        ValueError: A processor with more tokens than the model has embeddings; `max_seconds` with several processes,
+            which would not stop at the same step; `train_batches` that do not fit `args`, or are passed together with
+            `train_dataset`.
             In a training: what [`RecordBatches`] raises.
     """
 
@@ -95,6 +100,9 @@ class SamTrainer(Trainer):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        processors = [self.processing_class, None if train_batches is None else train_batches.processor]
+        processors += [self.data_collator.processor] if isinstance(self.data_collator, SamDataCollator) else []
+        _check_vocabulary(processors, self.model)
         follow_autocast(self.model)
         self.augment = augment
         self.clock = None
@@ -229,6 +237,18 @@ class SamTrainer(Trainer):
             self.optimizer if optimizer is None else optimizer, lambda _: warmup_cosine(self.clock.share)
         )
         return self.lr_scheduler
+
+
+def _check_vocabulary(processors: list[Any], model: torch.nn.Module) -> None:
+    """Refuses a tokenizer with more tokens than the model has embeddings: on a GPU the training would end without a
+    word on the reason."""
+    size = model.config.text_config.vocab_size
+    for processor in processors:
+        if isinstance(processor, ProcessorMixin) and (top := max(processor.tokenizer.get_vocab().values())) >= size:
+            raise ValueError(
+                f"processing_class: its tokenizer has ids up to {top}, expected at most {size - 1}, the model's last "
+                "embedding; use the processor that was saved with the model."
+            )
 
 
 class SecondsCallback(TrainerCallback, ExportableState):

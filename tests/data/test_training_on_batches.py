@@ -313,3 +313,11 @@ def test_a_loader_is_measured(processor, folder):
         assert result["clips_per_second"] == pytest.approx(result["clips"] / result["seconds"])
         assert (result["features"], result["num_workers"], result["device"]) == (features, workers, "cpu")
         assert len(load(batches)) == len(batches)  # as it was
+
+
+def test_a_part_of_an_epoch_without_labels_fails_too(processor, tmp_path):
+    rows = [{"audio": None, "prompt": "Why? " * 30, "answer": "So.", "source": "s"} for _ in range(40)]
+    rows[7]["prompt"] = "Why?"  # the only one whose answer is not cut, and not in the first step
+    table = datasets.Dataset.from_list(rows)
+    with pytest.raises(ValueError, match="source: none of the 2 records that were read has a label"):
+        trainer_of(tmp_path, table, processor, 2, text_cutoff=80, arguments_too={"max_steps": 1}).train()

@@ -303,7 +303,7 @@ def test_a_checkpoint_whose_code_lacks_a_name_is_refused_though_the_package_has_
 @pytest.mark.slow
 def test_a_processor_alone_needs_no_code_of_the_model(saved, tmp_path):
     shutil.copytree(saved["folder"] / "sam", tmp_path / "sam")
-    for name in ("modeling_sam", "generation_sam", "mamba_sam", "kernels_sam"):
+    for name in ("modeling_sam", "weights_sam", "generation_sam", "mamba_sam", "kernels_sam"):
         (tmp_path / "sam" / f"{name}.py").unlink()
     code = f"""
     from transformers import AutoProcessor
@@ -315,7 +315,7 @@ def test_a_processor_alone_needs_no_code_of_the_model(saved, tmp_path):
     home, length = fresh(code, tmp_path / "process")
     assert home == "transformers_modules" and length > 520
     copied = {path.stem for path in (tmp_path / "again").glob("*.py")}
-    assert copied == {"configuration_sam", "hub_sam", "audio_sam", "processing_sam"}
+    assert copied == {"configuration_sam", "hub_sam", "checks_sam", "audio_sam", "collator_sam", "processing_sam"}
 
 
 @pytest.mark.slow

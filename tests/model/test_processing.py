@@ -15,7 +15,7 @@ from tiny import tiny_tokenizer, tone
 from transformers import AutoFeatureExtractor, AutoProcessor, PreTrainedTokenizerFast
 
 import audio_sam
-import processing_sam
+import collator_sam
 from processing_sam import SamDataCollator, SamFeatureExtractor, SamProcessor, load_audio
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -201,7 +201,7 @@ def test_clips_go_to_their_texts_in_order(processor):
         ({"text": ["<|audio|><|audio|>a", "b"], "audio": [[clip()], [clip()]]}, "1 clips for 2"),
         ({"text": "a", "audio": tone()}, "sampling_rate: got None"),
         ({"text": "a", "audio": clip(), "answer": ["x", "y"]}, "answer: got 2 for 1 texts"),
-        ({"text": "a", "answer": "<|audio|>"}, "answer: got '<|audio|>'"),
+        ({"text": "a", "answer": "<|audio|>"}, "answer: got the special token <|audio|> in '<|audio|>' at position 0"),
         ({"text": "a", "answer": 3}, "answer: got 3"),
         ({"text": ["a", None]}, "text: got None at position 1"),
         ({"text": []}, "text: got \\[\\]"),
@@ -492,7 +492,7 @@ def test_collator_after_datasets_map(processor, tmp_path):
 
 def test_collator_counts_truncated_clips(processor, monkeypatch):
     messages = []
-    monkeypatch.setattr(processing_sam.logger, "warning", messages.append)
+    monkeypatch.setattr(collator_sam.logger, "warning", messages.append)
     collator = SamDataCollator(processor)
     rows = [{"audio": clip(seconds), "prompt": "p", "answer": "a"} for seconds in (11.0, 1.0, 12.0)]
     assert collator.num_truncated == 0

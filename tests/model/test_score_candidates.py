@@ -152,7 +152,7 @@ def test_no_token_reaches_over_the_border():
         ("dog", "candidates: got 'dog', expected a list of texts, or for 3 prompts 3 lists"),
         ([], r"candidates: got \[\]"),
         (["dog", ""], "candidates: got '', expected text that is not blank"),
-        (["dog", "<|audio|>"], "has no <|audio|>".replace("|", r"\|")),
+        (["dog", "<|audio|>"], r"candidates: got the special token <\|audio\|> in '<\|audio\|>' at position 1"),
         ([["dog"], ["cat"]], r"candidates: got 2 items \(list\)"),
         (["dog", ["cat"], ["cow"]], r"candidates: got 3 items \(list, str\)"),
         ([["dog"], [], ["cow"]], "candidates: got none for prompt 1"),

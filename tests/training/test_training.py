@@ -733,3 +733,29 @@ def test_the_learning_rate_rises_and_falls():
     assert warmup_cosine(0.05) == pytest.approx(0.994, abs=1e-3)
     assert warmup_cosine(0.5) == pytest.approx(0.5)
     assert warmup_cosine(1.0) == warmup_cosine(1.5) == 0
+
+
+# -- What cannot be learned ---------------------------------------------------------------------------------------
+
+
+def small_trainer(folder, processor, rows, model=None):
+    arguments = TrainingArguments(
+        str(folder), per_device_train_batch_size=2, report_to="none", use_cpu=True, save_strategy="no"
+    )
+    model = tiny_model() if model is None else model
+    return SamTrainer(model, arguments, SamDataCollator(processor), train_dataset=rows, processing_class=processor)
+
+
+def test_an_epoch_without_labels_fails_in_our_trainer(tmp_path):
+    ids = tiny_inputs(clips=0)["input_ids"][0].tolist()
+    rows = datasets.Dataset.from_list([{"input_ids": ids, "labels": [-100] * len(ids)}] * 5)
+    with pytest.raises(ValueError, match="labels: got only -100 in all of 3 batches"):
+        small_trainer(tmp_path, tiny_processor(), rows).train()
+
+
+def test_more_tokens_than_embeddings_are_refused(tmp_path):
+    processor = tiny_processor()
+    small_trainer(tmp_path, processor, [], tiny_model(vocab_size=259))
+    processor.tokenizer.add_tokens(["one more"])
+    with pytest.raises(ValueError, match=r"processing_class: its tokenizer has ids up to 259, expected at most 258"):
+        small_trainer(tmp_path, processor, [], tiny_model(vocab_size=259))
