@@ -11,6 +11,7 @@ CHECKPOINT_MODULES = (
     "configuration_sam",
     "hub_sam",
     "audio_sam",
+    "chat_sam",
     "processing_sam",
     "kernels_sam",
     "mamba_sam",

@@ -317,7 +317,7 @@ def test_a_processor_alone_needs_no_code_of_the_model(saved, tmp_path):
     home, length = fresh(code, tmp_path / "process")
     assert home == "transformers_modules" and length > 520
     copied = {path.stem for path in (tmp_path / "again").glob("*.py")}
-    assert copied == {"configuration_sam", "hub_sam", "audio_sam", "processing_sam"}
+    assert copied == {"configuration_sam", "hub_sam", "audio_sam", "chat_sam", "processing_sam"}
 
 
 @pytest.mark.slow
