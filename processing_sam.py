@@ -234,8 +234,9 @@ class SamAudioLanguageProcessor(ProcessorMixin):
         batched = isinstance(conversation, (list, tuple)) and isinstance((*conversation, None)[0], (list, tuple))
         chats = conversation if batched else [conversation]
         names = [f"conversation {index}" if batched else "conversation" for index in range(len(chats))]
-        read = [read_chat(chat, name, tokenize, rate) for chat, name in zip(chats, names)]
+        read = plain = [read_chat(chat, name, load=False) for chat, name in zip(chats, names)]
         if tokenize:
+            read = [read_chat(chat, name, True, rate) for chat, name in zip(chats, names)]
             options["sampling_rate"] = SAMPLING_RATE  # load_audio has resampled the clips
             options.setdefault("rendered", holds_prompt or None)
         try:
@@ -245,7 +246,6 @@ class SamAudioLanguageProcessor(ProcessorMixin):
         except TemplateError as error:
             raise ValueError(f"conversation: {error}") from error
         if masked:
-            plain = [read_chat(chat, name, False) for chat, name in zip(chats, names)]
             result["assistant_masks"] = self._assistant_masks(plain, template, result, kwargs)
         return result
 
