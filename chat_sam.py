@@ -58,6 +58,7 @@ FORMATS = {
 }
 
 # Only what all interpreters of chat templates know: of a string's methods, lstrip, startswith, strip, split, replace.
+# vLLM passes items, rather than one string, to templates with a loop over the `content` of a loop over `messages`.
 CHAT_TEMPLATE = r"""
 {%- set mark = '<|audio|>' -%}
 {%- set end = eos_token | default('<|endoftext|>', true) -%}
@@ -90,7 +91,7 @@ CHAT_TEMPLATE = r"""
   {%- else -%}
     {#- `pending` are the clips since the last text, of which it is not known yet whether another text follows -#}
     {%- set turn = namespace(text='', pending='', has_text=false, between=false) -%}
-    {%- for item in content -%}
+    {%- for item in message['content'] -%}
       {%- set spot = place ~ ', item ' ~ loop.index0 -%}
       {%- if item is not mapping -%}
         {{- raise_exception(spot ~ ": got an item that is no dictionary, expected one with the key 'type'.") -}}

@@ -555,3 +555,11 @@ def test_the_template_knows_what_the_processor_knows():
     known = re.search(r"set known = (\{.*?\n\})", CHAT_TEMPLATE, re.DOTALL)[1]
     assert json.loads(known.replace("'", '"')) == {kind: list(keys) for kind, keys in chat_sam.ITEM_KEYS.items()}
     assert str(list(chat_sam.ROLES)) in CHAT_TEMPLATE
+
+
+def test_vllm_sees_that_the_template_takes_items():
+    """It looks for these two loops; without them it joins texts and marks to one string, marks first."""
+    parsed = jinja2.Environment(extensions=[Generation]).parse(CHAT_TEMPLATE)
+    loops = {ast.target.name: ast.iter for ast in parsed.find_all(jinja2.nodes.For)}
+    assert loops["message"].name == "messages"
+    assert (loops["item"].node.name, loops["item"].arg.value) == ("message", "content")
