@@ -19,17 +19,8 @@ own training taught it to.
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
-
-import numpy as np
-
-try:
-    from .audio_sam import load_audio
-except ImportError:
-    if __package__:
-        raise
-    from audio_sam import load_audio
 
 AUDIO_TOKEN = "<|audio|>"
 PROMPT_TEMPLATE = "### Instruction:\n{prompt}\n\n### Response:\n"
@@ -189,11 +180,11 @@ CHAT_TEMPLATE = r"""
 
 
 def is_rendered(text: str) -> bool:
-    """Whether a text, without `<|audio|>` at its beginning, is a rendered prompt, which is not rendered again.
+    """Whether a text is a rendered prompt, which is not rendered again.
 
-    It is one if it begins with `### Instruction:\\n` and later has `\\n\\n### Response:\\n`; or, with a system message
-    in front, if `\\n\\n### Instruction:\\n` is within it and it ends with `\\n\\n### Response:\\n`. Other texts are
-    questions, also those that mention one of the headings.
+    It is one if, after the marks of its clips, it begins with `### Instruction:\\n` and later has
+    `\\n\\n### Response:\\n`; or, with a system message in front, if `\\n\\n### Instruction:\\n` is within it and it ends
+    with `\\n\\n### Response:\\n`. Other texts are questions, also those that mention one of the headings.
 
     Args:
         text (`str`): A text that the processor was given.
@@ -201,6 +192,7 @@ def is_rendered(text: str) -> bool:
     Raises:
         ValueError: Both headings are there, but not as in the template, so that it may be either.
     """
+    text = re.sub(rf"^(\s*{re.escape(AUDIO_TOKEN)})+\s*", "", text)
     instruction, response = (part.strip("\n") for part in PROMPT_TEMPLATE.split("{prompt}"))
     if re.match(rf"{instruction}\n.*?\n\n{response}\n", text, re.DOTALL):
         return True
@@ -216,7 +208,9 @@ def is_rendered(text: str) -> bool:
     return False
 
 
-def read_chat(messages: Any, name: str, load: bool, sampling_rate: int | None = None) -> list[dict[str, Any]]:
+def read_chat(
+    messages: Any, name: str, load: Callable[..., Any] | None = None, sampling_rate: int | None = None
+) -> list[dict[str, Any]]:
     """The checked messages of a chat as the template and transformers take them.
 
     Args:
@@ -224,15 +218,16 @@ def read_chat(messages: Any, name: str, load: bool, sampling_rate: int | None = 
             or a list of items with a `type`:
 
             - `{"type": "text", "text": ...}`;
-            - `{"type": "audio"}` with the clip as `"audio"`, `"path"` or `"url"`, anything that [`load_audio`] reads,
-              and for arrays `"sampling_rate"`;
+            - `{"type": "audio"}` with the clip as `"audio"`, `"path"` or `"url"`, anything that `load` reads, and for
+              arrays `"sampling_rate"`;
             - `{"type": "input_audio", "input_audio": {"data": ..., "format": ...}}`: base64 and a key of [`FORMATS`];
             - `{"type": "audio_url", "audio_url": {"url": ...}}`, or the URL alone: `data:audio/...;base64,...` or a
               path.
 
             Keys whose value is `None` count as missing.
         name (`str`): What the messages are called in errors.
-        load (`bool`): Read the clips. Otherwise an item of audio may lack its source.
+        load (function, *optional*): Reads a clip, given its source and rate, as [`load_audio`] does. Without it an
+            item of audio may lack its source.
         sampling_rate (`int`, *optional*): Rate in Hz of arrays whose item has none.
 
     Returns:
@@ -240,7 +235,7 @@ def read_chat(messages: Any, name: str, load: bool, sampling_rate: int | None = 
 
     Raises:
         ValueError: An unknown role, type or key, a missing one, content that is no string or list of items, wrong
-            base64, a URL that had to be downloaded; also by [`load_audio`].
+            base64, a URL that had to be downloaded; also by `load`.
     """
     if not isinstance(messages, (list, tuple)) or not messages:
         raise ValueError(f"{name}: got {_short(messages)}, expected a list of messages.")
@@ -260,7 +255,7 @@ def read_chat(messages: Any, name: str, load: bool, sampling_rate: int | None = 
     return found
 
 
-def _read_item(item: Any, place: str, load: bool, sampling_rate: int | None) -> dict[str, Any]:
+def _read_item(item: Any, place: str, load: Callable[..., Any] | None, sampling_rate: int | None) -> dict[str, Any]:
     kind = item.get("type") if isinstance(item, Mapping) else None
     if not isinstance(kind, str) or kind not in ITEM_KEYS:
         got = "no type" if isinstance(item, Mapping) and kind is None else f"the type {kind!r}"
@@ -277,7 +272,7 @@ def _read_item(item: Any, place: str, load: bool, sampling_rate: int | None) -> 
     sources = [key for key in ITEM_KEYS[kind] if key in item and key != "sampling_rate"]
     if len(sources) > 1:
         raise ValueError(f"{place}: got {' and '.join(map(repr, sources))}, expected one of them.")
-    if not load:
+    if load is None:
         return {"type": "audio"}
     if not sources:
         raise ValueError(f"{place}: got the keys {sorted(item)}, expected {ITEM_KEYS[kind][0]!r} with the clip.")
@@ -292,17 +287,14 @@ def _read_item(item: Any, place: str, load: bool, sampling_rate: int | None) -> 
     if isinstance(source, str) and (url := re.match(r"(?i)(https?|file):", source)):
         do = "pass the file's path" if url[1].lower() == "file" else "download it first"
         raise ValueError(f"{place}: got the URL {source[:200]!r}, expected a path or a data: URL; {do}.")
-    return {"type": "audio", "audio": _waveform(source, rate, place)}
-
-
-def _waveform(source: Any, sampling_rate: int | None, place: str) -> np.ndarray:
+    in_memory = isinstance(source, (bytes, bytearray, memoryview))
     if isinstance(source, str) and re.match(r"(?i)data:[^,]*;base64,", source):
-        source = _decoded(source.split(",", 1)[1], place)
-    if not isinstance(source, bytes):
-        return load_audio(source, sampling_rate)
+        source, in_memory = _decoded(source.split(",", 1)[1], place), True
     try:
-        return load_audio(source)
-    except ValueError as error:  # which knows the length of the file, but no name
+        return {"type": "audio", "audio": load(source, rate)}
+    except ValueError as error:
+        if not in_memory:  # otherwise the error knows no name
+            raise
         raise ValueError(f"{place}: {error}") from error
 
 

@@ -234,9 +234,9 @@ class SamAudioLanguageProcessor(ProcessorMixin):
         batched = isinstance(conversation, (list, tuple)) and isinstance((*conversation, None)[0], (list, tuple))
         chats = conversation if batched else [conversation]
         names = [f"conversation {index}" if batched else "conversation" for index in range(len(chats))]
-        read = plain = [read_chat(chat, name, load=False) for chat, name in zip(chats, names)]
+        read = plain = [read_chat(chat, name) for chat, name in zip(chats, names)]
         if tokenize:
-            read = [read_chat(chat, name, True, rate) for chat, name in zip(chats, names)]
+            read = [read_chat(chat, name, load_audio, rate) for chat, name in zip(chats, names)]
             options["sampling_rate"] = SAMPLING_RATE  # load_audio has resampled the clips
             options.setdefault("rendered", holds_prompt or None)
         try:
