@@ -183,8 +183,8 @@ def is_rendered(text: str) -> bool:
     """Whether a text is a rendered prompt, which is not rendered again.
 
     It is one if, after the marks of its clips, it begins with `### Instruction:\\n` and later has
-    `\\n\\n### Response:\\n`; or, with a system message in front, if `\\n\\n### Instruction:\\n` is within it and it ends
-    with `\\n\\n### Response:\\n`. Other texts are questions, also those that mention one of the headings.
+    `\\n\\n### Response:\\n`; or, with a system message in front, if `\\n\\n### Instruction:\\n` is within it and it
+    ends with `\\n\\n### Response:\\n`. Other texts are questions, also those that mention one of the headings.
 
     Args:
         text (`str`): A text that the processor was given.

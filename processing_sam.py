@@ -219,7 +219,7 @@ class SamAudioLanguageProcessor(ProcessorMixin):
         rate = options.pop("sampling_rate", None)
         templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
         template = templates.get(chat_template or "default", chat_template)
-        holds_prompt = "### Instruction:" in template
+        holds_prompt = "### Instruction:" in (template or "")
         masked = kwargs.pop("return_assistant_tokens_mask", False) and tokenize and kwargs.get("return_dict", False)
         if masked and not holds_prompt:
             raise ValueError(
