@@ -69,19 +69,96 @@ class SamGenerationMixin(GenerationMixin):
             suppress_tokens=None if config.audio_token_id is None else [config.audio_token_id],
         )
 
-    def generate(self, inputs=None, *args, **kwargs):
-        """`generate` of transformers, which see, after a check of what it is given.
+    @torch.no_grad()
+    def generate(self, inputs=None, generation_config=None, *args, **kwargs):
+        """`generate` of transformers, for prompts that are padded on either side or within.
+
+        Each row goes on from its last real position: its real positions are moved to the right end first, so that
+        the result is that of left-padded prompts. The returned sequences begin with the prompts as they were given,
+        so that `sequences[:, input_ids.shape[1] :]` are the new tokens.
 
         Args:
-            inputs (`torch.Tensor` of shape `[B, L]`, *optional*): The same as `input_ids`.
-            args, kwargs: As in transformers, with the processor's result by name: `generate(**inputs)`.
+            inputs (`torch.Tensor` of shape `[B, L]`, *optional*): `input_ids`.
+            attention_mask (`torch.Tensor` of shape `[B, L]`, *optional*): 1 at real positions; with a cache, over what
+                it has read and `input_ids`. Without a mask every position is real.
+            The others as in transformers, and as in the model's `forward`.
 
         Raises:
             ValueError: Features that are not finite, ids outside the vocabulary, tensors that do not fit each other,
-                a row without any real position, labels, logits that are NaN; also by transformers.
+                labels, logits that are NaN; a row without a real position; or no mask, and rows of `input_ids` that
+                look padded: they begin or end with the padding token several times, or not all alike. As the padding
+                token is the end of text, nothing else tells them apart.
         """
         check_generation_inputs(self.config.text_config.vocab_size, inputs, kwargs)
-        return super().generate(inputs, *args, **kwargs)
+        ids = kwargs.get("input_ids") if inputs is None else inputs
+        embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
+        cache = given_cache(kwargs.get("cache"), kwargs.get("past_key_values"))
+        seen = 0 if cache is None else cache.get_seq_length()
+        if mask is None and embeds is None and seen == 0 and isinstance(ids, torch.Tensor) and ids.ndim == 2:
+            mask = self._mask_of_padding(ids, generation_config, kwargs)
+        if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
+            return super().generate(inputs, generation_config, *args, **kwargs)
+        new = mask.shape[1] - seen
+        # What does not fit the mask is refused further on; ids beside embeddings may have no positions.
+        fitting = [
+            tensor
+            for tensor in (ids, embeds)
+            if isinstance(tensor, torch.Tensor) and len(tensor) == len(mask) and tensor.shape[1:2] >= (new,) > (0,)
+        ]
+        if not fitting:
+            return super().generate(inputs, generation_config, *args, **kwargs)
+        real = mask[:, seen:].bool()
+        is_left_padded, has_prompts = torch.stack(
+            [(real[:, 1:] >= real[:, :-1]).all(), real.any(dim=1).all()]
+        ).tolist()
+        if not has_prompts:
+            raise ValueError(
+                f"attention_mask: got no real position in the rows {(~real.any(dim=1)).nonzero().flatten().tolist()}, "
+                "expected a prompt in each."
+            )
+        if is_left_padded:
+            return super().generate(inputs, generation_config, *args, **kwargs)
+        order = torch.argsort(real.to(torch.uint8), dim=1, stable=True)  # padding first
+
+        def align(tensor):
+            if not any(tensor is other for other in (mask, *fitting)):
+                return tensor
+            place = order.to(tensor.device)
+            place = place if tensor.ndim == 2 else place[..., None].expand(-1, -1, tensor.shape[2])
+            return torch.cat([tensor[:, :-new], tensor[:, -new:].gather(1, place)], dim=1)
+
+        for name in kwargs.keys() & {"input_ids", "inputs_embeds"}:
+            kwargs[name] = align(kwargs[name])
+        kwargs["attention_mask"] = align(mask)
+        found = super().generate(align(inputs), generation_config, *args, **kwargs)
+        if ids is not None and ids.shape[1]:
+            sequences = found if isinstance(found, torch.Tensor) else found.sequences
+            sequences[:, : ids.shape[1]] = ids.repeat_interleave(len(sequences) // len(ids), dim=0)
+        return found
+
+    def _mask_of_padding(self, ids, generation_config, options):
+        """The mask that transformers infers where padding is a token of its own; raises where it is the end of text
+        and the rows look padded."""
+        pad, end = (
+            next(
+                (value for value in (options.get(name), getattr(generation_config, name, None)) if value is not None),
+                getattr(self.generation_config, name),
+            )
+            for name in ("pad_token_id", "eos_token_id")
+        )
+        if pad is None:
+            return None
+        is_pad = ids == pad
+        if pad not in (end if isinstance(end, (list, tuple)) else [end]):
+            return (~is_pad).long() if bool(is_pad.any()) else None
+        runs = torch.stack([run.long().cumprod(dim=1).sum(dim=1) for run in (is_pad, is_pad.flip(1))])
+        if ids.shape[1] > 1 and bool(((runs > 1) | (runs != runs[:, :1])).any()):
+            raise ValueError(
+                f"attention_mask: got None with input_ids whose rows begin with {runs[0].tolist()} and end with "
+                f"{runs[1].tolist()} times the token {pad}, which is both padding and end of text; pass the "
+                "processor's attention_mask, or torch.ones_like(input_ids) if these tokens are text."
+            )
+        return None
 
     def _get_logits_processor(self, *args, **kwargs):
         processors = super()._get_logits_processor(*args, **kwargs)

@@ -13,6 +13,7 @@ CHECKPOINT_MODULES = (
     "checks_sam",
     "audio_sam",
     "collator_sam",
+    "chat_sam",
     "processing_sam",
     "kernels_sam",
     "mamba_sam",

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from transformers import AutoFeatureExtractor, AutoProcessor, BatchFeature, ProcessorMixin
 from transformers.utils import logging
 
@@ -36,6 +37,12 @@ except ImportError:
         raise
     from collator_sam import SamDataCollator  # noqa: F401
 try:
+    from .chat_sam import AUDIO_TOKEN, CHAT_TEMPLATE, PROMPT_TEMPLATE, is_rendered, read_chat
+except ImportError:
+    if __package__:
+        raise
+    from chat_sam import AUDIO_TOKEN, CHAT_TEMPLATE, PROMPT_TEMPLATE, is_rendered, read_chat
+try:
     from .configuration_sam import AUTO_MAP, SamConfig, audio_slot_pattern
 except ImportError:
     if __package__:
@@ -50,46 +57,36 @@ except ImportError:
 
 logger = logging.get_logger(__name__)
 
-AUDIO_TOKEN = "<|audio|>"
 SEPARATOR_TOKEN = "&&"
-PROMPT_TEMPLATE = "### Instruction:\n{prompt}\n\n### Response:\n"
 # What users call arguments of the processor's call elsewhere.
 OTHER_NAMES = {"audios": "audio", "raw_speech": "audio", "texts": "text"}
 OTHER_NAMES |= {"prompt": "text", "prompts": "text", "answers": "answer", "labels": "answer"}
 OTHER_NAMES |= {"sample_rate": "sampling_rate", "rate": "sampling_rate"}
 # Arguments of the processor's call that `apply_chat_template` passes on.
 CALL_OPTIONS = {"answer", "sampling_rate", "padding", "padding_side", "overflow", "train_on_prompt"}
-CALL_OPTIONS |= {"pad_to_multiple_of", "device"}
-
-# Only the text: the processor adds the prompt template, so that a chat and a plain call yield the same tokens.
-CHAT_TEMPLATE = (
-    "{%- if messages | length != 1 or messages[0]['role'] != 'user' -%}"
-    "{{ raise_exception('SAM answers one question at a time: expected one message of the role user, got '"
-    " ~ (messages | map(attribute='role') | join(', ')) ~ '.') }}"
-    "{%- endif -%}"
-    "{%- set content = messages[0]['content'] -%}"
-    "{%- if content is string -%}{{ content }}{%- else -%}"
-    "{%- for item in content if item['type'] == 'audio' -%}<|audio|>{%- endfor -%}"
-    "{%- for item in content if item['type'] == 'text' -%}{{ item['text'] }}{%- endfor -%}"
-    "{%- endif -%}"
-)
+CALL_OPTIONS |= {"pad_to_multiple_of", "device", "rendered"}
 
 
 class SamAudioLanguageProcessor(ProcessorMixin):
     """Converts text and audio to the inputs of [`SamForConditionalGeneration`] (paper, section 2.3).
 
     A sequence is `[audio slots] "### Instruction:\\n{prompt}\\n\\n### Response:\\n" [answer] <|endoftext|>`. The text
-    is the prompt without the template. `<|audio|>` marks the position of a clip: at the beginning of the text, the
+    is the prompt without the template; a text that is rendered already, such as the result of `apply_chat_template`,
+    stays as it is (see [`is_rendered`]). `<|audio|>` marks the position of a clip: at the beginning of the text, the
     clip precedes the template, as in the paper; elsewhere it is within the instruction. The clips of a text without
     marks come first. Each mark is replaced by the slots of the connector: 64, 576 or 520 tokens.
+
+    The tokenizer gets what batches need for generation where it lacks it: the end of text as padding token, and
+    padding on the left, also of the feature extractor. Training pads on the right, by an argument.
 
     Args:
         feature_extractor ([`SamFeatureExtractor`]): Waveform to log-mel.
         tokenizer (`PreTrainedTokenizerFast`): A tokenizer with an end-of-text token (`eos_token`) and, for connectors
             with separators, `&&` as one token. `<|audio|>` is added to it if missing.
         connector (`str`, *optional*, defaults to `"concatenation"`): The model's connector.
-        chat_template (`str`, *optional*): Jinja template; the default takes one message of the user, with its clips
-            first.
+        chat_template (`str`, *optional*): Jinja template; the default renders the whole prompt of a conversation
+            (see `chat_sam`). The texts of a template without `### Instruction:`, as of checkpoints that were saved
+            before, are wrapped as the text of a plain call is.
         patch_size (`int`, *optional*, defaults to 16): Patch size of the audio encoder.
 
     Raises:
@@ -108,6 +105,12 @@ class SamAudioLanguageProcessor(ProcessorMixin):
                 "tokenizer: got one without an end-of-text token, which ends every answer; set it, as in "
                 "PreTrainedTokenizerFast(..., eos_token='<|endoftext|>')."
             )
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        # generation goes on at the right end; transformers' pipelines pad, and want both to agree
+        tokenizer.padding_side = feature_extractor.padding_side = "left"
+        tokenizer.init_kwargs["padding_side"] = "left"  # so that it is saved
+        tokenizer.chat_template = self.chat_template  # both are saved as chat_template.jinja
         if AUDIO_TOKEN not in tokenizer.get_vocab():
             tokenizer.add_tokens([AUDIO_TOKEN], special_tokens=True)
         if not all(self.slot_pattern) and self.separator_token_id is None:
@@ -150,11 +153,13 @@ class SamAudioLanguageProcessor(ProcessorMixin):
         train_on_prompt: bool = False,
         pad_to_multiple_of: int | None = None,
         device: str | torch.device = "cpu",
+        rendered: bool | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """
         Args:
-            text (`str` or list of `str`, *optional*): The prompts. Without text only `input_features` are returned.
+            text (`str` or list of `str`, *optional*): The prompts, or texts that are rendered already. Without text
+                only `input_features` are returned.
             audio (*optional*): One clip, anything that [`load_audio`] reads; a list of clips, assigned to the
                 `<|audio|>` of the texts in order, or one to each text; or a list with a list of clips (or one clip, or
                 `None`) for each text.
@@ -173,6 +178,7 @@ class SamAudioLanguageProcessor(ProcessorMixin):
                 does; never on the audio slots.
             pad_to_multiple_of (`int`, *optional*): Round the padded length up to a multiple of this number.
             device (`str`, *optional*, defaults to `"cpu"`): Where to compute `input_features`.
+            rendered (`bool`, *optional*): Whether the texts hold the template; by default [`is_rendered`] tells.
 
         Returns:
             [`BatchFeature`] with `input_ids` and `attention_mask` `[B, L]`, `input_features`
@@ -209,7 +215,7 @@ class SamAudioLanguageProcessor(ProcessorMixin):
         if answers is not None and len(answers) != len(texts):
             raise ValueError(f"answer: got {len(answers)} for {len(texts)} texts, expected one for each.")
         data, num_long = self._encode(
-            texts, assign_clips(texts, audio), answers, sampling_rate, overflow, train_on_prompt, device
+            texts, assign_clips(texts, audio), answers, sampling_rate, overflow, train_on_prompt, device, rendered
         )
         num_clips = len(data["input_features"]) if "input_features" in data else 0
         self.feature_extractor.warn_truncated(overflow, num_long, num_clips)
@@ -220,26 +226,69 @@ class SamAudioLanguageProcessor(ProcessorMixin):
     def apply_chat_template(self, conversation, chat_template=None, tokenize=False, **kwargs):
         """`apply_chat_template` of transformers, with audio read by [`load_audio`].
 
-        An audio item is `{"type": "audio", "audio": ...}` or `{"type": "audio", "path": ...}`. An array needs its
-        rate, as `"sampling_rate"` of the item or as an argument. URLs are refused. With `tokenize=True,
-        return_dict=True` the result is that of [`~SamAudioLanguageProcessor.__call__`], whose arguments are accepted
-        here and in `processor_kwargs`.
+        Messages and their items are those of [`read_chat`]: text, audio as a file, an array, base64 or a `data:` URL.
+        Other URLs are refused. An array needs its rate, as `"sampling_rate"` of the item or as an argument. With
+        `tokenize=True, return_dict=True` the result is that of [`~SamAudioLanguageProcessor.__call__`], whose
+        arguments are accepted here and in `processor_kwargs`, and with `return_assistant_tokens_mask=True` also
+        `assistant_masks` `[B, L]`: 1 at answers and their end of text.
+
+        Raises:
+            ValueError: As [`read_chat`], and what the template refuses, such as two questions without an answer.
         """
         options = dict(kwargs.pop("processor_kwargs", None) or {})
         for name in CALL_OPTIONS & kwargs.keys():
             options[name] = kwargs.pop(name)
         rate = options.pop("sampling_rate", None)
+        templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
+        template = templates.get(chat_template or "default", chat_template)
+        holds_prompt = "### Instruction:" in (template or "")
+        masked = kwargs.pop("return_assistant_tokens_mask", False) and tokenize and kwargs.get("return_dict", False)
+        if masked and not holds_prompt:
+            raise ValueError(
+                "return_assistant_tokens_mask: got True with a chat template that renders no answers, expected one as "
+                "chat_sam.CHAT_TEMPLATE."
+            )
+        if masked and ("answer" in options or options.get("overflow") == "window"):
+            raise ValueError(
+                "return_assistant_tokens_mask: got True with answer or overflow='window', expected the answer as a "
+                "message of the role assistant, and clips that are not repeated."
+            )
+        batched = isinstance(conversation, (list, tuple)) and isinstance((*conversation, None)[0], (list, tuple))
+        chats = conversation if batched else [conversation]
+        names = [f"conversation {index}" if batched else "conversation" for index in range(len(chats))]
+        read = plain = [read_chat(chat, name) for chat, name in zip(chats, names)]
         if tokenize:
-            batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
-            chats = [
-                [{**message, "content": _loaded_items(message.get("content"), rate)} for message in chat]
-                for chat in (conversation if batched else [conversation])
-            ]
-            conversation = chats if batched else chats[0]
+            read = [read_chat(chat, name, load_audio, rate) for chat, name in zip(chats, names)]
             options["sampling_rate"] = SAMPLING_RATE  # load_audio has resampled the clips
-        return super().apply_chat_template(
-            conversation, chat_template, tokenize=tokenize, processor_kwargs=options, **kwargs
+            options.setdefault("rendered", holds_prompt or None)
+        try:
+            result = super().apply_chat_template(
+                read if batched else read[0], template, tokenize=tokenize, processor_kwargs=options, **kwargs
+            )
+        except TemplateError as error:
+            raise ValueError(f"conversation: {error}") from error
+        if masked:
+            result["assistant_masks"] = self._assistant_masks(plain, template, result, kwargs)
+        return result
+
+    def _assistant_masks(self, chats, template, result, kwargs):
+        """transformers' mask over the tokens of the rendered texts, over those of `result`."""
+        options = {name: value for name, value in kwargs.items() if name not in ("return_dict", "return_tensors")}
+        found = self.tokenizer.apply_chat_template(
+            chats, chat_template=template, return_dict=True, return_assistant_tokens_mask=True, **options
         )
+        mask = result["attention_mask"]
+        rows = [mask] if isinstance(mask[0], int) else mask
+        masks = []
+        for row, ids, marked in zip(rows, found["input_ids"], found["assistant_masks"], strict=True):
+            expanded = [value for token, value in zip(ids, marked) for _ in self._expand([token])[0]]
+            padded = np.zeros(len(row), dtype=np.int64)
+            padded[np.asarray(row).astype(bool)] = expanded
+            masks.append(padded.tolist())
+        kind = kwargs.get("return_tensors")
+        if kind in ("pt", "np"):
+            return as_tensors(torch.tensor(masks), kind)
+        return masks[0] if rows[0] is mask else masks
 
     def batch_decode(self, sequences, *args, **kwargs):
         """As in transformers; not of the whole result of `generate(return_dict_in_generate=True)`."""
@@ -273,11 +322,13 @@ class SamAudioLanguageProcessor(ProcessorMixin):
         overflow,
         train_on_prompt,
         device="cpu",
+        rendered=None,
         names=("text", "answer"),
     ) -> tuple[dict[str, Any], int]:
         """Unpadded rows of ids and labels, the features, and the number of clips with too many frames."""
         check_choice("overflow", overflow, OVERFLOWS)
-        data = self.encode_texts(texts, [len(items) for items in clips], answers, train_on_prompt, names=names)
+        num_clips = [len(items) for items in clips]
+        data = self.encode_texts(texts, num_clips, answers, train_on_prompt, rendered=rendered, names=names)
         waveforms = [load_audio(clip, sampling_rate) for items in clips for clip in items]
         num_windows, num_long = [1] * len(texts), 0
         if waveforms:
@@ -310,7 +361,7 @@ class SamAudioLanguageProcessor(ProcessorMixin):
         return self._encode(texts, assign_clips(texts, clips), answers, None, overflow, train_on_prompt, names=names)
 
     def encode_texts(
-        self, texts, num_clips, answers, train_on_prompt, cutoff=None, names=("text", "answer")
+        self, texts, num_clips, answers, train_on_prompt, cutoff=None, rendered=None, names=("text", "answer")
     ) -> dict[str, Any]:
         """Unpadded rows of ids, and with answers also of labels, and whether each row was cut (`is_cut`).
 
@@ -318,9 +369,16 @@ class SamAudioLanguageProcessor(ProcessorMixin):
         counted nor cut, since each belongs to a clip. `names` are those of texts and answers in errors.
         """
         tokens = special_tokens(self.tokenizer)
-        check_texts(names[0], texts, [token for token in tokens if token != AUDIO_TOKEN])
+        in_prompts = [token for token in tokens if token != AUDIO_TOKEN]
+        whole = [rendered or (rendered is None and is_rendered(text)) for text in texts]
+        end = self.tokenizer.eos_token  # ends earlier answers in a prompt that is rendered
+        plain = [text.replace(end, "") if is_whole else text for text, is_whole in zip(texts, whole)]
+        check_texts(names[0], plain, in_prompts)
         check_texts(names[1], answers or [], tokens)
-        rows = [self._expand(ids) for ids in self.tokenize_texts([_render(*pair) for pair in zip(texts, num_clips)])]
+        # Space around the first marks does not count, unless the caller says that the text is the prompt as it is.
+        given = [text if rendered else _trim_marks(text) for text in texts]
+        prompts = [_render(*each) for each in zip(given, num_clips, whole)]
+        rows = [self._expand(ids) for ids in self.tokenize_texts(prompts)]
         data: dict[str, Any] = {"input_ids": [ids for ids, _ in rows]}
         if answers is None:
             return data
@@ -440,29 +498,19 @@ def assign_clips(texts: list[str], audio: Any) -> list[list[Any]]:
     return clips
 
 
-def _render(text: str, num_clips: int) -> str:
-    """The text up to the answer, with one `<|audio|>` for each clip; those at the beginning precede the template."""
+def _trim_marks(text: str) -> str:
+    """A text whose first `<|audio|>` have no space before, between or after them."""
     leading = re.match(rf"(?:\s*{re.escape(AUDIO_TOKEN)})+\s*", text)
-    prompt = text[leading.end() :] if leading else text
-    count = leading.group().count(AUDIO_TOKEN) if leading else 0
+    return "".join(leading.group().split()) + text[leading.end() :] if leading else text
+
+
+def _render(text: str, num_clips: int, is_whole: bool) -> str:
+    """The text up to the answer, with one `<|audio|>` for each clip; those at the beginning precede the template."""
+    marks = "" if is_whole else re.match(rf"(?:{re.escape(AUDIO_TOKEN)})*", text).group()
+    prompt = text[len(marks) :]
     if AUDIO_TOKEN not in text:
-        count = num_clips
-    return AUDIO_TOKEN * count + PROMPT_TEMPLATE.format(prompt=prompt)
-
-
-def _loaded_items(content: Any, sampling_rate: int | None) -> Any:
-    """The content of a chat message with its audio loaded, so that transformers downloads nothing."""
-    if not isinstance(content, (list, tuple)):
-        return content
-    items = []
-    for item in content:
-        if item["type"] == "audio":
-            source = next((item[key] for key in ("audio", "path", "url") if item.get(key) is not None), None)
-            if source is None:
-                raise ValueError(f"conversation: got an audio item with the keys {sorted(item)}, expected 'audio'.")
-            item = {"type": "audio", "audio": load_audio(source, item.get("sampling_rate") or sampling_rate)}
-        items.append(item)
-    return items
+        marks = AUDIO_TOKEN * num_clips
+    return marks + (prompt if is_whole else PROMPT_TEMPLATE.format(prompt=prompt))
 
 
 def _finish(data: dict[str, Any], return_tensors: str | None, single: bool) -> BatchFeature:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("hub_sam",),
     ("configuration_sam", "checks_sam", "weights_sam", "audio_sam"),
-    ("kernels_sam", "collator_sam", "processing_sam"),
+    ("kernels_sam", "collator_sam", "chat_sam", "processing_sam"),
     ("mamba_sam",),
     ("generation_sam",),
     ("modeling_sam",),

@@ -23,8 +23,8 @@ from sam_lab.common.iteration import batched
 from sam_lab.common.json_files import is_encodable, read_json
 from sam_lab.common.names import name_in_line
 from sam_lab.common.prompts import DEFAULT_PROMPT
-from sam_lab.data.undecoded import load_undecoded
 from sam_lab.data.texts import text_problem
+from sam_lab.data.undecoded import load_undecoded
 
 logger = logging.get_logger(__name__)
 

@@ -1,5 +1,6 @@
 """The clips of examples/audio: few, attributed, and in no training."""
 
+import os
 import random
 import re
 import shutil

@@ -1,6 +1,7 @@
 """Names: the Auto classes find SAM, Segment Anything keeps its own, and a saved directory needs no package."""
 
 import ast
+import base64
 import importlib
 import json
 import os
@@ -16,7 +17,7 @@ import pytest
 import soundfile
 import torch
 import transformers
-from tiny import tiny_config, tiny_model, tiny_processor
+from tiny import tiny_config, tiny_model, tiny_processor, tone
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
 from transformers.models.sam.configuration_sam import SamConfig as SegmentAnythingConfig
@@ -192,14 +193,23 @@ def test_segment_anything_keeps_its_own_classes(tmp_path):
 # -- Pipeline -----------------------------------------------------------------------------------------------------
 
 
-def test_pipeline(saved, wave):
-    model, processor = tiny_model("frequency_major"), tiny_processor("frequency_major")
+def any_to_any(**options):
+    """The pipeline of chats, which old releases of transformers lack or tie to further packages."""
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    if "any-to-any" not in PIPELINE_REGISTRY.get_supported_tasks():
+        pytest.skip("this transformers has no any-to-any pipeline")
     try:
-        pipe = transformers.pipeline("any-to-any", model=model, processor=processor)
+        return transformers.pipeline("any-to-any", **options)
     except ImportError as error:
         if "librosa" not in str(error):
             raise
         pytest.skip("the any-to-any pipeline of this old transformers needs librosa for any audio")
+
+
+def test_pipeline(saved, wave):
+    model, processor = tiny_model("frequency_major"), tiny_processor("frequency_major")
+    pipe = any_to_any(model=model, processor=processor)
     chat = [
         {
             "role": "user",
@@ -213,8 +223,61 @@ def test_pipeline(saved, wave):
     prompt = len(processor(text=PROMPT, audio=wave, sampling_rate=16000)["input_ids"])
     expected = processor.decode(saved["tokens"][prompt:], skip_special_tokens=True)
     assert found == expected and expected
-    found = transformers.pipeline("any-to-any", model=str(saved["folder"] / "sam"))(chat, max_new_tokens=8)
+    found = any_to_any(model=str(saved["folder"] / "sam"))(chat, max_new_tokens=8)
     assert found[0]["generated_text"][-1] == {"role": "assistant", "content": expected}
+
+
+def test_pipeline_batches_equal_single_answers(saved, tmp_path):
+    """Chats, lists and dictionaries of prompts of unequal lengths, padded by transformers on either side."""
+    for number, frequency in enumerate((300.0, 700.0, 1500.0)):
+        soundfile.write(tmp_path / f"{number}.wav", tone(frequency=frequency), 16000, subtype="FLOAT")
+    paths = [str(tmp_path / f"{number}.wav") for number in range(3)]
+    texts = [PROMPT, PROMPT * 2 + " Is it a dog", "Rain?!"]
+    decoding = {"max_new_tokens": 12, "suppress_tokens": [0, *range(95, 272)]}  # ASCII alone, all of the same length
+    settings = {"generate_kwargs": decoding}
+    pipe = any_to_any(model=str(saved["folder"] / "sam"))
+    model, processor = pipe.model, pipe.processor
+    expected = []
+    for words, path in zip(texts, paths):
+        inputs = processor(text=words, audio=path, return_tensors="pt")
+        found = model.generate(**inputs, **decoding)[:, inputs["input_ids"].shape[1] :]
+        expected.append(processor.decode(found[0], skip_special_tokens=True))
+    assert len(set(expected)) == 3
+
+    def answers(found):
+        return [(each[0] if isinstance(each, list) else each)["generated_text"] for each in found]
+
+    data = [base64.b64encode(Path(path).read_bytes()).decode() for path in paths]
+    clips = [
+        {"type": "audio", "path": paths[0]},
+        {"type": "input_audio", "input_audio": {"data": data[1], "format": "wav"}},
+        {"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{data[2]}"}},
+    ]
+    chats = [[{"role": "user", "content": [sound, {"type": "text", "text": t}]}] for sound, t in zip(clips, texts)]
+    settings["return_full_text"] = False
+    for options in ({}, {"batch_size": 2}, {"batch_size": 3}):
+        assert answers(pipe(chats, **settings, **options)) == expected
+        rows = [{"text": words, "audio": path} for words, path in zip(texts, paths)]
+        assert answers(pipe(rows, **settings, **options)) == expected
+    assert answers(pipe(text=texts, audio=paths, **settings)) == expected
+    assert answers(pipe(text=texts[1], audio=paths[1], **settings)) == expected[1:2]
+    assert answers(pipe(chats[0], **settings)) == expected[:1]
+    whole = pipe(chats, batch_size=3, **{**settings, "return_full_text": True})
+    assert [each[0]["generated_text"][-1] for each in whole] == [
+        {"role": "assistant", "content": each} for each in expected
+    ]
+    # a conversation that ends with an answer is continued
+    begun = [*chats[0], {"role": "assistant", "content": expected[0][:3]}]
+    inputs = processor.apply_chat_template(
+        begun, tokenize=True, return_dict=True, return_tensors="pt", continue_final_message=True
+    )
+    rest = model.generate(**inputs, **decoding)[:, inputs["input_ids"].shape[1] :]
+    assert answers(pipe(begun, **settings)) == processor.batch_decode(rest, skip_special_tokens=True)
+    # transformers' advice for a tokenizer without padding, and its opposite
+    pipe.tokenizer.pad_token_id = model.config.eos_token_id
+    for side in ("left", "right"):
+        pipe.tokenizer.padding_side = pipe.feature_extractor.padding_side = side
+        assert answers(pipe(chats, batch_size=3, **settings)) == expected
 
 
 # -- The code of a checkpoint -------------------------------------------------------------------------------------
@@ -315,7 +378,15 @@ def test_a_processor_alone_needs_no_code_of_the_model(saved, tmp_path):
     home, length = fresh(code, tmp_path / "process")
     assert home == "transformers_modules" and length > 520
     copied = {path.stem for path in (tmp_path / "again").glob("*.py")}
-    assert copied == {"configuration_sam", "hub_sam", "checks_sam", "audio_sam", "collator_sam", "processing_sam"}
+    assert copied == {
+        "configuration_sam",
+        "hub_sam",
+        "checks_sam",
+        "audio_sam",
+        "collator_sam",
+        "chat_sam",
+        "processing_sam",
+    }
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_config, tiny_inputs, tiny_model, tiny_tokenizer
-from transformers import AutoModel, DynamicCache, Mamba2ForCausalLM
+from transformers import AutoModel, DynamicCache, GenerationConfig, Mamba2ForCausalLM
 
 from modeling_sam import SamCache, SamForConditionalGeneration
 
@@ -103,6 +103,138 @@ def test_unequal_prompts_answer_as_they_do_alone(arguments):
         alone = answer(model, single(inputs, index, numbers), max_new_tokens=8, **ENDLESS, **arguments)
         assert torch.equal(together[index : index + 1], alone)
     assert len({tuple(row) for row in together.tolist()}) == 3
+
+
+# -- Padding on the right and within ------------------------------------------------------------------------------
+
+
+def moved(inputs, order, seed=0):
+    """The same prompts with their padding on the right, on both sides, or anywhere, in which there is noise."""
+    generator = torch.Generator().manual_seed(seed)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    rows, masks = torch.randint(1, 200, ids.shape, generator=generator), torch.zeros_like(mask)
+    for row in range(len(ids)):
+        real = ids[row, mask[row] == 1]
+        width, length = ids.shape[1], len(real)
+        places = {
+            "right": torch.arange(length),
+            "both": torch.arange(length) + (width - length) // 2,
+            "anywhere": torch.randperm(width, generator=generator)[:length].sort().values,
+        }[order]
+        rows[row, places], masks[row, places] = real, 1
+    assert (masks[:, -1] == 0).any()
+    return {**inputs, "input_ids": rows, "attention_mask": masks}
+
+
+WAYS = {
+    "greedy": {},
+    "sampling": {"do_sample": True},
+    "samples": {"do_sample": True, "num_return_sequences": 2},
+    "beams": {"num_beams": 3},
+    "all beams": {"num_beams": 3, "num_return_sequences": 3},
+    "no cache": {"use_cache": False},
+    "penalty": {"repetition_penalty": 3.0, "no_repeat_ngram_size": 2},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("order", ["right", "both", "anywhere"])
+def test_a_row_goes_on_from_its_last_real_position(order, way):
+    model, (inputs, _) = tiny_model(), mixed()
+    inputs["input_ids"][inputs["attention_mask"] == 0] = 7  # the penalties see what pads
+    given = moved(inputs, order)
+    given["input_ids"][given["attention_mask"] == 0] = 7
+    before = {name: tensor.clone() for name, tensor in given.items()}
+    settings = {"max_new_tokens": 6, "return_dict_in_generate": True, "output_logits": True, **ENDLESS, **WAYS[way]}
+    torch.manual_seed(0)
+    expected = model.generate(**inputs, **settings)
+    for name in ("input_ids", "inputs"):
+        torch.manual_seed(0)
+        found = model.generate(
+            **{(name if key == "input_ids" else key): value for key, value in given.items()}, **settings
+        )
+        length = given["input_ids"].shape[1]
+        assert torch.equal(found.sequences[:, length:], expected.sequences[:, length:])
+        assert torch.equal(torch.stack(found.logits), torch.stack(expected.logits))
+        # the prompts come back as they were given
+        copies = len(found.sequences) // 3
+        assert torch.equal(found.sequences[:, :length], given["input_ids"].repeat_interleave(copies, dim=0))
+    assert all(torch.equal(given[name], before[name]) for name in given)
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.float32, torch.int32])
+def test_a_mask_of_any_type_aligns(kind):
+    model, (inputs, _) = tiny_model(), mixed()
+    given = moved(inputs, "right")
+    given["attention_mask"] = given["attention_mask"].to(kind)
+    expected = answer(model, inputs, max_new_tokens=4, **ENDLESS)
+    assert torch.equal(answer(model, given, max_new_tokens=4, **ENDLESS), expected)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"use_cache": False}, {"num_beams": 2}])
+def test_embedded_prompts_are_aligned(arguments):
+    model, inputs = tiny_model(), tiny_inputs(TEXTS)
+    expected = answer(model, inputs, max_new_tokens=6, **arguments)
+    given = moved(inputs, "right")
+    embeds = embedded(model, given)
+    assert torch.equal(model.generate(**embeds, max_new_tokens=6, **arguments), expected)
+    both = model.generate(**embeds, input_ids=given["input_ids"], max_new_tokens=6, **arguments)
+    length = given["input_ids"].shape[1]
+    assert torch.equal(both[:, :length], given["input_ids"]) and torch.equal(both[:, length:], expected)
+
+
+@pytest.mark.parametrize("what", ["new ids", "all ids"])
+def test_right_padded_prompts_after_a_cache(what):
+    model, inputs = tiny_model(), moved(tiny_inputs(TEXTS), "right")
+    cache = read(model, inputs)
+    new = rows_to_inputs([tokens("and this"), tokens("?"), tokens("so")])
+    given = moved(new, "right")
+    left, right = (
+        {
+            "input_ids": torch.cat([inputs["input_ids"], part["input_ids"]], dim=1)
+            if what == "all ids"
+            else part["input_ids"],
+            "attention_mask": torch.cat([inputs["attention_mask"], part["attention_mask"]], dim=1),
+        }
+        for part in (new, given)
+    )
+    expected = answer(model, left, cache=cache.fork(), max_new_tokens=6)
+    found = model.generate(**right, cache=cache.fork(), max_new_tokens=6)
+    length = right["input_ids"].shape[1]
+    assert torch.equal(found[:, length:], expected) and torch.equal(found[:, :length], right["input_ids"])
+    whole = {name: torch.cat([inputs[name], given[name]], dim=1) for name in ("input_ids", "attention_mask")}
+    whole["input_features"] = inputs["input_features"]
+    assert torch.equal(answer(model, whole, max_new_tokens=6), expected)
+
+
+def test_a_padding_token_of_its_own_needs_no_mask():
+    """transformers infers the mask."""
+    model, inputs = tiny_model(), rows_to_inputs([tokens("Only text."), tokens("x")])
+    expected = answer(model, inputs, max_new_tokens=6)
+    given = moved(inputs, "right")
+    ids = given["input_ids"].masked_fill(given["attention_mask"] == 0, 7)
+    for config in ({"pad_token_id": 7}, {"generation_config": GenerationConfig(pad_token_id=7, max_new_tokens=6)}):
+        settings = {"max_new_tokens": 6} if "pad_token_id" in config else {}
+        assert torch.equal(answer(model, {"input_ids": ids}, **config, **settings), expected)
+
+
+def test_rows_that_look_padded_need_a_mask():
+    """As the padding token is the end of text, transformers would read it as text."""
+    model, inputs = tiny_model(), rows_to_inputs([tokens("Only text."), tokens("x")])
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    for each in (ids, ids.flip(1), ids[1:], ids[:, 8:]):
+        with pytest.raises(ValueError, match=r"attention_mask: got None .* pass the processor's attention_mask"):
+            model.generate(each, max_new_tokens=3)
+    model.generate(ids, attention_mask=torch.ones_like(mask), max_new_tokens=1)
+    for each in ([[5, END, END, 6]], [[END, 5]], [[END, 5], [END, 6]], [[5, END], [6, END]], [[END]], [[END], [END]]):
+        model.generate(torch.tensor(each), max_new_tokens=1)
+
+
+def test_a_row_of_padding_alone_is_refused():
+    model, (inputs, _) = tiny_model(), mixed()
+    inputs["attention_mask"][1] = 0
+    with pytest.raises(ValueError, match=r"attention_mask: got no real position in the rows \[1\]"):
+        model.generate(**inputs, max_new_tokens=3)
 
 
 def test_noise_in_the_padding_changes_nothing():

@@ -12,7 +12,7 @@ import soundfile
 import torch
 from shared import NEOX, SOUNDS, needs, shared
 from tiny import tiny_tokenizer, tone
-from transformers import AutoFeatureExtractor, AutoProcessor, PreTrainedTokenizerFast
+from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
 import audio_sam
 import collator_sam
@@ -102,7 +102,7 @@ def test_padding_is_masked_and_end_of_text_kept(processor):
     texts, answers = ["Hi", "Hello there"], ["a dog", "x"]
     audio = [clip(), clip(0.5, 900.0)]
     batch = processor(text=texts, audio=audio, answer=answers, return_tensors="pt")
-    assert processor.tokenizer.pad_token_id is None  # end of text fills
+    assert processor.tokenizer.pad_token_id == END  # which is a token, too: the mask alone tells
     for row, (text, sound, answer) in enumerate(zip(texts, audio, answers)):
         single = processor(text=text, audio=sound, answer=answer)
         length = len(single["input_ids"])
@@ -273,6 +273,30 @@ def test_construction_errors():
     assert processor.separator_token_id is None and processor.audio_token_id == 3
 
 
+def test_what_batches_need_is_saved(tmp_path):
+    """As transformers' pipelines ask for: a padding token, and padding on the left that both parts agree upon."""
+    tokenizer, extractor = tiny_tokenizer(), SamFeatureExtractor(padding_side="right")
+    assert tokenizer.pad_token is None and tokenizer.padding_side == "right"
+    processor = SamProcessor(extractor, tokenizer)
+    processor.save_pretrained(tmp_path)
+    tokenizers = [
+        tokenizer,
+        AutoTokenizer.from_pretrained(tmp_path),
+        AutoProcessor.from_pretrained(tmp_path).tokenizer,
+    ]
+    for each in tokenizers:
+        assert (each.pad_token, each.pad_token_id, each.padding_side) == ("<|endoftext|>", END, "left")
+        assert each.chat_template == processor.chat_template
+        padded = each(["a", "bcd"], padding=True)
+        assert padded["attention_mask"] == [[0, 0, 1], [1, 1, 1]]
+    assert extractor.padding_side == AutoFeatureExtractor.from_pretrained(tmp_path).padding_side == "left"
+    trained = processor(text=["a", "bcd"], answer=["x", "y"], return_tensors="pt")
+    assert trained["attention_mask"][0].tolist() == sorted(trained["attention_mask"][0].tolist(), reverse=True)
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = "&&"  # one's own is kept
+    assert SamProcessor(SamFeatureExtractor(), tokenizer).tokenizer.pad_token_id == SEPARATOR
+
+
 def test_the_audio_token_is_added_once():
     without = tiny_tokenizer(audio_token=False)
     assert SamProcessor(SamFeatureExtractor(), without).audio_token_id == 258
@@ -357,9 +381,10 @@ def test_chat_template(processor, tmp_path):
             )
             assert set(output) == set(expected) and all(torch.equal(output[key], expected[key]) for key in expected)
     text_only = [{"role": "user", "content": "What is it?"}]
-    assert processor.apply_chat_template(text_only, add_generation_prompt=True) == "What is it?"
+    rendered = "### Instruction:\nWhat is it?\n\n### Response:\n"
+    assert processor.apply_chat_template(text_only, add_generation_prompt=True) == rendered
     chat = [{"role": "user", "content": [{"type": "audio", "path": "any"}, question]}]
-    assert processor.apply_chat_template(chat) == "<|audio|>What is it?"
+    assert processor.apply_chat_template(chat) == "<|audio|>" + rendered
     chats = [[{"role": "user", "content": [item, question]}], text_only]
     batch = processor.apply_chat_template(chats, tokenize=True, return_dict=True, return_tensors="pt")
     assert (batch["input_ids"] == AUDIO).sum(dim=1).tolist() == [64, 0]
@@ -385,9 +410,6 @@ def test_chat_template(processor, tmp_path):
 def test_chats_that_are_refused(processor):
     question = {"type": "text", "text": "What is it?"}
     options = {"tokenize": True, "return_dict": True}
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
-    with pytest.raises(Exception, match=r"one question at a time.*user, assistant, user"):
-        processor.apply_chat_template(turns, **options)
     for item, message in (
         ({"type": "audio", "audio": tone()}, "sampling_rate: got None"),
         ({"type": "audio", "url": "https://example.org/a.wav"}, r"got the URL .* download it first"),
