@@ -506,7 +506,8 @@ def _trim_marks(text: str) -> str:
 
 def _render(text: str, num_clips: int, is_whole: bool) -> str:
     """The text up to the answer, with one `<|audio|>` for each clip; those at the beginning precede the template."""
-    marks = "" if is_whole else re.match(rf"(?:{re.escape(AUDIO_TOKEN)})*", text).group()
+    leading = re.match(rf"(?:{re.escape(AUDIO_TOKEN)})+", text)
+    marks = leading.group() if leading and not is_whole else ""
     prompt = text[len(marks) :]
     if AUDIO_TOKEN not in text:
         marks = AUDIO_TOKEN * num_clips
