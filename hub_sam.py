@@ -10,6 +10,8 @@ from typing import Any
 CHECKPOINT_MODULES = (
     "configuration_sam",
     "hub_sam",
+    "containers_sam",
+    "sound_files_sam",
     "audio_sam",
     "processing_sam",
     "kernels_sam",
