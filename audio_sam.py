@@ -259,10 +259,10 @@ def fbank(frames: torch.Tensor, num_mel_bins: int) -> torch.Tensor:
 class SamFeatureExtractor(SequenceFeatureExtractor):
     """EAT's preprocessing: 16 kHz waveforms to normalised log-mel spectrograms of 1,024 frames (paper, section 2.1).
 
-    Steps: subtract the mean of what is used of the clip (EAT: of the whole clip, which is the same but for rounding,
-    since each frame's own mean is subtracted later); Kaldi's filter bank (25 ms frames every 10 ms, Hann, 128 mel bins
-    from 20 Hz to 8 kHz, natural logarithm); fill the end with zeros; normalise by `(x - mean) / (2 * std)`, so that a
-    filled frame is 0.46706 with the defaults.
+    Steps: subtract the mean of the clip; Kaldi's filter bank (25 ms frames every 10 ms, Hann, 128 mel bins from 20 Hz
+    to 8 kHz, natural logarithm); fill the end with zeros; normalise by `(x - mean) / (2 * std)`, so that a filled
+    frame is 0.46706 with the defaults. The mean is EAT's, that of the whole waveform passed; if a file is truncated
+    while it is read, that of the part. Both give the same up to rounding, since each frame's own mean is subtracted.
 
     Args:
         feature_size (`int`, *optional*, defaults to 128): Mel bins.
@@ -271,6 +271,11 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
         max_frames (`int`, *optional*, defaults to 1024): Frames of the result, 10.24 s.
         mean (`float`, *optional*, defaults to -4.268): EAT's mean over AudioSet.
         std (`float`, *optional*, defaults to 4.569): EAT's standard deviation over AudioSet.
+
+    Attributes:
+        incomplete (`str`, defaults to `"error"`), max_seconds (`float`, defaults to 10800): How the processor, the
+            collators and the commands read files with it, as in [`load_audio`]. Set them, such as
+            `processor.feature_extractor.incomplete = "keep"`; they are not saved.
 
     Raises:
         ValueError: Another sampling rate than 16000.
@@ -295,6 +300,12 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
         self.max_frames = max_frames
         self.mean = mean
         self.std = std
+        self.incomplete = "error"
+        self.max_seconds: float | None = MAX_SECONDS
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is saved: not how files are read."""
+        return {key: value for key, value in super().to_dict().items() if key not in ("incomplete", "max_seconds")}
 
     def __call__(
         self,
@@ -351,10 +362,13 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
         """Number of frames of `num_samples` samples at 16 kHz: none under 400, 998 for ten seconds."""
         return max(0, 1 + (num_samples - FRAME_LENGTH) // FRAME_SHIFT)
 
-    def seconds_to_read(self, overflow: str) -> float | None:
-        """What [`load_audio`] needs to read of a clip (its `duration`), one frame more than is used, so that a longer
-        clip is seen to be longer; `None` for all, unless `overflow` is `"truncate"`."""
-        return (self.max_frames * FRAME_SHIFT + FRAME_LENGTH) / SAMPLING_RATE if overflow == "truncate" else None
+    def reading(self, overflow: str) -> dict[str, Any]:
+        """The options of [`load_audio`] for clips that are treated by `overflow`. With `"truncate"` decoding stops one
+        frame behind what is used, so that a longer clip is seen to be longer."""
+        options: dict[str, Any] = {"incomplete": self.incomplete, "max_seconds": self.max_seconds}
+        if overflow == "truncate":
+            options["duration"] = (self.max_frames * FRAME_SHIFT + FRAME_LENGTH) / SAMPLING_RATE
+        return options
 
     def fetch_audio(self, audio_url_or_urls: Any, sampling_rate: int | None = None) -> Any:
         """Reads files for transformers' pipelines, never URLs; anything else is returned unchanged.
@@ -369,7 +383,8 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
         if isinstance(audio_url_or_urls, (list, tuple)):
             return [self.fetch_audio(item) for item in audio_url_or_urls]
         if isinstance(audio_url_or_urls, str):
-            return {"array": load_audio(audio_url_or_urls), "sampling_rate": self.sampling_rate}
+            waveform = load_audio(audio_url_or_urls, **self.reading("error"))
+            return {"array": waveform, "sampling_rate": self.sampling_rate}
         return audio_url_or_urls
 
     @torch.no_grad()
@@ -394,8 +409,7 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
                 windows += [part - part.mean() for part in parts]
                 num_windows.append(len(parts))
             else:
-                part = waveform[:length]
-                windows.append(part - part.mean())
+                windows.append((waveform - waveform.mean())[:length])
                 num_windows.append(1)
         shape = (len(windows), self.max_frames, self.feature_size)
         features = torch.empty(shape, dtype=torch.float32, device=device)
@@ -439,7 +453,7 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
         return features.sub_(self.mean).div_(2 * self.std)
 
     def center(self, waveform: Any) -> tuple[torch.Tensor, bool]:
-        """Cuts a clip to `max_frames` frames and subtracts the mean, for [`~SamFeatureExtractor.log_mel`].
+        """Subtracts the mean of a clip and cuts it to `max_frames` frames, for [`~SamFeatureExtractor.log_mel`].
 
         Args:
             waveform: Mono, 16 kHz, `[T]`, as in the call.
@@ -448,8 +462,8 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
             `torch.Tensor` `[up to 164,080]`, float32, and whether it was cut.
         """
         samples = self._checked(waveform)
-        part = samples[: (self.max_frames - 1) * FRAME_SHIFT + FRAME_LENGTH]
-        return part - part.mean(), self.num_frames(samples.shape[0]) > self.max_frames
+        length = (self.max_frames - 1) * FRAME_SHIFT + FRAME_LENGTH
+        return (samples - samples.mean())[:length], self.num_frames(samples.shape[0]) > self.max_frames
 
     def warn_truncated(self, overflow: str, num_long: int, num_clips: int) -> None:
         if overflow == "truncate" and num_long:
@@ -478,15 +492,13 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
         return samples
 
 
-def read_windows(
-    source: Any, feature_extractor: SamFeatureExtractor, **options: Any
-) -> tuple[list[dict[str, float]], torch.Tensor]:
+def read_windows(source: Any, feature_extractor: SamFeatureExtractor) -> tuple[list[dict[str, float]], torch.Tensor]:
     """Reads one clip as windows of up to 10.24 s.
 
     Args:
         source: A source of [`load_audio`] that needs no rate.
-        feature_extractor ([`SamFeatureExtractor`]): Splits the clip, by `overflow="window"`.
-        options: `max_seconds` and `incomplete` of [`load_audio`].
+        feature_extractor ([`SamFeatureExtractor`]): Splits the clip, by `overflow="window"`, and says how it is read:
+            up to `max_seconds`, 3 hours.
 
     Returns:
         `list[dict]`: `start` and `end` of each window and `seconds`, the length of the clip, all in seconds;
@@ -495,7 +507,7 @@ def read_windows(
     Raises:
         FileNotFoundError, ValueError, TypeError: As in [`load_audio`].
     """
-    waveform = load_audio(source, **options)
+    waveform = load_audio(source, **feature_extractor.reading("window"))
     features = feature_extractor(waveform, SAMPLING_RATE, return_tensors="pt", overflow="window")["input_features"]
     length = feature_extractor.max_frames * FRAME_SHIFT / SAMPLING_RATE  # 10.24 s
     seconds = len(waveform) / SAMPLING_RATE

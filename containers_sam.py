@@ -28,6 +28,7 @@ class Layout:
     parts: list[list[Any]] = field(default_factory=list)
     missing: str | None = None
     seconds: float | None = None
+    goes_on: int | None = None  # where the next of several files that were joined begins
 
 
 def find_layout(stream: BinaryIO) -> Layout:
@@ -41,12 +42,12 @@ def find_layout(stream: BinaryIO) -> Layout:
     start = _bytes_at(stream, begin, 16)
     if re.match(WAVES, start, re.DOTALL):
         return _joined(_wave(stream, *limits) for limits in _wave_files(stream, begin, size))
-    if start == WAVE64:
-        return _wave64(stream, size)
-    if start[:4] in (b".snd", b"dns."):
-        return _au(stream, size)
-    if start[:4] == b"caff":
-        return _caf(stream, size)
+    for magic, read in ((WAVE64, _wave64), (b".snd", _au), (b"dns.", _au), (b"caff", _caf)):
+        if start.startswith(magic):
+            layouts = [read(stream, begin, size)]
+            while (following := layouts[-1].goes_on) is not None:
+                layouts.append(read(stream, following, size))
+            return _joined(layouts)
     if start[:4] == b"OggS":
         return _joined(_ogg(stream, *limits) for limits in _ogg_links(stream, begin, size))
     if start[:4] == b"fLaC":
@@ -55,6 +56,10 @@ def find_layout(stream: BinaryIO) -> Layout:
     if _mpeg_frame(start[:4]):
         return _joined(_mpeg_part(stream, segment, size) for segment in _mpeg_segments(stream, begin, size))
     whole = [[(0, size)]]
+    if start[:8] == b"NIST_1A\n":
+        return Layout(whole, _nist(stream, size))
+    if start == b"Creative Voice F":
+        return Layout(whole, _voc(stream, size))
     if start[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
         return Layout(whole, _boxes(stream, size))
     if start[:4] == b"\x1aE\xdf\xa3":
@@ -77,7 +82,7 @@ def _joined(layouts: Any) -> Layout:
 
 
 def _bytes_at(stream: BinaryIO, place: int, count: int) -> bytes:
-    stream.seek(place)
+    stream.seek(min(place, 1 << 62))  # a damaged size may be any number
     return stream.read(count)
 
 
@@ -145,6 +150,8 @@ def _samples(stream, begin, size, start, stated, per_second, counts, order) -> L
     if not _is_unknown(stated, counts[-1][1]):
         if stated > there + 1:
             missing = _shortage(start + stated - begin, size - begin)
+        elif stated < there and _bytes_at(stream, start + stated, 4) == _bytes_at(stream, begin, 4):
+            return Layout([[(begin, start + stated)]], goes_on=start + stated)
         elif stated >= there or any(_are_extras(stream, start + stated + odd, size, order) for odd in (0, stated & 1)):
             return Layout([[(begin, size)]])
     head = bytearray(_bytes_at(stream, begin, max(0, start - begin)))
@@ -158,8 +165,10 @@ def _samples(stream, begin, size, start, stated, per_second, counts, order) -> L
 def _wave_files(stream: BinaryIO, begin: int, size: int) -> Iterator[tuple[int, int]]:
     """Where each of the WAV or AIFF files begins and ends that were joined into one."""
     while True:
-        head = _bytes_at(stream, begin, 8)
-        end = begin + 8 + int.from_bytes(head[4:], "big" if head[:4] in (b"RIFX", b"FORM") else "little")
+        head = _bytes_at(stream, begin, 28)
+        end = begin + 8 + int.from_bytes(head[4:8], "big" if head[:4] in (b"RIFX", b"FORM") else "little")
+        if head[12:16] == b"ds64":
+            end = begin + 8 + int.from_bytes(head[20:28], "little")
         if not re.match(WAVES, _bytes_at(stream, end, 12), re.DOTALL):
             yield begin, size
             return
@@ -192,38 +201,57 @@ def _wave(stream: BinaryIO, begin: int, size: int) -> Layout:
     return Layout([[(begin, size)]], "its header is not complete" if place > size else None, 0.0)
 
 
-def _wave64(stream: BinaryIO, size: int) -> Layout:
-    place, per_second = 40, 0
+def _wave64(stream: BinaryIO, begin: int, size: int) -> Layout:
+    place, per_second = begin + 40, 0
     while len(chunk := _bytes_at(stream, place, 40)) >= 24:
         stated = int.from_bytes(chunk[16:24], "little")  # with the 24 bytes of name and size
         if chunk[:4] == b"fmt ":
             per_second = int.from_bytes(chunk[32:36], "little")
         elif chunk[:4] == b"data":
-            counts = [(16, 8, 0), (place + 16, 8, place)]
+            counts = [(begin + 16, 8, begin), (place + 16, 8, place)]
             stated = stated if _is_unknown(stated, 8) else max(0, stated - 24)
-            return _samples(stream, 0, size, place + 24, stated, per_second, counts, "little")
+            return _samples(stream, begin, size, place + 24, stated, per_second, counts, "little")
         place += max(24, (stated + 7) // 8 * 8)
-    return Layout([[(0, size)]])
+    return Layout([[(begin, size)]])
 
 
-def _au(stream: BinaryIO, size: int) -> Layout:
-    head = _bytes_at(stream, 0, 24)
+def _au(stream: BinaryIO, begin: int, size: int) -> Layout:
+    head = _bytes_at(stream, begin, 24)
     order: Any = "big" if head[:1] == b"." else "little"
     start, stated, encoding, rate, channels = (int.from_bytes(head[at : at + 4], order) for at in range(4, 24, 4))
     width = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8, 27: 1}.get(encoding, 0)
-    if not 24 <= start <= size:
-        return Layout([[(0, size)]])
-    return _samples(stream, 0, size, start, stated, width * rate * channels, [(8, 4, start)], order)
+    start += begin
+    if not begin + 24 <= start <= size:
+        return Layout([[(begin, size)]])
+    return _samples(stream, begin, size, start, stated, width * rate * channels, [(begin + 8, 4, start)], order)
 
 
-def _caf(stream: BinaryIO, size: int) -> Layout:
-    place = 8
+def _caf(stream: BinaryIO, begin: int, size: int) -> Layout:
+    place = begin + 8
     while len(head := _bytes_at(stream, place, 12)) == 12:
         stated = int.from_bytes(head[4:], "big")
         if head[:4] == b"data":
-            return _samples(stream, 0, size, place + 12, stated, 0, [(place + 4, 8, place + 12)], "big")
+            return _samples(stream, begin, size, place + 12, stated, 0, [(place + 4, 8, place + 12)], "big")
         place += 12 + stated
-    return Layout([[(0, size)]])
+    return Layout([[(begin, size)]])
+
+
+def _nist(stream: BinaryIO, size: int) -> str | None:
+    text = _bytes_at(stream, 0, 1024).decode("latin-1")
+    facts = {name: int(value) for name, value in re.findall(r"\n(\w+) -i (\d{1,18})\b", text)}
+    if "shorten" in text or "sample_count" not in facts:
+        return None
+    length = re.match(r"NIST_1A\n\s*(\d{1,9})", text)
+    stated = int(length[1] if length else 1024)
+    stated += facts["sample_count"] * facts.get("sample_n_bytes", 1) * facts.get("channel_count", 1)
+    return _shortage(stated, size) if stated > size else None
+
+
+def _voc(stream: BinaryIO, size: int) -> str | None:
+    place = int.from_bytes(_bytes_at(stream, 20, 2), "little")
+    while len(head := _bytes_at(stream, place, 4)) == 4 and head[0]:
+        place += 4 + int.from_bytes(head[1:], "little")
+    return _shortage(place, size) if place > size else None
 
 
 # -- Ogg ----------------------------------------------------------------------------------------------------------
@@ -381,6 +409,7 @@ class _Segment:
     ranges: list[list[int]]
     header: tuple[int, bytes] | None = None
     frames: int = 0
+    rates: set[int] = field(default_factory=set)  # bit rates, as their numbers in the frames
     cut: int = 0  # bytes of a last frame that breaks off
 
 
@@ -423,7 +452,9 @@ def _mpeg_segments(stream: BinaryIO, place: int, size: int) -> list[_Segment]:
             segment.ranges.append([place, place])
         place += length
         segment.ranges[-1][1] = place
-        segment.frames += header is None
+        if header is None:
+            segment.frames += 1
+            segment.rates.add(head[2] >> 4)
     return segments
 
 
@@ -456,8 +487,9 @@ def _mpeg_part(stream: BinaryIO, segment: _Segment, size: int) -> Layout:
     ranges = [tuple(each) for each in segment.ranges]
     end = ranges[-1][1]
     seconds = segment.frames * segment.samples / segment.kind[2]
-    if segment.kind[1] != 3:  # such files have a constant bit rate
-        return Layout([[(ranges[0][0], end)]] if len(ranges) == 1 else [ranges], None, seconds)
+    has_known_length = segment.header is None and len(segment.rates) == 1 and len(ranges) == 1
+    if segment.kind[1] != 3 or (has_known_length and not _bytes_at(stream, ranges[0][0] + 2, 1)[0] & 2):
+        return Layout([[*ranges]], None, seconds)
     missing, pieces = None, None
     if segment.header is not None:
         place, head = segment.header

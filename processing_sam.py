@@ -177,8 +177,8 @@ class SamAudioLanguageProcessor(ProcessorMixin):
             if audio is None or answer is not None:
                 raise ValueError("text: got None, expected a prompt or a list of prompts.")
             clips = [audio] if _is_clip(audio) else list(audio)
-            seconds = self.feature_extractor.seconds_to_read(overflow)
-            waveforms = [load_audio(clip, sampling_rate, duration=seconds) for clip in clips]
+            reading = self.feature_extractor.reading(overflow)
+            waveforms = [load_audio(clip, sampling_rate, **reading) for clip in clips]
             return self.feature_extractor(waveforms, SAMPLING_RATE, return_tensors, overflow, device)
         texts = _checked_texts("text", text)
         answers = None if answer is None else _checked_texts("answer", answer)
@@ -240,8 +240,8 @@ class SamAudioLanguageProcessor(ProcessorMixin):
         """Unpadded rows of ids and labels, the features, and the number of clips with too many frames."""
         check_choice("overflow", overflow, OVERFLOWS)
         data = self.encode_texts(texts, [len(items) for items in clips], answers, train_on_prompt)
-        seconds = self.feature_extractor.seconds_to_read(overflow)
-        waveforms = [load_audio(clip, sampling_rate, duration=seconds) for items in clips for clip in items]
+        reading = self.feature_extractor.reading(overflow)
+        waveforms = [load_audio(clip, sampling_rate, **reading) for items in clips for clip in items]
         num_windows, num_long = [1] * len(texts), 0
         if waveforms:
             features, counts, num_long = self.feature_extractor.extract(waveforms, overflow, device)

@@ -71,7 +71,7 @@ class Pieces(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.place = max(0, offset + (0, self.place, self.size)[whence])
+        self.place = min(max(0, offset + (0, self.place, self.size)[whence]), 1 << 62)  # damaged files seek anywhere
         return self.place
 
     def tell(self) -> int:
@@ -141,7 +141,7 @@ class Waveform:
                 f"audio: {self.name} is longer than {self.max_seconds:g} s, expected at most max_seconds; raise "
                 "max_seconds (None is no limit), or read its beginning with duration=..."
             )
-        with np.errstate(over="ignore"):  # values beyond float32 become infinite and are refused
+        with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite or NaN is refused
             mono = (samples if samples.ndim == 1 else self._mix(samples.T)).astype(np.float32, copy=False)
         peak = float(np.abs(mono).max(initial=0.0))
         if not math.isfinite(peak):
@@ -260,8 +260,8 @@ def read_sound(file: str | bytes, name: str, waveform: Waveform, incomplete: str
 
 def _broken(name: str, missing: str, seconds: float) -> str:
     return (
-        f"audio: {name} breaks off after {seconds:.2f} s: {missing}. Get the whole file, or take what is there with "
-        "incomplete='keep'."
+        f"audio: {name} breaks off after {seconds:.2f} s: {missing.rstrip('. ')}. Get the whole file, or take what is "
+        "there with incomplete='keep' (--incomplete keep)."
     )
 
 
@@ -322,7 +322,7 @@ def _rewound(source: Any) -> Any:
 
 def _opened(source: Any) -> Any:
     """A path, or a binary file at its beginning."""
-    return io.BytesIO(source) if isinstance(source, bytes) else _rewound(source)
+    return Pieces(io.BytesIO(), [source]) if isinstance(source, bytes) else _rewound(source)
 
 
 def _content(source: Any, count: int) -> bytes:

@@ -29,6 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Describes the files; returns 1 if one of them could not be read (the others are described nevertheless)."""
     paths = arguments.audio or _example_clips()
     model, processor = _load(arguments.model or _example_model(), arguments.device, arguments.dtype)
+    extractor = processor.feature_extractor
+    extractor.incomplete, extractor.max_seconds = arguments.incomplete, arguments.max_seconds
     prompt = prompt_inputs(model, processor, arguments.prompt)
 
     failed: list[str] = []
@@ -76,8 +78,8 @@ def _windows(paths: Iterable[str], processor: Any, failed: list[str]) -> Iterato
     for path in paths:
         try:
             spans, features = read_windows(path, processor.feature_extractor)
-        except (OSError, ValueError) as error:
-            print(f"sam-alm: {path}: {error}", file=sys.stderr)
+        except (OSError, ValueError, RuntimeError, MemoryError) as error:  # and the other files are described
+            print(f"sam-alm: {path}: {str(error) or type(error).__name__}", file=sys.stderr)
             failed.append(path)
             continue
         for index, span in enumerate(spans):
