@@ -45,8 +45,8 @@ OVERFLOWS = ("error", "truncate", "window")  # treatments of a clip of more than
 FRAME_SHIFT = 160  # samples, 10 ms
 FFT_LENGTH = 512
 ENERGY_FLOOR = 1.1920928955078125e-07  # float32's epsilon, as in Kaldi
-
 MAX_SECONDS = 10800.0  # 3 hours
+DATA_URL = re.compile(r"data:[^,]{0,500},", re.IGNORECASE)
 
 
 # -- Reading audio ------------------------------------------------------------------------------------------------
@@ -140,8 +140,10 @@ def load_audio(
 def _describe(source: Any) -> str:
     """The name of a clip in error messages."""
     if isinstance(source, (str, os.PathLike)):
-        path = os.fspath(source)
-        return repr(path) if len(path) < 5000 else f"a name of {len(path)} characters, {path[:40]!r}..."
+        path = os.fsdecode(source)
+        if DATA_URL.match(path) and not os.path.exists(path):
+            return f"a data: URL of {len(path)} characters"
+        return repr(path)
     if isinstance(source, dict):
         if source.get("path") and isinstance(source["path"], (str, os.PathLike)):
             return _describe(source["path"])
@@ -157,7 +159,7 @@ def _checked_file(path: str | os.PathLike) -> str | bytes:
     """The path of an existing file, whatever it is called, or the content of a `data:` URL."""
     path = os.fsdecode(path)
     if not os.path.exists(path):
-        if re.match(r"data:[^,]*,", path, re.IGNORECASE):
+        if DATA_URL.match(path):
             return _data_url(path)
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:(//|:)|file:", path):
             raise ValueError(f"audio: got the URL {path[:200]!r}, expected a file; download it first.")

@@ -68,7 +68,11 @@ def find_layout(stream: BinaryIO) -> Layout:
         return Layout(whole, _asf(stream, size))
     if start[:4] == b"wvpk":
         return Layout(whole, _wavpack(stream, size))
-    if start[:4] == b"RIFF" and (stated := 8 + int.from_bytes(start[4:8], "little")) > size + 1:  # AVI
+    if (
+        start[:4] == b"RIFF"
+        and start[8:12] == b"AVI "
+        and (stated := 8 + int.from_bytes(start[4:8], "little")) > size + 1
+    ):
         return Layout(whole, None if _is_unknown(stated - 8) else _shortage(stated, size))
     return Layout(whole)
 
@@ -531,12 +535,17 @@ def _header_frame(stream: BinaryIO, segment: _Segment) -> bytes:
 ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 
 
+BOXES = re.compile(rb"ftyp|styp|moov|moof|mdat|free|skip|wide|pnot|uuid|meta|udta|sidx|ssix|mfra|pdin|prft|emsg|bloc")
+
+
 def _boxes(stream: BinaryIO, size: int) -> str | None:
     """What a MP4 lacks: a box that is longer than the file, or the index, which often stands last."""
     place, names = 0, set()
     while len(head := _bytes_at(stream, place, 16)) >= 8:
         length = int.from_bytes(head[:4], "big")
         length = int.from_bytes(head[8:], "big") if length == 1 else length or size - place
+        if not BOXES.match(head[4:8]):
+            break  # something else behind the film
         names.add(head[4:8])
         if place + length > size:
             return _shortage(place + length, size)

@@ -155,11 +155,8 @@ def _describe(parser: argparse.ArgumentParser) -> None:
     add("--max-new-tokens", type=_positive, metavar="N", help="by default the checkpoint's")
     add("--incomplete", **INCOMPLETE)
     add("--max-seconds", **MAX_SECONDS)
-    add(
-        "--json",
-        action="store_true",
-        help='print a JSON object for each window: {"audio", "start", "end", "text", "seconds": the clip\'s length}',
-    )
+    text = 'print JSON objects: {"audio", "start", "end", "text", "seconds": the clip\'s length}'
+    add("--json", action="store_true", help=text)
 
 
 def _convert(parser: argparse.ArgumentParser) -> None:
