@@ -34,6 +34,8 @@ MAX_CHANNELS = 32
 SAMPLING_RATES = (1000, 768000)  # Hz, smallest and largest of a file or an array
 MAX_AMPLITUDE = 100.0  # 40 dB over full scale: such samples are integers passed as floats
 BLOCK = 1 << 19  # frames that are decoded at once: 11 s at 44.1 kHz
+COUNTED = ("WAV", "WAVEX", "RF64", "AIFF", "AU", "W64", "CAF", "FLAC")  # libsndfile's frames are those of the layout
+RANGE = 1 << 25  # samples of all channels that torchcodec decodes at once, 128 MiB
 FFMPEG_SECONDS = 600  # after which ffmpeg is stopped
 # FFmpeg reads only containers of sound and film, no playlists, which would open other files or the network.
 CONTAINER_START = re.compile(
@@ -128,6 +130,14 @@ class Waveform:
         if channels > MAX_CHANNELS:
             raise ValueError(f"audio: {self.name} has {channels} channels, expected at most {MAX_CHANNELS}.")
 
+    def check_length(self, seconds: float) -> None:
+        """Raises `ValueError` for a clip that is too long, unless only its beginning is read."""
+        if self.duration is None and self.max_seconds is not None and seconds > self.max_seconds:
+            raise ValueError(
+                f"audio: {self.name} is longer than {self.max_seconds:g} s, expected at most max_seconds; raise "
+                "max_seconds (None is no limit), or read its beginning with duration=..."
+            )
+
     def add(self, samples: np.ndarray, rate: int) -> bool:
         """Takes `[samples]` or `[samples, channels]`; returns whether that is enough for `duration`."""
         if rate != self.rate:
@@ -136,11 +146,7 @@ class Waveform:
         if self.duration is not None:  # with what the resampling needs beyond the end
             samples = samples[: math.ceil((self.duration + 0.1 - self.seconds) * rate)]
         self.seconds += len(samples) / rate
-        if self.duration is None and self.max_seconds is not None and self.seconds > self.max_seconds:
-            raise ValueError(
-                f"audio: {self.name} is longer than {self.max_seconds:g} s, expected at most max_seconds; raise "
-                "max_seconds (None is no limit), or read its beginning with duration=..."
-            )
+        self.check_length(self.seconds)
         with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite or NaN is refused
             mono = (samples if samples.ndim == 1 else self._mix(samples.T)).astype(np.float32, copy=False)
         peak = float(np.abs(mono).max(initial=0.0))
@@ -201,11 +207,11 @@ class Waveform:
 
     def _warn_of_mix(self) -> None:
         """Warns once of a mean that loses the sound. Sound on one of two channels (a quarter of its energy) is heard
-        well, on one of six (a thirty-sixth) it is not."""
+        well, on one of six (a thirty-sixth) it is not; six channels that are alike in loudness have a sixth."""
         if self.energies is None or Waveform.has_warned:
             return
         mix, loudest = self.energies[0], self.energies[1:].max()
-        if mix < loudest / 8 and loudest > 1e-6 * self.seconds * self.rate:
+        if mix < loudest / 20 and loudest > 1e-6 * self.seconds * self.rate:
             Waveform.has_warned = True
             loss = f"{10 * math.log10(loudest / mix):.0f} dB" if mix > 0 else "infinitely"
             logger.warning(
@@ -338,6 +344,8 @@ def _content(source: Any, count: int) -> bytes:
 def _read_soundfile(sound: soundfile.SoundFile, source: Any, name: str, waveform: Waveform, keep: bool) -> bool:
     rate, done = sound.samplerate, 0
     waveform.check(rate, sound.channels)
+    if sound.format in COUNTED:
+        waveform.check_length(sound.frames / rate)
     try:
         # In blocks: the number of frames in the header may be wrong, and must not decide how much memory is allocated.
         while len(block := sound.read(BLOCK, dtype="float32", always_2d=True)):
@@ -374,14 +382,14 @@ def _until_failure(source: Any, done: int):
 def read_decoder(decoder: Any, name: str, waveform: Waveform, keep: bool = False) -> bool:
     """Decodes by torchcodec's `AudioDecoder`, or by any object with `get_all_samples()`.
 
-    Each range costs a decoding from the beginning, so that it has up to 2^25 samples (128 MiB), and not fewer.
+    Each range costs a decoding from the beginning, so that it has [`RANGE`] samples, and not fewer.
     """
     if not hasattr(decoder, "get_samples_played_in_range"):
         samples = decoder.get_all_samples()
         return _add_tensor(samples.data, samples.sample_rate, waveform)
     facts = decoder.metadata
     waveform.check(facts.sample_rate, facts.num_channels)
-    seconds = (1 << 25) / (facts.sample_rate * facts.num_channels)
+    seconds = RANGE / (facts.sample_rate * facts.num_channels)
     if waveform.duration is not None:
         seconds = min(seconds, waveform.duration + 1)
     begin = place = facts.begin_stream_seconds_from_header or 0.0
