@@ -398,6 +398,9 @@ def read_decoder(decoder: Any, name: str, waveform: Waveform, keep: bool = False
         try:
             samples = decoder.get_samples_played_in_range(place - overlap, place + seconds)
         except (RuntimeError, IndexError) as error:
+            if keep and seconds > 0.05:  # all of a range is lost: come nearer to what is there
+                seconds /= 2
+                continue
             if place == begin:
                 raise UndecodableError(str(error)) from error
             if keep:
