@@ -56,24 +56,16 @@ def find_layout(stream: BinaryIO) -> Layout:
     if _mpeg_frame(start[:4]):
         return _joined(_mpeg_part(stream, segment, size) for segment in _mpeg_segments(stream, begin, size))
     whole = [[(0, size)]]
-    if start[:8] == b"NIST_1A\n":
-        return Layout(whole, _nist(stream, size))
-    if start == b"Creative Voice F":
-        return Layout(whole, _voc(stream, size))
-    if start[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+    if BOXES.match(start[4:8]):
         return Layout(whole, _boxes(stream, size))
-    if start[:4] == b"\x1aE\xdf\xa3":
-        return Layout(whole, _matroska(stream, 0, size))
-    if start == ASF:
-        return Layout(whole, _asf(stream, size))
-    if start[:4] == b"wvpk":
-        return Layout(whole, _wavpack(stream, size))
-    if (
-        start[:4] == b"RIFF"
-        and start[8:12] == b"AVI "
-        and (stated := 8 + int.from_bytes(start[4:8], "little")) > size + 1
-    ):
-        return Layout(whole, None if _is_unknown(stated - 8) else _shortage(stated, size))
+    films = ((b"\x1aE\xdf\xa3", _matroska), (ASF, _asf), (b"wvpk", _wavpack))
+    for magic, lacks in (*films, (b"NIST_1A\n", _nist), (b"Creative Voice F", _voc)):
+        if start.startswith(magic):
+            return Layout(whole, lacks(stream, size))
+    if start[:4] == b"RIFF" and start[8:12] == b"AVI ":
+        stated = int.from_bytes(start[4:8], "little")
+        is_short = stated + 8 > size + 1 and not _is_unknown(stated)
+        return Layout(whole, _shortage(stated + 8, size) if is_short else None)
     return Layout(whole)
 
 
@@ -314,17 +306,19 @@ def _flac(stream: BinaryIO, begin: int, end: int) -> Layout:
     stated = (info[21] & 15) << 32 | int.from_bytes(info[22:26], "big")
     block_size = int.from_bytes(info[10:12], "big")
     worst = block_size * (1 + (info[20] >> 1 & 7)) * 4
-    tail_begin = max(place, end - 2 * (longest or worst) - (1 << 14))
-    tail = _bytes_at(stream, tail_begin, end - tail_begin)
-    first = _bytes_at(stream, place, 4)
-    found: dict[int, int] = {}  # the last sample of a frame and one more: its place
-    last = None
-    for match in re.finditer(re.escape(first[:2]), tail):
-        frame = _flac_frame(tail, match.start(), first, block_size)
-        if frame is not None and (frame[0] == 0 or frame[0] in found):  # goes on where another frame ends
-            last = (match.start(), *frame)
-        if frame is not None:
-            found[frame[1]] = match.start()
+    first, last = _bytes_at(stream, place, 4), None
+    for more in (256, 1 << 17):  # with tags
+        tail_begin = max(place, end - 2 * (longest or worst) - more)
+        tail = _bytes_at(stream, tail_begin, end - tail_begin)
+        ends = set()  # of the frames that were found, in samples
+        for match in re.finditer(re.escape(first[:2]), tail):
+            frame = _flac_frame(tail, match.start(), first, block_size)
+            if frame is not None:
+                if frame[0] == 0 or frame[0] in ends:  # goes on where another frame ends
+                    last = (match.start(), *frame)
+                ends.add(frame[1])
+        if last is not None or tail_begin == place:
+            break
     if last is None or last[2] == stated:
         return Layout([[(begin, end)]])
     at, there, total = last
@@ -332,10 +326,9 @@ def _flac(stream: BinaryIO, begin: int, end: int) -> Layout:
     if stated > total or stated == 0:
         is_whole = _is_whole_frame(tail[at:])
         there = total if is_whole else there
-        if stated or not is_whole:
-            missing = (
-                f"its header states {stated} samples and {there} are there" if stated else "its last frame is cut"
-            )
+        missing = None if is_whole else "its last frame is cut"
+        if stated:
+            missing = f"its header states {stated} samples and {there} are there"
     else:
         there = total
     info[21], info[22:26] = info[21] & 0xF0 | there >> 32, (there & 0xFFFFFFFF).to_bytes(4, "big")
@@ -379,6 +372,7 @@ def _is_whole_frame(content: bytes) -> bool:
 
 # -- MPEG audio ---------------------------------------------------------------------------------------------------
 
+HEADERS = (b"Xing", b"Info", b"VBRI")
 MPEG_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}  # by the version's bits
 KILOBITS = {  # by version 1 or later, and layer
     (1, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -426,7 +420,8 @@ def _mpeg_segments(stream: BinaryIO, place: int, size: int) -> list[_Segment]:
     while place + 4 <= size:
         if not begin <= place <= begin + len(content) - 4:
             begin, content = place, _bytes_at(stream, place, CHUNK)
-            marks = {begin + match.start() for match in re.finditer(rb"Xing|Info|VBRI", content)}
+            found = [begin + mark.start() for word in HEADERS for mark in re.finditer(word, content)]
+            marks = {mark - offset for mark in found for offset in (13, 21, 36)}
             if begin + len(content) < place + 4:
                 break
         head = content[place - begin : place - begin + 4]
@@ -441,10 +436,11 @@ def _mpeg_segments(stream: BinaryIO, place: int, size: int) -> list[_Segment]:
             continue
         length, kind, samples = frame
         header = None
-        if kind[1] == 3:
+        if place in marks and kind[1] == 3:
             side = (17 if kind[3] else 32) if kind[0] == 3 else (9 if kind[3] else 17)
-            if place + 4 + side in marks or place + 36 in marks:
-                header = (place, _bytes_at(stream, place, length))
+            inside = _bytes_at(stream, place, length)
+            if inside[4 + side : 8 + side] in HEADERS or inside[36:40] == b"VBRI":
+                header = (place, inside)
         if segment is None or joined or header or kind != segment.kind:
             segment = _Segment(kind, samples, [[place, place]], header)
             segments.append(segment)
@@ -497,7 +493,7 @@ def _mpeg_part(stream: BinaryIO, segment: _Segment, size: int) -> Layout:
     missing, pieces = None, None
     if segment.header is not None:
         place, head = segment.header
-        mark = next(match for match in re.finditer(rb"Xing|Info|VBRI", head)).start()
+        mark = min(head.find(word) for word in HEADERS if word in head)
         if head[mark : mark + 4] == b"VBRI":
             stated_bytes, stated = (int.from_bytes(head[mark + at : mark + at + 4], "big") for at in (10, 14))
         else:
@@ -555,8 +551,9 @@ def _boxes(stream: BinaryIO, size: int) -> str | None:
     return None if b"moov" in names else "its index (moov) is not there"
 
 
-def _matroska(stream: BinaryIO, place: int, size: int) -> str | None:
+def _matroska(stream: BinaryIO, size: int) -> str | None:
     """What a Matroska or WebM file lacks; elements of unknown size, as browsers record them, are entered."""
+    place = 0
     while place < size:
         head = _bytes_at(stream, place, 12)
         name_width = 9 - head[0].bit_length()
