@@ -144,7 +144,7 @@ def _samples(stream, begin, size, start, stated, per_second, counts, order) -> L
     """
     there, missing = size - start, None
     if not _is_unknown(stated, counts[-1][1]):
-        if stated > there + 1:
+        if stated > there:
             missing = _shortage(start + stated - begin, size - begin)
         elif stated < there and _bytes_at(stream, start + stated, 4) == _bytes_at(stream, begin, 4):
             return Layout([[(begin, start + stated)]], goes_on=start + stated)

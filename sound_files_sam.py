@@ -306,9 +306,14 @@ def _read_part(source: Any, name: str, waveform: Waveform, keep: bool) -> bool:
         reasons.append(f"torchcodec: cannot be imported ({type(error).__name__})")
     else:
         try:
-            return read_decoder(decoder(_rewound(source)), name, waveform, keep)
-        except (UndecodableError, RuntimeError) as error:
-            reasons.append(f"torchcodec: {error}")
+            opened = decoder(_rewound(source))
+        except (RuntimeError, ValueError, OSError) as error:
+            reasons.append(f"torchcodec: {' '.join(str(error).split())[:200]}")
+        else:
+            try:
+                return read_decoder(opened, name, waveform, keep)
+            except UndecodableError as error:
+                reasons.append(f"torchcodec: {error}")
     program = shutil.which("ffmpeg")
     if program is None:
         reasons.append("ffmpeg: not on the PATH")
@@ -402,7 +407,7 @@ def read_decoder(decoder: Any, name: str, waveform: Waveform, keep: bool = False
                 seconds /= 2
                 continue
             if place == begin:
-                raise UndecodableError(str(error)) from error
+                raise UndecodableError(" ".join(str(error).split())[:200]) from error
             if keep:
                 return False
             raise ValueError(_broken(name, f"torchcodec: {error}", place - begin)) from error

@@ -265,7 +265,7 @@ def test_a_coded_file_that_breaks_off(name, options, reader, tmp_path, request, 
     cut = content[: len(content) // 2]
     with pytest.raises(ValueError, match=r"breaks off after \d\.\d\d s: .*incomplete='keep'"):
         load_audio(cut)
-    if name not in ("a.m4a", "c.m4a"):  # whose index is at the end
+    if name not in ("a.m4a", "c.m4a", "a.wv"):  # whose index is at the end; ffmpeg before 8 drops a cut WavPack
         kept = load_audio(cut, incomplete="keep")
         assert 1.5 < len(kept) / 16000 < 4.5
         assert likeness(kept, sound[: len(kept) - 4000]) > 0.95
