@@ -1,20 +1,15 @@
 """Reads audio files and arrays ([`load_audio`]) and computes EAT's log-mel ([`SamFeatureExtractor`])."""
 
-import importlib
-import io
+import base64
 import math
 import os
 import re
-import shutil
-import subprocess
-import tempfile
 from functools import lru_cache
 from numbers import Real
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
-import soundfile
-import soxr
 import torch
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import logging
@@ -25,41 +20,65 @@ except ImportError:
     if __package__:
         raise
     from checks_sam import check_samples, check_waveforms
+try:
+    from .sound_files_sam import (
+        FRAME_LENGTH,
+        MAX_AMPLITUDE,
+        MAX_CHANNELS,
+        SAMPLING_RATE,
+        UndecodableError,
+        Waveform,
+        check_rate,
+        read_decoder,
+        read_sound,
+    )
+except ImportError:
+    if __package__:
+        raise
+    from sound_files_sam import (
+        FRAME_LENGTH,
+        MAX_AMPLITUDE,
+        MAX_CHANNELS,
+        SAMPLING_RATE,
+        UndecodableError,
+        Waveform,
+        check_rate,
+        read_decoder,
+        read_sound,
+    )
 
 logger = logging.get_logger(__name__)
 
-SAMPLING_RATE = 16000  # Hz
 OVERFLOWS = ("error", "truncate", "window")  # treatments of a clip of more than 10.24 s
-FRAME_LENGTH = 400  # samples, 25 ms
 FRAME_SHIFT = 160  # samples, 10 ms
 FFT_LENGTH = 512
 ENERGY_FLOOR = 1.1920928955078125e-07  # float32's epsilon, as in Kaldi
-
-MAX_CHANNELS = 32
-SAMPLING_RATES = (1000, 768000)  # Hz, smallest and largest of a file or an array
-# FFmpeg reads only containers of sound and film, no playlists, which would open other files or the network.
-CONTAINER_START = re.compile(
-    rb"....(ftyp|moov|mdat|wide|free|skip)|\x1aE\xdf\xa3|OggS|RIFF|FORM|fLaC|ID3|\xff[\xe0-\xff]|0&\xb2u|#!AMR|FLV"
-    rb"|caff|\x0bw|MAC |wvpk|\.RMF|\.snd|\x00\x00\x01\xba|G",
-    re.DOTALL,
-)
-FFMPEG_FORMATS = "aac,ac3,aiff,amr,ape,asf,au,avi,caf,eac3,flac,flv,matroska,mov,mp3,mpeg,mpegts,ogg,rm,w64,wav,wv"
-MAX_AMPLITUDE = 100.0  # 40 dB over full scale: such samples are integers passed as floats
+MAX_SECONDS = 10800.0  # 3 hours
+DATA_URL = re.compile(r"data:[^,]{0,500},", re.IGNORECASE)
 
 
 # -- Reading audio ------------------------------------------------------------------------------------------------
 
 
-def load_audio(source: Any, sampling_rate: int | None = None) -> np.ndarray:
+def load_audio(
+    source: Any,
+    sampling_rate: int | None = None,
+    *,
+    max_seconds: float | None = MAX_SECONDS,
+    duration: float | None = None,
+    incomplete: str = "error",
+) -> np.ndarray:
     """Reads one clip as a mono waveform at 16 kHz.
 
     Channels are averaged, other rates resampled (soxr, high quality). Files are decoded by libsndfile, or if it
-    cannot (m4a, webm) by torchcodec if that is installed, else by an `ffmpeg` on the PATH.
+    cannot (m4a, webm) by torchcodec if that is installed, else by an `ffmpeg` on the PATH. They are read to their
+    end, also where several are joined, or where a header counts too little.
 
     Args:
         source: One of
 
-            - a path (`str` or `os.PathLike`), the content of a file (`bytes`) or an open binary file;
+            - a path (`str` or `os.PathLike`), the content of a file (`bytes`), an open binary file, or a `data:` URL
+              with base64 (`"data:audio/wav;base64,..."`);
             - an array or tensor of samples, or a list of numbers: `[T]`, or two axes of which the shorter one is the
               channels, at most 32 (both soundfile's `[T, C]` and torchcodec's `[C, T]`). Floating-point samples, about
               [-1, 1], are not scaled; int16, int32 and uint8 are scaled to this range;
@@ -67,17 +86,25 @@ def load_audio(source: Any, sampling_rate: int | None = None) -> np.ndarray:
               (any object with `get_all_samples()`).
         sampling_rate (`int`, *optional*): Rate of an array in Hz, required for arrays. Files, `datasets` rows and
             decoders have their own.
+        max_seconds (`float`, *optional*, defaults to 10800): The longest clip, 3 hours. A small file may hold days of
+            silence; decoding stops here. `None` is no limit.
+        duration (`float`, *optional*): Read the first seconds only, and decode no more.
+        incomplete (`str`, *optional*, defaults to `"error"`): For a file that breaks off: `"error"`, or `"keep"` to
+            take what is there. A WAV, FLAC, Ogg, MP4, WebM or WMA file tells whether it does; an MP3 only by a header
+            with counts.
 
     Returns:
         `np.ndarray`: `[T]`, float32, at least 400 samples.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: A URL (nothing is downloaded), audio that cannot be decoded, is empty, under 25 ms, not finite or
-            of a wrong shape, an array without a rate.
+        ValueError: Another URL (nothing is downloaded), audio that cannot be decoded, breaks off, is empty, under
+            25 ms, longer than `max_seconds`, not finite or of a wrong shape, an array without a rate.
         TypeError: Another kind of source.
     """
+    check_choice("incomplete", incomplete, ("error", "keep"))
     name = _describe(source)
+    clip = Waveform(name, max_seconds, duration)
     if isinstance(source, dict):
         if source.get("array") is not None:
             sampling_rate = source.get("sampling_rate") or sampling_rate
@@ -91,53 +118,44 @@ def load_audio(source: Any, sampling_rate: int | None = None) -> np.ndarray:
                 f"audio: got {name}, expected 'array' and 'sampling_rate', 'bytes' or 'path', as in a datasets row."
             )
     if isinstance(source, (str, os.PathLike)):
-        waveform, rate = _decode(_checked_path(source), name)
+        read_sound(_checked_file(source), name, clip, incomplete)
     elif isinstance(source, (bytes, bytearray, memoryview)):
-        waveform, rate = _decode(bytes(source), name)
+        read_sound(bytes(source), name, clip, incomplete)
     elif hasattr(source, "get_all_samples"):
-        samples = source.get_all_samples()
-        waveform, rate = _to_mono(samples.data, name), samples.sample_rate
+        try:
+            read_decoder(source, name, clip, incomplete == "keep")
+        except UndecodableError as error:
+            raise ValueError(f"audio: {name} cannot be decoded ({error}).") from error
     elif isinstance(source, (np.ndarray, torch.Tensor, list, tuple)):
         if sampling_rate is None:
             raise ValueError(
                 f"sampling_rate: got None with {name}, expected its rate in Hz; pass sampling_rate=..., or the "
                 "file's path instead of its samples."
             )
-        waveform, rate = _to_mono(source, name), sampling_rate
+        clip.add(_as_floats(source, name), check_rate(sampling_rate, name))
     elif hasattr(source, "read"):
         content = source.read()
         if not isinstance(content, bytes):
             raise ValueError(f"audio: got {name} opened in text mode, expected binary mode ('rb').")
-        waveform, rate = _decode(content, name)
+        read_sound(content, name, clip, incomplete)
     else:
         raise TypeError(
             f"audio: got {name}, expected a path, bytes, a binary file, an array, a tensor or a datasets row."
         )
-    rate = _checked_rate(rate, name)
-    peak = float(np.abs(waveform).max(initial=0.0))
-    if not math.isfinite(peak):
-        raise ValueError(f"audio: {name} has samples that are not finite (NaN or infinity).")
-    if peak > MAX_AMPLITUDE:
-        raise ValueError(
-            f"audio: {name} has samples up to {peak:.6g}, expected about [-1, 1]; divide 16-bit samples by 32768, or "
-            "pass them as int16."
-        )
-    if rate != SAMPLING_RATE and waveform.size:
-        waveform = soxr.resample(waveform, rate, SAMPLING_RATE, quality="HQ")
-    if waveform.shape[0] < FRAME_LENGTH:
-        raise ValueError(
-            f"audio: {name} has {waveform.shape[0]} samples at {SAMPLING_RATE} Hz, expected at least {FRAME_LENGTH} "
-            "(25 ms)."
-        )
-    return np.ascontiguousarray(waveform, dtype=np.float32)
+    return clip.samples()
 
 
 def _describe(source: Any) -> str:
     """The name of a clip in error messages."""
     if isinstance(source, (str, os.PathLike)):
-        return repr(os.fspath(source))
+        path = os.fsdecode(source)
+        if DATA_URL.match(path) and not os.path.exists(path):
+            return f"a data: URL of {len(path)} characters"
+        return repr(path)
     if isinstance(source, dict):
-        return repr(source["path"]) if source.get("path") else f"a dict with the keys {sorted(map(str, source))}"
+        if source.get("path") and isinstance(source["path"], (str, os.PathLike)):
+            return _describe(source["path"])
+        return f"a dict with the keys {sorted(map(str, source))}"
     if isinstance(source, (bytes, bytearray, memoryview)):
         return f"{len(source)} bytes"
     if isinstance(source, (np.ndarray, torch.Tensor)):
@@ -145,120 +163,34 @@ def _describe(source: Any) -> str:
     return f"an object of type {type(source).__name__}"
 
 
-def _checked_path(path: str | os.PathLike) -> str:
+def _checked_file(path: str | os.PathLike) -> str | bytes:
+    """The path of an existing file, whatever it is called, or the content of a `data:` URL."""
     path = os.fsdecode(path)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:(//|:)|data:", path):
-        raise ValueError(f"audio: got the URL {path[:200]!r}, expected a file; download it first.")
     if not os.path.exists(path):
-        raise FileNotFoundError(f"audio: the file {path!r} does not exist.")
+        if DATA_URL.match(path):
+            return _data_url(path)
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:(//|:)|file:", path):
+            raise ValueError(f"audio: got the URL {path[:200]!r}, expected a file; download it first.")
+        raise FileNotFoundError(f"audio: the file {path[:5000]!r} does not exist.")
     if not os.path.isfile(path):
         raise ValueError(f"audio: {path!r} is not a file.")
     return path
 
 
-def _checked_rate(rate: Any, name: str) -> int:
-    low, high = SAMPLING_RATES
-    number = float(rate) if isinstance(rate, (int, float, np.number)) and not isinstance(rate, bool) else math.nan
-    if not low <= number <= high or number != int(number):
-        raise ValueError(f"sampling_rate: got {rate!r} for {name}, expected an integer from {low} to {high} Hz.")
-    return int(number)
-
-
-def _decode(file: str | bytes, name: str) -> tuple[np.ndarray, int]:
-    """Mono samples and rate of a file, which is a path or the content."""
-    if not (os.path.getsize(file) if isinstance(file, str) else len(file)):
-        raise ValueError(f"audio: {name} is empty.")
+def _data_url(url: str) -> bytes:
+    head, _, content = url.partition(",")
+    kind, *options = head[5:].lower().replace(" ", "").split(";")
+    if "base64" not in options or not re.match(r"(audio|video)/|application/(ogg|octet-stream)$|$", kind):
+        raise ValueError(f"audio: got the URL {head[:200]!r}, expected 'data:audio/...;base64' with base64.")
+    content = re.sub(r"\s", "", unquote(content) if "%" in content else content)
     try:
-        return _decode_soundfile(file, name)
-    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless .raw, by the file's name
-        reasons = [f"libsndfile: {getattr(error, 'error_string', error)}"]
-    if isinstance(file, str):
-        with open(file, "rb") as handle:
-            start = handle.read(16)
-    else:
-        start = file[:16]
-    if CONTAINER_START.match(start) is None:
-        raise ValueError(f"audio: {name} is no known kind of audio file ({reasons[0]}); it begins with {start!r}.")
-    try:
-        decoder = importlib.import_module("torchcodec.decoders").AudioDecoder
-    except Exception as error:  # a missing FFmpeg library raises RuntimeError, OSError or ImportError
-        reasons.append(f"torchcodec: cannot be imported ({type(error).__name__})")
-    else:
-        try:
-            samples = decoder(file).get_all_samples()
-            return _to_mono(samples.data, name), _checked_rate(samples.sample_rate, name)
-        except (RuntimeError, ValueError) as error:
-            reasons.append(f"torchcodec: {error}")
-    ffmpeg = shutil.which("ffmpeg")
-    if ffmpeg is None:
-        reasons.append("ffmpeg: not on the PATH")
-    else:
-        try:
-            return _decode_ffmpeg(ffmpeg, file, name)
-        except (soundfile.SoundFileError, subprocess.SubprocessError, OSError) as error:
-            stderr = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip()
-            reasons.append(f"ffmpeg: {stderr.splitlines()[-1] if stderr else getattr(error, 'error_string', error)}")
-    raise ValueError(
-        f"audio: {name} cannot be decoded ({'; '.join(reasons)}). If it is audio, such as m4a or webm, install "
-        "torchcodec or put ffmpeg on the PATH, or convert it to WAV or FLAC."
-    )
+        return base64.b64decode(content + "=" * (-len(content) % 4), validate=True)
+    except ValueError as error:
+        raise ValueError(f"audio: the base64 of the URL {head[:200]!r} cannot be decoded ({error}).") from error
 
 
-def _mono(channels: np.ndarray) -> np.ndarray:
-    """The mean of `[channels, samples]`, channel by channel: NumPy's takes twenty times as long over so short an axis,
-    and more time than decoding a stereo file."""
-    total = channels[0]
-    for channel in channels[1:]:
-        total = total + channel
-    return total if len(channels) == 1 else total / np.asarray(len(channels), channels.dtype)
-
-
-def _decode_soundfile(file: str | bytes, name: str) -> tuple[np.ndarray, int]:
-    with soundfile.SoundFile(io.BytesIO(file) if isinstance(file, bytes) else file) as sound:
-        rate = _checked_rate(sound.samplerate, name)
-        if sound.channels > MAX_CHANNELS:
-            raise ValueError(f"audio: {name} has {sound.channels} channels, expected at most {MAX_CHANNELS}.")
-        # In blocks: the number of frames in the header may be wrong, and must not decide how much memory is allocated.
-        blocks = []
-        while len(block := sound.read(1 << 18, dtype="float32", always_2d=True)):
-            blocks.append(_mono(block.T))
-    return (np.concatenate(blocks) if blocks else np.empty(0, np.float32)), rate
-
-
-def _decode_ffmpeg(ffmpeg: str, file: str | bytes, name: str) -> tuple[np.ndarray, int]:
-    with tempfile.TemporaryDirectory() as folder:
-        if isinstance(file, bytes):  # not by a pipe: the index of mp4 may be at the end
-            path = os.path.join(folder, "input")
-            with open(path, "wb") as handle:
-                handle.write(file)
-        else:
-            path = os.path.abspath(file)
-        command = [ffmpeg, "-nostdin", "-hide_banner", "-loglevel", "error"]
-        # No network and no playlists, which would open other files.
-        command += ["-protocol_whitelist", "file", "-format_whitelist", FFMPEG_FORMATS]
-        # Sun's AU is six numbers and the samples, which leaves nothing to interpret: in W64, ffmpeg 5 marks float
-        # samples in a way that libsndfile reads as integers.
-        output = os.path.join(folder, "output.au")
-        command += ["-i", "file:" + path, "-map", "0:a:0", "-c:a", "pcm_f32be", "-f", "au", "file:" + output]
-        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=600)
-        return _read_au(output, name)
-
-
-def _read_au(path: str, name: str) -> tuple[np.ndarray, int]:
-    """Mono samples and rate of an AU file of big-endian float32, up to its end, whatever length its header has."""
-    header = np.fromfile(path, dtype=">u4", count=6)
-    if len(header) < 6 or header[0] != 0x2E736E64 or header[3] != 6:  # ".snd", 6 is float32
-        raise ValueError(f"audio: the output of ffmpeg for {name} is no AU file of float32 samples.")
-    offset, rate, num_channels = (int(header[index]) for index in (1, 4, 5))
-    if num_channels > MAX_CHANNELS:
-        raise ValueError(f"audio: {name} has {num_channels} channels, expected at most {MAX_CHANNELS}.")
-    samples = np.fromfile(path, dtype=">f4", offset=offset)
-    samples = samples[: len(samples) // num_channels * num_channels].reshape(-1, num_channels)
-    return _mono(np.ascontiguousarray(samples.T, dtype=np.float32)), _checked_rate(rate, name)
-
-
-def _to_mono(samples: Any, name: str) -> np.ndarray:
-    """Samples of any supported type as float32 `[T]`."""
+def _as_floats(samples: Any, name: str) -> np.ndarray:
+    """Samples of any supported type as floating point, `[samples]` or `[samples, channels]`."""
     if isinstance(samples, torch.Tensor):
         samples = samples.detach().cpu()
         samples = (samples.float() if samples.dtype == torch.bfloat16 else samples).numpy()
@@ -280,14 +212,13 @@ def _to_mono(samples: Any, name: str) -> np.ndarray:
             "uint8."
         )
     if samples.ndim == 2 and min(samples.shape) <= MAX_CHANNELS and samples.shape[0] != samples.shape[1]:
-        samples = _mono(samples if samples.shape[0] < samples.shape[1] else samples.T)
+        return samples.T if samples.shape[0] < samples.shape[1] else samples
     if samples.ndim != 1:
         raise ValueError(
             f"audio: {name} has the shape {samples.shape}, expected [samples], or [channels, samples] or "
             f"[samples, channels] with at most {MAX_CHANNELS} channels and more samples than channels."
         )
-    with np.errstate(over="ignore"):  # values beyond float32 become infinite and are refused later
-        return samples.astype(np.float32, copy=False)
+    return samples
 
 
 # -- Log-mel ------------------------------------------------------------------------------------------------------
@@ -340,7 +271,8 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
 
     Steps: subtract the mean of the clip; Kaldi's filter bank (25 ms frames every 10 ms, Hann, 128 mel bins from 20 Hz
     to 8 kHz, natural logarithm); fill the end with zeros; normalise by `(x - mean) / (2 * std)`, so that a filled
-    frame is 0.46706 with the defaults.
+    frame is 0.46706 with the defaults. The mean is EAT's, that of the whole waveform passed; if a file is truncated
+    while it is read, that of the part. Both give the same up to rounding, since each frame's own mean is subtracted.
 
     Args:
         feature_size (`int`, *optional*, defaults to 128): Mel bins.
@@ -349,6 +281,11 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
         max_frames (`int`, *optional*, defaults to 1024): Frames of the result, 10.24 s.
         mean (`float`, *optional*, defaults to -4.268): EAT's mean over AudioSet.
         std (`float`, *optional*, defaults to 4.569): EAT's standard deviation over AudioSet.
+
+    Attributes:
+        incomplete (`str`, defaults to `"error"`), max_seconds (`float`, defaults to 10800): How the processor, the
+            collators and the commands read files with it, as in [`load_audio`]. Set them, such as
+            `processor.feature_extractor.incomplete = "keep"`; they are not saved.
 
     Raises:
         ValueError: Another sampling rate than 16000.
@@ -378,6 +315,12 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
         self.max_frames = max_frames
         self.mean = mean
         self.std = std
+        self.incomplete = "error"
+        self.max_seconds: float | None = MAX_SECONDS
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is saved: not how files are read."""
+        return {key: value for key, value in super().to_dict().items() if key not in ("incomplete", "max_seconds")}
 
     def __call__(
         self,
@@ -436,6 +379,14 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
         """Number of frames of `num_samples` samples at 16 kHz: none under 400, 998 for ten seconds."""
         return max(0, 1 + (num_samples - FRAME_LENGTH) // FRAME_SHIFT)
 
+    def reading(self, overflow: str) -> dict[str, Any]:
+        """The options of [`load_audio`] for clips that are treated by `overflow`. With `"truncate"` decoding stops one
+        frame behind what is used, so that a longer clip is seen to be longer."""
+        options: dict[str, Any] = {"incomplete": self.incomplete, "max_seconds": self.max_seconds}
+        if overflow == "truncate":
+            options["duration"] = (self.max_frames * FRAME_SHIFT + FRAME_LENGTH) / SAMPLING_RATE
+        return options
+
     def fetch_audio(self, audio_url_or_urls: Any, sampling_rate: int | None = None) -> Any:
         """Reads files for transformers' pipelines, never URLs; anything else is returned unchanged.
 
@@ -449,7 +400,8 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
         if isinstance(audio_url_or_urls, (list, tuple)):
             return [self.fetch_audio(item) for item in audio_url_or_urls]
         if isinstance(audio_url_or_urls, str):
-            return {"array": load_audio(audio_url_or_urls), "sampling_rate": self.sampling_rate}
+            waveform = load_audio(audio_url_or_urls, **self.reading("error"))
+            return {"array": waveform, "sampling_rate": self.sampling_rate}
         return audio_url_or_urls
 
     @torch.no_grad()
@@ -474,7 +426,7 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
                 windows += [part - part.mean() for part in parts]
                 num_windows.append(len(parts))
             else:
-                windows.append((waveform - waveform.mean())[:length])  # the mean of the whole clip, as in EAT
+                windows.append((waveform - waveform.mean())[:length])
                 num_windows.append(1)
         shape = (len(windows), self.max_frames, self.feature_size)
         features = torch.empty(shape, dtype=torch.float32, device=device)
@@ -524,7 +476,7 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
             waveform: Mono, 16 kHz, `[T]`, as in the call.
 
         Returns:
-            `torch.Tensor` `[up to 164,080]`, float32, and whether it was cut. The mean is that of the whole clip.
+            `torch.Tensor` `[up to 164,080]`, float32, and whether it was cut.
         """
         samples = self._checked(waveform)
         length = (self.max_frames - 1) * FRAME_SHIFT + FRAME_LENGTH
@@ -546,7 +498,7 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
                     f"raw_speech: got {_describe(waveform)}, expected mono waveforms [samples]; average the channels "
                     "with load_audio."
                 )
-            array = np.ascontiguousarray(_to_mono(waveform, _describe(waveform)))
+            array = np.ascontiguousarray(_as_floats(waveform, _describe(waveform)), dtype=np.float32)
             samples = torch.from_numpy(array if array.flags.writeable else array.copy())
         if samples.shape[0] < FRAME_LENGTH:
             raise ValueError(
@@ -557,11 +509,12 @@ class SamFeatureExtractor(SequenceFeatureExtractor):
 
 
 def read_windows(source: Any, feature_extractor: SamFeatureExtractor) -> tuple[list[dict[str, float]], torch.Tensor]:
-    """Reads one clip of any length as windows of up to 10.24 s.
+    """Reads one clip as windows of up to 10.24 s.
 
     Args:
         source: A source of [`load_audio`] that needs no rate.
-        feature_extractor ([`SamFeatureExtractor`]): Splits the clip, by `overflow="window"`.
+        feature_extractor ([`SamFeatureExtractor`]): Splits the clip, by `overflow="window"`, and says how it is read:
+            up to `max_seconds`, 3 hours.
 
     Returns:
         `list[dict]`: `start` and `end` of each window and `seconds`, the length of the clip, all in seconds;
@@ -570,7 +523,7 @@ def read_windows(source: Any, feature_extractor: SamFeatureExtractor) -> tuple[l
     Raises:
         FileNotFoundError, ValueError, TypeError: As in [`load_audio`].
     """
-    waveform = load_audio(source)
+    waveform = load_audio(source, **feature_extractor.reading("window"))
     features = feature_extractor(waveform, SAMPLING_RATE, return_tensors="pt", overflow="window")["input_features"]
     length = feature_extractor.max_frames * FRAME_SHIFT / SAMPLING_RATE  # 10.24 s
     seconds = len(waveform) / SAMPLING_RATE

@@ -11,6 +11,8 @@ CHECKPOINT_MODULES = (
     "configuration_sam",
     "hub_sam",
     "checks_sam",
+    "containers_sam",
+    "sound_files_sam",
     "audio_sam",
     "collator_sam",
     "chat_sam",

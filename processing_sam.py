@@ -206,7 +206,8 @@ class SamAudioLanguageProcessor(ProcessorMixin):
             if audio is None or answer is not None:
                 raise ValueError("text: got None, expected a prompt or a list of prompts.")
             clips = [audio] if _is_clip(audio) else list(audio)
-            waveforms = [load_audio(clip, sampling_rate) for clip in clips]
+            reading = self.feature_extractor.reading(overflow)
+            waveforms = [load_audio(clip, sampling_rate, **reading) for clip in clips]
             return self.feature_extractor(waveforms, SAMPLING_RATE, return_tensors, overflow, device)
         texts = _checked_texts("text", text)
         if answer is None:
@@ -329,7 +330,8 @@ class SamAudioLanguageProcessor(ProcessorMixin):
         check_choice("overflow", overflow, OVERFLOWS)
         num_clips = [len(items) for items in clips]
         data = self.encode_texts(texts, num_clips, answers, train_on_prompt, rendered=rendered, names=names)
-        waveforms = [load_audio(clip, sampling_rate) for items in clips for clip in items]
+        reading = self.feature_extractor.reading(overflow)
+        waveforms = [load_audio(clip, sampling_rate, **reading) for items in clips for clip in items]
         num_windows, num_long = [1] * len(texts), 0
         if waveforms:
             features, counts, num_long = self.feature_extractor.extract(waveforms, overflow, device)

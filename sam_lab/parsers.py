@@ -55,14 +55,8 @@ def parse(argv: Sequence[str] | None = None) -> tuple[str, argparse.Namespace]:
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     for name, add_options in COMMANDS.items():
         text = inspect.cleandoc(add_options.__doc__ or "")
-        add_options(
-            commands.add_parser(
-                name,
-                help=text.partition("\n")[0],
-                description=text,
-                formatter_class=argparse.RawDescriptionHelpFormatter,
-            )
-        )
+        form = argparse.RawDescriptionHelpFormatter
+        add_options(commands.add_parser(name, help=text.partition("\n")[0], description=text, formatter_class=form))
     arguments, rest = parser.parse_known_args(argv)
     command = arguments.command
     del arguments.command
@@ -128,6 +122,14 @@ AUDIO_ROOT = {
 }
 
 
+INCOMPLETE = {
+    "choices": ("error", "keep"),
+    "default": "error",
+    "help": f"audio files that break off: unreadable, or keep what is there; {DEFAULT}",
+}
+MAX_SECONDS = {"type": _above_zero, "default": 10800.0, "metavar": "S", "help": f"longest clip; {DEFAULT}, 3 hours"}
+
+
 def _truth(text: str) -> bool:
     values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
     if text.lower() not in values:
@@ -152,11 +154,10 @@ def _describe(parser: argparse.ArgumentParser) -> None:
     add("--device", metavar="D", help="cpu, cuda, cuda:1, mps ...; by default cuda where available")
     add("--dtype", choices=("auto", *DTYPES), help="default: float32 on a CPU, else auto (as stored)")
     add("--max-new-tokens", type=_positive, metavar="N", help="by default the checkpoint's")
-    add(
-        "--json",
-        action="store_true",
-        help='print a JSON object for each window: {"audio", "start", "end", "text", "seconds": the clip\'s length}',
-    )
+    add("--incomplete", **INCOMPLETE)
+    add("--max-seconds", **MAX_SECONDS)
+    text = 'print JSON objects: {"audio", "start", "end", "text", "seconds": the clip\'s length}'
+    add("--json", action="store_true", help=text)
 
 
 def _convert(parser: argparse.ArgumentParser) -> None:
@@ -221,6 +222,7 @@ With adapters nothing is pushed before the end, when they are merged."""
     add("validation", metavar="DATA", help="the same for the validation split")
     add("validation_share", type=float, default=0.05, metavar="S", help=f"without --validation, of --train; {DEFAULT}")
     add("max_missing", type=_share, default=0.0, metavar="S", help=f"largest share of rows without audio; {DEFAULT}")
+    add("incomplete", **INCOMPLETE)
     add("prompt", default=DEFAULT_PROMPT, metavar="TEXT", help=f"of rows that have none; {DEFAULT}")
     add("lora_rank", type=_not_negative, default=0, metavar="N", help="of adapters on the language model; 0: none")
     add("lora_dropout", type=float, default=0.05, metavar="S", help=f"of the adapters' inputs; {DEFAULT}")
@@ -281,14 +283,8 @@ def _train(parser: argparse.ArgumentParser) -> None:
     add("--list", action=_Recipes, nargs=0, dest=argparse.SUPPRESS, help="print the names of the recipes and exit")
     add("--output", metavar="DIR", help="the folder for everything that is trained")
     add("--stage", type=_not_negative, metavar="N", help="run this stage only; the one before must be finished")
-    add(
-        "--set",
-        type=_pair("KEY=VALUE"),
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a key; repeatable",
-    )
+    kind = _pair("KEY=VALUE")
+    add("--set", type=kind, action="append", default=[], metavar="KEY=VALUE", help="change a key; repeatable")
     add("--audio-root", **AUDIO_ROOT)
     add(
         "--dry-run", action="store_true", help="print parameters, steps, tokens and hours of the stages; needs no data"
@@ -348,6 +344,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     add("--spice-jars", metavar="DIR", help="of SPICE's jars; see examples/spice-pom.xml")
     add("--require-spice", action="store_true", help="stop where SPICE cannot be computed")
     add("--max-new-tokens", type=_positive, default=400, metavar="N", help=f"longest answer; {DEFAULT}, LTU's")
+    add("--incomplete", **INCOMPLETE)
     add("--batch-size", type=_positive, default=32, metavar="N", help=DEFAULT)
     add("--device", metavar="D", help="by default each process's GPU where available")
     add("--dtype", default="float32", choices=DTYPES, help=DEFAULT)
@@ -420,6 +417,8 @@ def _caption(parser: argparse.ArgumentParser) -> None:
     add("--shard-size", type=_positive, default=2000, metavar="N", help=f"windows; {DEFAULT}")
     add("--workers", type=_not_negative, default=min(8, share), metavar="N", help=f"decoders a process; {DEFAULT}")
     add("--dtype", choices=("auto", *DTYPES), help="default: float32 on a CPU, else auto (as stored)")
+    add("--incomplete", **INCOMPLETE)
+    add("--max-seconds", **MAX_SECONDS)
     add("--retry-failures", action="store_true", help="try again what could not be read before")
 
 

@@ -27,6 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
     dtype = arguments.dtype or ("float32" if state.device.type == "cpu" else "auto")
     model = SamForConditionalGeneration.from_pretrained(arguments.model, dtype=dtype).to(state.device).eval()
     processor = SamProcessor.from_pretrained(arguments.model)
+    extractor = processor.feature_extractor  # how files are read changes the failures, not what was described
+    extractor.incomplete, extractor.max_seconds = arguments.incomplete, arguments.max_seconds
     settings: dict = {}
     if state.is_main_process:
         names = ("split", "audio_column", "keep", "streaming", "max_new_tokens")

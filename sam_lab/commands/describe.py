@@ -30,6 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Describes the files; returns 1 if one of them could not be read (the others are described nevertheless)."""
     paths = arguments.audio or _example_clips()
     model, processor = _load(arguments.model or _example_model(), arguments.device, arguments.dtype)
+    extractor = processor.feature_extractor
+    extractor.incomplete, extractor.max_seconds = arguments.incomplete, arguments.max_seconds
     prompt = prompt_inputs(model, processor, arguments.prompt)
 
     failed: list[str] = []

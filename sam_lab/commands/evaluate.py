@@ -61,6 +61,7 @@ def _score_model(arguments: argparse.Namespace) -> None:
     if arguments.text_encoder is not None:
         encoder = load_text_encoder(arguments.text_encoder, device, tokenizer=arguments.text_tokenizer)
     processor = SamProcessor.from_pretrained(arguments.model)
+    processor.feature_extractor.incomplete = arguments.incomplete
     model = SamForConditionalGeneration.from_pretrained(arguments.model, dtype=arguments.dtype).to(device).eval()
     checkpoint = checkpoint_hash(arguments.model) if state.is_main_process else None  # the only one that writes it
 

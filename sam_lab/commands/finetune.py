@@ -70,6 +70,7 @@ def _set_up(arguments: argparse.Namespace, training: TrainingArguments) -> tuple
     check_model(arguments.model)
     table, truths = _read_rows(arguments, training)
     processor = AutoProcessor.from_pretrained(arguments.model)
+    processor.feature_extractor.incomplete = arguments.incomplete
     set_seed(training.seed)  # adapters start at random
     model = prepare_model(
         SamForConditionalGeneration.from_pretrained(arguments.model, dtype="auto"),

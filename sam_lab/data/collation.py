@@ -11,7 +11,8 @@ from processing_sam import IGNORE_INDEX, PROMPT_TEMPLATE, assign_clips
 from sam_lab.common.checks import check_integers
 from sam_lab.data.counts import SourceCounts
 
-BROKEN = (OSError, ValueError, RuntimeError)  # what load_audio and the decoders under it raise for bad audio
+# What load_audio and the decoders under it raise for bad audio, and for audio that does not fit into memory.
+BROKEN = (OSError, ValueError, RuntimeError, MemoryError)
 
 
 class MicroBatch(dict):
@@ -39,8 +40,8 @@ class MicroBatch(dict):
 class RowCollator:
     """Makes a micro-batch from records.
 
-    Records whose audio is missing, cannot be decoded, is empty or is shorter than 25 ms are skipped and counted. A
-    micro-batch without any record left is one row of text without labels.
+    Records whose audio is missing, cannot be decoded, breaks off, is empty or is shorter than 25 ms are skipped and
+    counted. A micro-batch without any record left is one row of text without labels.
 
     Args:
         processor ([`SamAudioLanguageProcessor`]): The processor.
@@ -84,12 +85,13 @@ class RowCollator:
     def __call__(self, records: list[dict[str, Any]]) -> MicroBatch:
         """Reads the records' audio and returns the inputs of [`collate_rows`]."""
         counts, error = SourceCounts(), None
+        reading = self.processor.feature_extractor.reading("truncate")
         waveforms, readable = [], []
         for record in records:
             source = record.get("source") or "unnamed"
             counts.add(source, "seen")
             try:
-                waveform = None if record["audio"] is None else load_audio(record["audio"])
+                waveform = None if record["audio"] is None else load_audio(record["audio"], **reading)
             except BROKEN as raised:
                 counts.add(source, "broken")
                 error = error or str(raised) or type(raised).__name__

@@ -6,7 +6,6 @@ order. The batches do not depend on the number of processes, so neither do the r
 """
 
 import json
-import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from audio_sam import SAMPLING_RATE, load_audio
+from audio_sam import SAMPLING_RATE, SamFeatureExtractor, load_audio
 from sam_lab.common.answers import generate
 from sam_lab.common.checks import failure_reason
 from sam_lab.common.cores import num_cores
@@ -30,58 +29,28 @@ from sam_lab.evaluation.items import Item
 RUN_FILE = "run.json"
 DONE_FILE = "done.jsonl"
 AHEAD = 2  # batches whose audio is read while another is answered
-UNKNOWN_SIZES = (0, 0xFFFFFFFF)  # in the header of a WAV file that was written to a pipe
 
 # -- Clips --------------------------------------------------------------------------------------------------------
 
 
-def check_whole(path: str | Path) -> None:
-    """Raises `ValueError` if a WAV or Ogg file is truncated, since a decoder would return its beginning without error.
-
-    A truncated WAV file is shorter than its header states; in a truncated Ogg file the last page is not marked as the
-    last. FLAC and most other formats cannot be decoded when truncated, which [`load_audio`] reports. A truncated MP3
-    file cannot be told from a shorter one.
-    """
-    size = os.path.getsize(path)
-    with open(path, "rb") as handle:
-        start = handle.read(12)
-        if start[:4] == b"RIFF" and start[8:] == b"WAVE":
-            stated = int.from_bytes(start[4:8], "little")
-            if stated not in UNKNOWN_SIZES and stated + 8 > size + 1:  # some writers omit the last padding byte
-                raise ValueError(
-                    f"audio: {str(path)!r} has {size} bytes, its header states {stated + 8}: it is truncated."
-                )
-        elif start[:4] == b"OggS":
-            handle.seek(max(0, size - (1 << 16)))  # a page has less than 64 KiB
-            end = handle.read()
-            page = end.rfind(b"OggS")
-            if page < 0 or len(end) < page + 6 or not end[page + 5] & 4:
-                raise ValueError(f"audio: {str(path)!r} ends without Ogg's last page: it is truncated.")
-
-
-def load_clip(path: str) -> tuple[np.ndarray | None, str | None]:
-    """A clip's waveform, or the reason why it cannot be read."""
+def load_clip(path: str, feature_extractor: SamFeatureExtractor) -> tuple[np.ndarray | None, str | None]:
+    """A clip's beginning, as much as is used of it, or the reason why it cannot be read."""
     try:
-        check_whole(path)
-        return load_audio(path), None
+        return load_audio(path, **feature_extractor.reading("truncate")), None
     except (OSError, ValueError) as error:
         return None, str(error)
-
-
-def _load(path: str) -> tuple[np.ndarray | None, str | None]:
-    """[`load_clip`]; whatever else happens to one clip, also too little memory, is its own failure."""
-    try:
-        return load_clip(path)
-    except Exception as error:
+    except Exception as error:  # also too little memory: this clip's failure, not the end of the evaluation
         return None, failure_reason(error)
 
 
-def load_batches(batches: Sequence[list[Item]]) -> Iterator[tuple[list[Item], list[tuple[np.ndarray | None, Any]]]]:
+def load_batches(
+    batches: Sequence[list[Item]], feature_extractor: SamFeatureExtractor
+) -> Iterator[tuple[list[Item], list[tuple[np.ndarray | None, Any]]]]:
     """Batches with their clips, which threads read while earlier batches are answered."""
     waiting: deque = deque()
     with ThreadPoolExecutor(min(16, num_cores())) as pool:
         for batch in batches:
-            waiting.append((batch, [pool.submit(_load, item.audio) for item in batch]))
+            waiting.append((batch, [pool.submit(load_clip, item.audio, feature_extractor) for item in batch]))
             if len(waiting) > AHEAD:
                 items, clips = waiting.popleft()
                 yield items, [clip.result() for clip in clips]
@@ -225,7 +194,7 @@ def predict(
         open(folder / f"part-{state.process_index:05d}.jsonl", "ab", buffering=0) as handle,
         tqdm(total=total, desc="answering", unit="clip", disable=not state.is_main_process) as progress,
     ):
-        for batch, clips in load_batches(batches):
+        for batch, clips in load_batches(batches, processor.feature_extractor):
             answers = answer_batch(model, processor, batch, clips, candidates or {}, end_of_text, max_new_tokens)
             handle.write((json.dumps(answers) + "\n").encode())  # a single write for each batch
             progress.update(len(batch))

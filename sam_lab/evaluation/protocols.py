@@ -170,6 +170,8 @@ def evaluate(
         "items": _digest([[item.id, name_text(Path(item.audio).name), item.prompt] for item in found]),
         "candidates": _digest([sorted(candidates), shared] if shared else candidates),
     }
+    if processor.feature_extractor.incomplete != "error":
+        settings["incomplete"] = processor.feature_extractor.incomplete
     model.eval()
     options = (candidates, not task.labels, batch_size, max_new_tokens, state)
     records, speed = predict(model, processor, found, work, settings, *options)

@@ -224,7 +224,7 @@ def analyse_encoder(
         for name, source in zip(names[begin : begin + batch_size], sources[begin : begin + batch_size]):
             try:
                 waveforms.append(load_audio(source))
-            except (OSError, TypeError, ValueError) as error:
+            except (OSError, TypeError, ValueError, RuntimeError, MemoryError) as error:
                 failed.append({"audio": name, "error": str(error)})
             else:
                 rows.append({"audio": name, "seconds": round(len(waveforms[-1]) / SAMPLING_RATE, 3)})

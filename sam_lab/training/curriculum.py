@@ -198,11 +198,15 @@ def run_recipe(
         if recipe.validation is not None and unfinished:
             names[recipe.validation] = None
         sources = prepare_data(recipe, output, list(names))
-        run = Run(recipe, output, SamProcessor.from_pretrained(recipe.model), sources)
+        processor = SamProcessor.from_pretrained(recipe.model)
+        processor.feature_extractor.incomplete = recipe.incomplete
+        run = Run(recipe, output, processor, sources)
         for each in unfinished:  # so that an error in the last stage does not appear after the others
             stage_steps(run, each)
         if recipe.validation is not None and unfinished:
-            run.validation = validation_rows(recipe, sources[recipe.validation])
+            run.validation = validation_rows(
+                recipe, sources[recipe.validation], processor.feature_extractor.reading("truncate")
+            )
         if processes().is_main_process:
             claim(recipe, output)
             if unfinished:

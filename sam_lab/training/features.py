@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import compress
 from typing import Any
 
@@ -26,7 +27,7 @@ def extract_features(
     processor,
     device="cpu",
     num_threads: int = 8,
-    read: Callable[[Any], np.ndarray | None] = load_audio,
+    read: Callable[[Any], np.ndarray | None] | None = None,
 ) -> torch.Tensor:
     """Computes the log-mel of many clips, in half precision.
 
@@ -35,12 +36,13 @@ def extract_features(
         processor ([`SamAudioLanguageProcessor`]): Its feature extractor is used.
         device (*optional*, defaults to `"cpu"`): Where the result is stored: 256 KiB a clip.
         num_threads (`int`, *optional*, defaults to 8): Threads that read and decode files.
-        read (callable, *optional*, defaults to [`load_audio`]): Returns a clip's waveform, or `None` to skip the clip.
+        read (callable, *optional*): Returns a clip's waveform, or `None` to skip the clip; [`load_audio`] by default.
 
     Returns:
         `torch.Tensor`: `[clips, 1024, 128]`, float16, normalised, without the skipped clips.
     """
     extractor = processor.feature_extractor
+    read = read or partial(load_audio, **extractor.reading("truncate"))
     shape = (len(clips), extractor.max_frames, extractor.feature_size)
     features = torch.empty(shape, dtype=torch.float16, device=device)
     count = 0
@@ -101,7 +103,7 @@ class CachedRows(torch.utils.data.Dataset):
 
         def read(key):
             try:
-                waveform = load_audio(clips[first[key]])
+                waveform = load_audio(clips[first[key]], **processor.feature_extractor.reading("truncate"))
             except BROKEN as error:
                 errors[key] = error
                 return None

@@ -32,6 +32,7 @@ CHOICES = {
     "precision": ("bf16", "fp32"),
     "schedule": ("linear", "cosine"),
     "features": ("workers", "device"),
+    "incomplete": ("error", "keep"),
     "format": ("records", "shards", "openaqa", "reasonaqa", "openreasonaqa", "table"),
     "reading": READINGS,
     "caption_rule": CAPTION_RULES,
@@ -178,6 +179,8 @@ class Recipe:
             does not).
         max_broken (`float`, *optional*, defaults to 0.01): Largest share of a stage's rows whose audio may be
             unreadable; a single source may exceed it only by chance.
+        incomplete (`str`, *optional*, defaults to `"error"`): Count audio files that break off as unreadable, or
+            `"keep"` what is there of them.
         data_root (`str`, *optional*, defaults to `"."`): The folder that paths of data are relative to.
         records (`str`, *optional*): Folder for the records made from published files, by default OUTPUT/records.
             Recipes on the same data may share it.
@@ -219,6 +222,7 @@ class Recipe:
     augment: str = "none"
     train_on_prompt: bool = False
     max_broken: float = 0.01
+    incomplete: str = "error"
     data_root: str = "."
     records: str | None = None
     base_id: str | None = None

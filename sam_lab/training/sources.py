@@ -217,10 +217,15 @@ def _read_published(recipe: Recipe, name: str, counts: dict[str, int]) -> Iterat
 # -- Rows ---------------------------------------------------------------------------------------------------------
 
 
-def validation_rows(recipe: Recipe, source: Rows) -> datasets.Dataset:
+def validation_rows(recipe: Recipe, source: Rows, reading: dict[str, Any] | None = None) -> datasets.Dataset:
     """The rows that a recipe evaluates on, drawn at random, without those whose clip cannot be read.
 
     Reads all of them once, so that no training fails at its first evaluation.
+
+    Args:
+        recipe ([`Recipe`]): The recipe.
+        source: The rows of its `validation`.
+        reading (`dict`, *optional*): Options of [`load_audio`], from the feature extractor.
 
     Raises:
         ValueError: More than `max_broken` of the clips cannot be read, or a row's text has a special token.
@@ -243,7 +248,7 @@ def validation_rows(recipe: Recipe, source: Rows) -> datasets.Dataset:
     def problem(clip: Any) -> str | None:
         try:
             if clip is not None:
-                load_audio(clip)
+                load_audio(clip, **(reading or {}))
         except BROKEN as error:
             return str(error)
         return None

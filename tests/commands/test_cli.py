@@ -110,7 +110,8 @@ def test_every_command_has_a_wrong_usage_and_a_module():
 def test_the_options_are_those_that_others_rely_on():
     done = {name: light(name, "--help").stdout for name in ("describe", "convert", "env")}
     options = {
-        "describe": {"--model", "--prompt", "--device", "--dtype", "--max-new-tokens", "--json"},
+        "describe": {"--model", "--prompt", "--device", "--dtype", "--max-new-tokens", "--json"}
+        | {"--incomplete", "--max-seconds"},
         "convert": {"--audio-encoder", "--language-model", "--tokenizer", "--connector", "--dtype"}
         | {"--max-shard-size", "--push-to-hub", "--output", "--check", "--audio-encoder-heads"},
         "env": {"--json"},

@@ -208,6 +208,28 @@ def test_any_name_is_one_line_under_any_locale(checkpoint, clips, tmp_path, loca
     assert sorted(named + [escaped.get(name, name) for name in failed]) == sorted(NAMES)
 
 
+def test_a_file_that_breaks_off_or_is_too_long_is_named_or_described(checkpoint, clips, tmp_path, capsys):
+    half = tmp_path / "half.wav"
+    half.write_bytes(Path(clips[20.5]).read_bytes()[: 44 + 4 * 8 * RATE])
+    options = ["--model", checkpoint, "--max-new-tokens", "2"]
+    assert main(["describe", str(half), clips[1.0], *options]) == 1
+    output = capsys.readouterr()
+    assert [line.split("\t")[0] for line in output.out.splitlines()] == [clips[1.0]]
+    assert f"sam-alm: {half}: " in output.err and "breaks off after 8.0" in output.err
+    assert main(["describe", str(half), *options, "--incomplete", "keep"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1  # of 8 s
+    assert main(["describe", clips[20.5], clips[1.0], *options, "--max-seconds", "15"]) == 1
+    output = capsys.readouterr()
+    assert "is longer than 15 s" in output.err and output.out.startswith(clips[1.0])
+
+
+def test_a_file_name_that_is_no_text_stops_nothing(checkpoint, clips, tmp_path, capsysbinary):
+    odd = os.fsdecode(os.path.join(os.fsencode(tmp_path), b"odd-\xff.wav"))
+    Path(odd).write_bytes(Path(clips[1.0]).read_bytes())
+    main(["describe", odd, clips[2.5], "--model", checkpoint, "--max-new-tokens", "2"])
+    assert capsysbinary.readouterr().out.splitlines()[-1].startswith(os.fsencode(clips[2.5]) + b"\t")
+
+
 def test_without_a_checkout_there_are_no_defaults(clips, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(describe_module, "EXAMPLES", tmp_path / "examples")
     assert main(["describe", clips[1.0]]) == 1

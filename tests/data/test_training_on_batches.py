@@ -78,7 +78,9 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
         first.train()
     second = trainer_of(tmp_path / "run", folder, processor, **options)
     heard = []
-    monkeypatch.setattr(collation_module, "load_audio", lambda path: heard.append(path) or load_audio(path))
+    monkeypatch.setattr(
+        collation_module, "load_audio", lambda path, **options: heard.append(path) or load_audio(path, **options)
+    )
     second.train(resume_from_checkpoint=True)
     assert logged(first)[:killed] + logged(second)[killed:] == pytest.approx(logged(whole), abs=1e-6)
     assert logged(second, "epoch") == logged(whole, "epoch")
