@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-CHUNK = 1 << 20  # bytes that are searched at once
+CHUNK = 1 << 16  # bytes that are searched at once
 
 
 @dataclass

@@ -33,7 +33,7 @@ FRAME_LENGTH = 400  # samples, 25 ms: the shortest clip
 MAX_CHANNELS = 32
 SAMPLING_RATES = (1000, 768000)  # Hz, smallest and largest of a file or an array
 MAX_AMPLITUDE = 100.0  # 40 dB over full scale: such samples are integers passed as floats
-BLOCK = 1 << 19  # frames that are decoded at once: 11 s at 44.1 kHz
+BLOCK = 1 << 19  # samples of all channels that libsndfile decodes at once: 12 s of mono at 44.1 kHz
 COUNTED = ("WAV", "WAVEX", "RF64", "AIFF", "AU", "W64", "CAF", "FLAC")  # libsndfile's frames are those of the layout
 RANGE = 1 << 25  # samples of all channels that torchcodec decodes at once, 128 MiB
 FFMPEG_SECONDS = 600  # after which ffmpeg is stopped
@@ -120,7 +120,7 @@ class Waveform:
         self.parts: list[np.ndarray] = []  # at 16 kHz
         self.seconds = 0.0
         self.rate = SAMPLING_RATE
-        self.first: np.ndarray | None = None  # a block of another rate: without a second one, it is resampled at once
+        self.waiting: list[np.ndarray] = []  # blocks of another rate, one alone is resampled at once, which is quicker
         self.resampler: Any = None
         self.energies: np.ndarray | None = None  # of the mix and of each channel
 
@@ -159,24 +159,23 @@ class Waveform:
             )
         if rate == SAMPLING_RATE:
             self.parts.append(mono)
-        elif self.first is None and self.resampler is None:
-            self.first = mono
         else:
-            if self.resampler is None:
+            self.waiting.append(mono)
+            if self.resampler is None and len(self.waiting) > 1:
                 self.resampler = soxr.ResampleStream(rate, SAMPLING_RATE, 1, dtype="float32", quality="HQ")
-                self.parts.append(self.resampler.resample_chunk(self.first))
-                self.first = None
-            self.parts.append(self.resampler.resample_chunk(mono))
+            if self.resampler is not None:
+                self.parts += [self.resampler.resample_chunk(block) for block in self.waiting]
+                self.waiting = []
         return self.duration is not None and self.seconds >= self.duration + 0.1
 
     def end_part(self) -> None:
         """Ends the resampling: what follows is another sound."""
-        if self.first is not None and len(self.first):
-            self.parts.append(soxr.resample(self.first, self.rate, SAMPLING_RATE, quality="HQ"))
+        if sum(map(len, self.waiting)):
+            self.parts.append(soxr.resample(self.waiting[0], self.rate, SAMPLING_RATE, quality="HQ"))
         elif self.resampler is not None:
             self.parts.append(self.resampler.resample_chunk(np.empty(0, np.float32), last=True))
         self._warn_of_mix()
-        self.first = self.resampler = self.energies = None
+        self.waiting, self.resampler, self.energies = [], None, None
 
     def samples(self) -> np.ndarray:
         """What was taken, float32 at 16 kHz."""
@@ -201,7 +200,13 @@ class Waveform:
             total = total + channel
         mix = total / np.asarray(len(channels), channels.dtype)
         if not Waveform.has_warned:
-            energies = np.array([float(np.dot(each, each)) for each in (mix, *channels)])
+            of_mix, flat = (
+                float(np.dot(mix, mix)),
+                channels.ravel(order="K"),
+            )  # no copy, and quick, unlike one channel's
+            energies = np.array([of_mix] + [0.0] * len(channels))
+            if of_mix < np.dot(flat, flat) / 20:
+                energies[1:] = [np.dot(channel, channel) for channel in channels]
             self.energies = energies if self.energies is None else self.energies + energies
         return mix
 
@@ -347,13 +352,13 @@ def _content(source: Any, count: int) -> bytes:
 
 
 def _read_soundfile(sound: soundfile.SoundFile, source: Any, name: str, waveform: Waveform, keep: bool) -> bool:
-    rate, done = sound.samplerate, 0
+    rate, done, size = sound.samplerate, 0, BLOCK // sound.channels
     waveform.check(rate, sound.channels)
     if sound.format in COUNTED:
         waveform.check_length(sound.frames / rate)
     try:
         # In blocks: the number of frames in the header may be wrong, and must not decide how much memory is allocated.
-        while len(block := sound.read(BLOCK, dtype="float32", always_2d=True)):
+        while len(block := sound.read(size, dtype="float32", always_2d=True)):
             done += len(block)
             if waveform.add(block, rate):
                 return True
@@ -372,8 +377,9 @@ def _read_soundfile(sound: soundfile.SoundFile, source: Any, name: str, waveform
 def _until_failure(source: Any, done: int):
     """The frames from `done` on, in small blocks, up to the one that cannot be decoded."""
     with soundfile.SoundFile(_opened(source)) as sound:
-        for _ in range(done // BLOCK):
-            sound.read(BLOCK, dtype="float32", always_2d=True)
+        size = BLOCK // sound.channels
+        for _ in range(done // size):
+            sound.read(size, dtype="float32", always_2d=True)
         try:
             while len(block := sound.read(1024, dtype="float32", always_2d=True)):
                 yield block
