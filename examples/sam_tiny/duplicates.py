@@ -5,7 +5,7 @@
 compares every clip whose weights may be shared with every clip of one of ESC-50's folds (default: 3 and 4), whatever
 their names, hashes and sources say: the loudest part of one is looked for anywhere in the other. First in coarse
 log-mel (normalised cross-correlation over all lags), then, for the pairs most alike there, in the whitened waveforms:
-copies of one recording reach 0.8, whatever was cut, coded or made louder.
+copies of one recording reach 0.8, whatever was cut, coded or made louder, and single clicks of other recordings 0.6.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from sam_lab.common.files import write_json
 BANDS, HOP = 16, 320  # of the coarse log-mel; 20 ms
 GLANCE, WINDOW = 6400, SAMPLING_RATE  # samples that are looked for, in the log-mel and in the waveform
 LONGEST = 10 * SAMPLING_RATE
-FINE = 0.4  # correlation of the waveforms from which on a pair is a duplicate
+FINE = 0.7  # correlation of the waveforms from which on a pair is a duplicate
 
 
 def coarse_mel(waveform: torch.Tensor) -> torch.Tensor:
@@ -100,7 +100,7 @@ def find(
     Args:
         sounds, references (`dict` of `str` to `np.ndarray`): Waveforms at 16 kHz by name; of longer ones the first
             ten seconds are compared.
-        fine (`float`, *optional*, defaults to 0.4): Correlation of the waveforms from which on a pair is returned.
+        fine (`float`, *optional*, defaults to 0.7): Correlation of the waveforms from which on a pair is returned.
         most (`int`, *optional*, defaults to 8): Sounds that are looked at closer for each reference: those where its
             loudest part may be, and as many whose loudest part it may hold.
 

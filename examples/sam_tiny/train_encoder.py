@@ -301,11 +301,23 @@ def planned(plan: dict[str, Any]) -> list[tuple[str, Settings]]:
     ]
 
 
+def read_results(file: Path) -> list[dict[str, Any]]:
+    """The results that a file holds, without a line that a kill has cut."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+
+def add_result(file: Path, result: dict[str, Any]) -> None:
+    """Appends a line, whatever another process appends, behind a cut line on a line of its own."""
+    is_cut = file.exists() and not file.read_bytes().endswith(b"\n")
+    with open(file, "a", encoding="utf-8") as handle:
+        handle.write("\n" * is_cut + json.dumps(result) + "\n")
+
+
 def plan(args: argparse.Namespace, device: torch.device) -> None:
     """The trainings of a plan that have no result yet."""
     runs = planned(json.loads(args.plan.read_text(encoding="utf-8")))
-    lines = args.results.read_text(encoding="utf-8").splitlines() if args.results.exists() else []
-    done = {json.loads(line)["name"] for line in lines if line.endswith("}")}
+    done = {result["name"] for result in read_results(args.results)}
     part, parts = (int(number) for number in args.part.split("/"))
     runs = [run for run in runs[part - 1 :: parts] if run[0] not in done]
     teacher, collections, compiled = load_teacher(args.data, device), {}, {}
@@ -325,8 +337,7 @@ def plan(args: argparse.Namespace, device: torch.device) -> None:
             print(f"{name} stopped after {run.spent:.0f} s of training; continue with the same command")
             return
         result = {"name": name, **run.result(folder / "encoder.safetensors")}
-        with open(args.results, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(result) + "\n")
+        add_result(args.results, result)
         run.state_file.unlink(missing_ok=True)
         print(f"{name}: {result['accuracy']:.1%}, {result['steps']} steps in {result['seconds']} s", flush=True)
 
