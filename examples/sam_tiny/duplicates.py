@@ -5,7 +5,7 @@
 compares every clip whose weights may be shared with every clip of one of ESC-50's folds (default: 3 and 4), whatever
 their names, hashes and sources say: the loudest part of one is looked for anywhere in the other. First in coarse
 log-mel (normalised cross-correlation over all lags), then, for the pairs most alike there, in the whitened waveforms:
-copies of one recording reach 0.8, whatever was cut, coded or made louder, and single clicks of other recordings 0.6.
+copies of one recording reach 0.7, whatever was cut, coded or made louder, and other recordings stay under 0.35.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from sam_lab.common.files import write_json
 BANDS, HOP = 16, 320  # of the coarse log-mel; 20 ms
 GLANCE, WINDOW = 6400, SAMPLING_RATE  # samples that are looked for, in the log-mel and in the waveform
 LONGEST = 10 * SAMPLING_RATE
-FINE = 0.7  # correlation of the waveforms from which on a pair is a duplicate
+FINE = 0.5  # correlation of the waveforms from which on a pair is a duplicate
 
 
 def coarse_mel(waveform: torch.Tensor) -> torch.Tensor:
@@ -62,14 +62,18 @@ def coarse_correlations(sounds: list[torch.Tensor], references: list[torch.Tenso
 
 
 def whitened(waveform: torch.Tensor) -> torch.Tensor:
-    """The waveform with a flat spectrum: divided by its own, smoothed over 100 Hz, between 100 Hz and 6 kHz."""
+    """The waveform with a flat spectrum and a flat level: divided by its own spectrum, smoothed over 100 Hz, between
+    100 Hz and 6 kHz, and then by its level over 25 ms, down to 20 dB under the highest: a single click looks like any
+    other, the second around it does not."""
     num_fft = 1 << (len(waveform) - 1).bit_length()
     spectrum = torch.fft.rfft(waveform, num_fft)
     width = 2 * round(50 * num_fft / SAMPLING_RATE) + 1
     smooth = F.avg_pool1d(spectrum.abs()[None, None], width, 1, width // 2)[0, 0]
     hertz = torch.linspace(0, SAMPLING_RATE / 2, len(spectrum))
     inside = (hertz > 100) & (hertz < 6000)
-    return torch.fft.irfft(spectrum / (smooth + 1e-6 * smooth.max() + 1e-12) * inside, num_fft)[: len(waveform)]
+    flat = torch.fft.irfft(spectrum / (smooth + 1e-6 * smooth.max() + 1e-12) * inside, num_fft)[: len(waveform)]
+    power = F.avg_pool1d(flat.square()[None, None], 401, 1, 200)[0, 0]
+    return flat / (power + 0.01 * power.max() + 1e-20).sqrt()
 
 
 class Whitened:
@@ -100,7 +104,7 @@ def find(
     Args:
         sounds, references (`dict` of `str` to `np.ndarray`): Waveforms at 16 kHz by name; of longer ones the first
             ten seconds are compared.
-        fine (`float`, *optional*, defaults to 0.7): Correlation of the waveforms from which on a pair is returned.
+        fine (`float`, *optional*, defaults to 0.5): Correlation of the waveforms from which on a pair is returned.
         most (`int`, *optional*, defaults to 8): Sounds that are looked at closer for each reference: those where its
             loudest part may be, and as many whose loudest part it may hold.
 
