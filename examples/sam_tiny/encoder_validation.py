@@ -36,7 +36,7 @@ class Validation:
             turn=False, gap=0, speed=0, reverse=0, mix=0, splice=0, noise=0, equalise=0, low_pass=0, gain=(0.0, 0.0)
         )
         views = plain(clips.waveforms, clips.num_samples, length)
-        taught = batches.taught(views.waveforms, self.frames)
+        taught = batches.taught(views.waveforms, self.frames, compiled=False)
         self.crop = (batches.log_mel(views, self.frames), num_frames(views.num_samples), taught)
 
     @torch.no_grad()

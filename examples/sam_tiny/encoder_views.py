@@ -103,14 +103,17 @@ class Batches:
         return self.extractors[frames].log_mel((views.waveforms - mean) * inside, views.num_samples)
 
     @torch.no_grad()
-    def taught(self, waveforms: torch.Tensor, frames: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The teacher's scores and embeddings by patches of 0.96 s, or `None` without a teacher."""
+    def taught(
+        self, waveforms: torch.Tensor, frames: int, compiled: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The teacher's scores and embeddings by patches of 0.96 s, or `None` without a teacher; another number of
+        patches than a step's is not worth compiling for."""
         if self.teacher is None:
             return None
         log_mel = self.teacher.log_mel(waveforms)
         count = frames // PATCH_FRAMES
         patches = log_mel[:, : count * PATCH_FRAMES].reshape(-1, PATCH_FRAMES, log_mel.shape[2])
-        scores, embedding = self.hear(patches)
+        scores, embedding = (self.hear if compiled else self.teacher)(patches)
         return scores.unflatten(0, (-1, count)), embedding.unflatten(0, (-1, count))
 
     def next(self, is_full: bool) -> dict[str, Any]:
