@@ -39,7 +39,7 @@ from sam_lab.evaluation.tasks import read_esc50
 from sam_lab.training.augmentation import AugmentLogMel
 from sam_lab.training.features import extract_features
 from sam_lab.training.model import save_checkpoint
-from sam_lab.training.trainer import warmup_cosine
+from sam_lab.training.optimizers import warmup_cosine
 
 SAVE_SECONDS = 20  # between two states
 

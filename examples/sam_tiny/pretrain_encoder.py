@@ -27,8 +27,8 @@ from sam_lab.data.plain_tables import clip_key, read_table
 from sam_lab.training.augmentation import AugmentLogMel
 from sam_lab.training.features import extract_features
 from sam_lab.training.model import save_checkpoint
+from sam_lab.training.optimizers import warmup_cosine
 from sam_lab.training.pretraining import MaskedPatches
-from sam_lab.training.trainer import warmup_cosine
 
 WINDOW = 512  # frames, 5.12 seconds
 

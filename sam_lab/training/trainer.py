@@ -1,6 +1,5 @@
 """`SamTrainer`: transformers' Trainer on [`RecordBatches`], for a fixed time if asked, with augmentation."""
 
-import math
 import time
 from typing import Any
 
@@ -18,6 +17,7 @@ from sam_lab.data.collation import MicroBatch, compute_features
 from sam_lab.data.counts import KINDS, SourceCounts, merge_reports
 from sam_lab.training.augmentation import AugmentLogMel
 from sam_lab.training.model import follow_autocast
+from sam_lab.training.optimizers import warmup_cosine
 
 logger = logging.get_logger(__name__)
 
@@ -286,8 +286,3 @@ class SecondsCallback(TrainerCallback, ExportableState):
         if self.begin is None:
             self.begin = time.monotonic()
         control.should_training_stop |= self.share >= 1.0
-
-
-def warmup_cosine(share: float, warmup: float = 0.05) -> float:
-    """Factor of the learning rate after a share of the training: a linear rise, then a fall as a cosine."""
-    return min(1.0, share / warmup + 1e-3) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))

@@ -22,7 +22,8 @@ from sam_lab.data.plain_tables import clip_key, rows_with_audio
 from sam_lab.training.augmentation import AugmentLogMel
 from sam_lab.training.features import CachedRows, extract_features
 from sam_lab.training.model import check_float32, follow_autocast, lora_config, save_checkpoint, upcast_trainable
-from sam_lab.training.trainer import SamTrainer, warmup_cosine
+from sam_lab.training.optimizers import warmup_cosine
+from sam_lab.training.trainer import SamTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIPS = ROOT / "examples" / "audio"
