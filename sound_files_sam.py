@@ -36,6 +36,7 @@ MAX_AMPLITUDE = 100.0  # 40 dB over full scale: such samples are integers passed
 BLOCK = 1 << 19  # samples of all channels that libsndfile decodes at once: 12 s of mono at 44.1 kHz
 COUNTED = ("WAV", "WAVEX", "RF64", "AIFF", "AU", "W64", "CAF", "FLAC")  # libsndfile's frames are those of the layout
 RANGE = 1 << 25  # samples of all channels that torchcodec decodes at once, 128 MiB
+LONGEST_FRAME = 2048  # samples of a coded frame, as HE-AAC has
 FFMPEG_SECONDS = 600  # after which ffmpeg is stopped
 # FFmpeg reads only containers of sound and film, no playlists, which would open other files or the network.
 CONTAINER_START = re.compile(
@@ -403,7 +404,9 @@ def read_decoder(decoder: Any, name: str, waveform: Waveform, keep: bool = False
     seconds = RANGE / (facts.sample_rate * facts.num_channels)
     if waveform.duration is not None:
         seconds = min(seconds, waveform.duration + 1)
-    begin = place = facts.begin_stream_seconds_from_header or 0.0
+    # What is before zero is what a codec needs to begin with, no part of the clip.
+    begin = place = max(facts.begin_stream_seconds_from_header or 0.0, 0.0)
+    stated = facts.duration_seconds_from_header
     while True:
         overlap = min(1.0, seconds / 2) if place > begin else 0.0  # a range behind the end, which is not known, fails
         try:
@@ -418,10 +421,17 @@ def read_decoder(decoder: Any, name: str, waveform: Waveform, keep: bool = False
                 return False
             raise ValueError(_broken(name, f"torchcodec: {error}", place - begin)) from error
         rate, end = samples.sample_rate, samples.pts_seconds + samples.data.shape[1] / samples.sample_rate
-        skip = round((place - samples.pts_seconds) * rate) if overlap else 0
-        if samples.data.shape[1] > skip and _add_tensor(samples.data[:, skip:], rate, waveform):
+        skip, stop, is_last = 0, samples.data.shape[1], end < place + seconds - 0.1
+        if overlap:
+            skip = round((place - samples.pts_seconds) * rate)
+        if is_last and stated is not None:
+            # What the encoder filled its last frame with, which ffmpeg cuts and torchcodec does not. A file that has
+            # more than that behind the stated end states too little.
+            filling = round((end - begin - stated) * rate)
+            stop -= filling if 0 < filling <= LONGEST_FRAME else 0
+        if stop > skip and _add_tensor(samples.data[:, skip:stop], rate, waveform):
             return True
-        if end < place + seconds - 0.1:
+        if is_last:
             return False
         place = end
 

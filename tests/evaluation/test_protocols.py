@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import soundfile
@@ -10,7 +11,7 @@ from sklearn.metrics import average_precision_score
 from tiny import tiny_model, tiny_processor, tone
 
 from modeling_sam import SamForConditionalGeneration
-from processing_sam import SamProcessor
+from processing_sam import SamFeatureExtractor, SamProcessor
 from sam_lab.evaluation import protocols as protocols_module
 from sam_lab.evaluation.items import Item
 from sam_lab.evaluation.mmau import strip_option_letter
@@ -272,9 +273,12 @@ class Words:
         return torch.nn.functional.normalize(found, dim=1)
 
 
+READER = SimpleNamespace(feature_extractor=SamFeatureExtractor())  # as much of a processor as plans need
+
+
 def run(monkeypatch, tmp_path, chosen, rows, predict, **options):
     monkeypatch.setattr(protocols_module, "predict", predict)
-    return evaluate(Silent(), None, rows, chosen, tmp_path / "work", **options)
+    return evaluate(Silent(), READER, rows, chosen, tmp_path / "work", **options)
 
 
 def test_one_generation_serves_all_protocols(monkeypatch, tmp_path, clip):
@@ -315,7 +319,7 @@ def test_a_run_is_told_from_any_other(monkeypatch, tmp_path, clip):
 
         monkeypatch.setattr(protocols_module, "predict", predict)
         options = {"protocols": ["likelihood"], "checkpoint_hash": "a", **options}
-        evaluate(model, None, rows, toy_task(name=name), tmp_path, **options)
+        evaluate(model, READER, rows, toy_task(name=name), tmp_path, **options)
         return seen
 
     others = [
