@@ -372,7 +372,8 @@ class SamAudioLanguageProcessor(ProcessorMixin):
         """
         tokens = special_tokens(self.tokenizer)
         in_prompts = [token for token in tokens if token != AUDIO_TOKEN]
-        whole = [rendered or (rendered is None and is_rendered(text)) for text in texts]
+        places = [f"{names[0]}, position {index}" if len(texts) > 1 else names[0] for index in range(len(texts))]
+        whole = [rendered or (rendered is None and is_rendered(*each)) for each in zip(texts, places)]
         end = self.tokenizer.eos_token  # ends earlier answers in a prompt that is rendered
         plain = [text.replace(end, "") if is_whole else text for text, is_whole in zip(texts, whole)]
         check_texts(names[0], plain, in_prompts)
