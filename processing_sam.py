@@ -358,6 +358,9 @@ class SamAudioLanguageProcessor(ProcessorMixin):
         """As `_encode`, for rows of training: `audio` has one clip, a list of clips or `None` for each text, and
         `names` are the columns of texts and answers."""
         texts, answers = _checked_texts(names[0], texts), _checked_texts(names[1], answers)
+        for index, item in enumerate(audio):
+            if isinstance(item, Real):  # such as NaN, a table's missing value
+                raise ValueError(f"audio: got {item!r} at position {index}, expected a clip, a list of clips or None.")
         clips = [[item] if _is_clip(item) else item for item in audio]
         clips = [[clip for clip in items if clip is not None] for items in clips]
         return self._encode(texts, assign_clips(texts, clips), answers, None, overflow, train_on_prompt, names=names)

@@ -116,6 +116,11 @@ WRONG = {
     ),
     "large": (lambda i: {"input_ids": with_value(i["input_ids"], (1, -1), 272)}, "ids from 0 to 272.*from 0 to 271"),
     "floats": (lambda i: {"input_ids": i["input_ids"].float()}, "input_ids: got float32 of shape"),
+    "a mask as ids": (lambda i: {"input_ids": i["attention_mask"].bool()}, "input_ids: got bool of shape"),
+    "no tokens": (
+        lambda i: {name: i[name][:, :0] for name in ("input_ids", "attention_mask")},
+        r"input_ids: got the shape \[2, 0\], expected a prompt",
+    ),
     "one axis": (lambda i: {"input_ids": i["input_ids"][0]}, "input_ids: got int64 of shape .* expected .*B, L"),
     "no real position": (
         lambda i: {"attention_mask": with_value(i["attention_mask"], 1, 0)},
@@ -224,6 +229,18 @@ def test_collator_names_the_row(processor, name, change, message):
         SamDataCollator(processor)([row, {**row, name: change(row[name])}])
 
 
+def test_collator_names_what_a_table_lacks(processor):
+    row = {"audio": None, "prompt": "What?", "answer": "Rain."}
+    for change, message in (
+        ({"audio": NAN}, "audio: got nan at position 1, expected a clip, a list of clips or None"),
+        ({"prompt": None}, "prompt: got None at position 1, expected a string"),
+        ({"answer": NAN}, "answer: got nan at position 1, expected a string"),
+        ({"prompt": "### Instruction: What? ### Response:"}, "prompt, position 1: got .* headings of a rendered"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SamDataCollator(processor)([row, {**row, **change}])
+
+
 # -- Batches without labels ---------------------------------------------------------------------------------------
 
 
@@ -254,7 +271,7 @@ def log(caplog):
 @pytest.mark.parametrize("number", [1, 8])
 def test_an_epoch_without_labels_is_an_error(processor, tmp_path, log, workers, number):
     training = trainer(processor, tmp_path, unlabelled(processor, number), dataloader_num_workers=workers)
-    with pytest.raises(ValueError, match=rf"labels: got only -100 in all of {-(-number // 2)} batches"):
+    with pytest.raises(ValueError, match=rf"labels: got only -100 in all {-(-number // 2)} batches"):
         training.train()
     if not workers:  # a worker's own process warns otherwise
         assert log("has only -100") == 1
@@ -272,7 +289,7 @@ def test_without_trainer_a_loop_ends_too(processor):
     rows, collator = list(unlabelled(processor, 6)), SamDataCollator(processor)
     with pytest.raises(ValueError, match="labels: got only -100"):  # workers know the rows
         list(torch.utils.data.DataLoader(rows, batch_size=2, num_workers=2, collate_fn=collator))
-    with pytest.raises(ValueError, match="labels: got only -100 in all of 100 batches"):
+    with pytest.raises(ValueError, match="labels: got only -100 in the first 100 batches"):
         for _ in range(100):
             collator(rows[:2])
 
