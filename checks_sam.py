@@ -338,7 +338,8 @@ class LabelWatch:
 
         Raises:
             ValueError: This is the last batch of an epoch without any label, or, where the length of an epoch is not
-                known, the hundredth such batch and none had a label.
+                known, the hundredth such batch and none had a label. Each of several processes sees its part of an
+                epoch: one of less than 100 batches counts together with the next epochs.
         """
         worker = torch.utils.data.get_worker_info()
         loader = _active_loader()
@@ -365,7 +366,8 @@ class LabelWatch:
             return
         extent = "all"  # of an epoch
         if (length := _length(loader)) is not None:
-            is_over = batches >= length * processes
+            # another process's part of the epoch may have labels, but not where this one's is large
+            is_over = batches >= min(length * processes, max(length, UNLABELLED_LIMIT))
         elif worker is not None and (length := _length(worker.dataset)) is not None:
             is_over = samples >= length
         else:

@@ -9,6 +9,7 @@ import peft
 import pytest
 import safetensors.torch
 import torch
+from accelerate import Accelerator
 from tiny import tiny_config, tiny_inputs, tiny_model, tiny_processor, tone
 from transformers import AutoModel, AutoModelForCausalLM, Trainer, TrainingArguments
 
@@ -292,6 +293,17 @@ def test_without_trainer_a_loop_ends_too(processor):
     with pytest.raises(ValueError, match="labels: got only -100 in the first 100 batches"):
         for _ in range(100):
             collator(rows[:2])
+
+
+@pytest.mark.parametrize(("number", "read"), [(120, 120), (60, 100), (10, 20)])
+def test_one_of_several_processes_sees_its_part_of_an_epoch(processor, monkeypatch, number, read):
+    rows = list(unlabelled(processor, number))
+    loader = torch.utils.data.DataLoader(rows, batch_size=1, collate_fn=SamDataCollator(processor))
+    loader = Accelerator(cpu=True).prepare(loader)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=f"only -100 in all {read} batches"):
+        for _ in range(2):
+            assert sum(1 for _ in loader) == number < read
 
 
 def test_first_labels_are_not_learned():
