@@ -54,7 +54,7 @@ FRAME_SHIFT = 160  # samples, 10 ms
 FFT_LENGTH = 512
 ENERGY_FLOOR = 1.1920928955078125e-07  # float32's epsilon, as in Kaldi
 MAX_SECONDS = 10800.0  # 3 hours
-DATA_URL = re.compile(r"data:[^,]{0,500},", re.IGNORECASE)
+DATA_URL = re.compile(r"\s*data:[^,]{0,500},", re.IGNORECASE)
 
 
 # -- Reading audio ------------------------------------------------------------------------------------------------
@@ -169,8 +169,9 @@ def _checked_file(path: str | os.PathLike) -> str | bytes:
     if not os.path.exists(path):
         if DATA_URL.match(path):
             return _data_url(path)
-        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:(//|:)|file:", path):
-            raise ValueError(f"audio: got the URL {path[:200]!r}, expected a file; download it first.")
+        if url := re.match(r"\s*([a-z][a-z0-9+.-]+:(//|:)|file:)", path, re.IGNORECASE):
+            do = "pass the file's path" if url[1].lower().startswith("file:") else "download it first"
+            raise ValueError(f"audio: got the URL {path[:200]!r}, expected a path or a data: URL; {do}.")
         raise FileNotFoundError(f"audio: the file {path[:5000]!r} does not exist.")
     if not os.path.isfile(path):
         raise ValueError(f"audio: {path!r} is not a file.")
@@ -179,7 +180,7 @@ def _checked_file(path: str | os.PathLike) -> str | bytes:
 
 def _data_url(url: str) -> bytes:
     head, _, content = url.partition(",")
-    kind, *options = head[5:].lower().replace(" ", "").split(";")
+    kind, *options = head.lstrip()[5:].lower().replace(" ", "").split(";")
     if "base64" not in options or not re.match(r"(audio|video)/|application/(ogg|octet-stream)$|$", kind):
         raise ValueError(f"audio: got the URL {head[:200]!r}, expected 'data:audio/...;base64' with base64.")
     content = re.sub(r"\s", "", unquote(content) if "%" in content else content)

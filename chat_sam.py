@@ -24,6 +24,7 @@ from typing import Any
 
 AUDIO_TOKEN = "<|audio|>"
 PROMPT_TEMPLATE = "### Instruction:\n{prompt}\n\n### Response:\n"
+HEADINGS = ("### Instruction:", "### Response:")
 
 ROLES = ("system", "user", "assistant")
 # Types of an item and the keys that it may have beside `type`.
@@ -179,7 +180,7 @@ CHAT_TEMPLATE = r"""
 """.strip()
 
 
-def is_rendered(text: str) -> bool:
+def is_rendered(text: str, name: str = "text") -> bool:
     """Whether a text is a rendered prompt, which is not rendered again.
 
     It is one if, after the marks of its clips, it begins with `### Instruction:\\n` and later has
@@ -188,12 +189,15 @@ def is_rendered(text: str) -> bool:
 
     Args:
         text (`str`): A text that the processor was given.
+        name (`str`, *optional*, defaults to `"text"`): What the text is called in the error.
 
     Raises:
         ValueError: Both headings are there, but not as in the template, so that it may be either.
     """
+    instruction, response = HEADINGS
+    if instruction not in text or response not in text:
+        return False
     text = re.sub(rf"^(\s*{re.escape(AUDIO_TOKEN)})+\s*", "", text)
-    instruction, response = (part.strip("\n") for part in PROMPT_TEMPLATE.split("{prompt}"))
     if re.match(rf"{instruction}\n.*?\n\n{response}\n", text, re.DOTALL):
         return True
     system = re.search(rf"\n\n{instruction}\n.*\n\n{response}\n", text, re.DOTALL)
@@ -201,7 +205,7 @@ def is_rendered(text: str) -> bool:
         return True
     if system or re.match(rf"\s*{instruction}.*{response}", text, re.DOTALL):
         raise ValueError(
-            f"text: got {_short(text)}, which has the headings of a rendered prompt but is none: expected "
+            f"{name}: got {_short(text)}, which has the headings of a rendered prompt but is none: expected "
             f"{PROMPT_TEMPLATE!r} with each of its newlines, or the question alone; pass rendered=True to tokenise "
             "the text as it is, or rendered=False if it is a question."
         )
@@ -276,7 +280,7 @@ def _read_item(item: Any, place: str, load: Callable[..., Any] | None, sampling_
         return {"type": "audio"}
     if not sources:
         raise ValueError(f"{place}: got the keys {sorted(item)}, expected {ITEM_KEYS[kind][0]!r} with the clip.")
-    source, rate = item[sources[0]], item.get("sampling_rate", sampling_rate)
+    source = item[sources[0]]
     if kind == "input_audio":
         source = _decoded_input(source, place)
     elif kind == "audio_url":
@@ -284,17 +288,9 @@ def _read_item(item: Any, place: str, load: Callable[..., Any] | None, sampling_
         if not isinstance(url, str):
             raise ValueError(f"{place}: got {_short(source)} as 'audio_url', expected a string or {{'url': ...}}.")
         source = url
-    if isinstance(source, str) and (url := re.match(r"(?i)(https?|file):", source)):
-        do = "pass the file's path" if url[1].lower() == "file" else "download it first"
-        raise ValueError(f"{place}: got the URL {source[:200]!r}, expected a path or a data: URL; {do}.")
-    in_memory = isinstance(source, (bytes, bytearray, memoryview))
-    if isinstance(source, str) and re.match(r"(?i)data:[^,]*;base64,", source):
-        source, in_memory = _decoded(source.split(",", 1)[1], place), True
     try:
-        return {"type": "audio", "audio": load(source, rate)}
+        return {"type": "audio", "audio": load(source, item.get("sampling_rate", sampling_rate))}
     except ValueError as error:
-        if not in_memory:  # otherwise the error knows no name
-            raise
         raise ValueError(f"{place}: {error}") from error
 
 

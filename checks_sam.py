@@ -150,8 +150,9 @@ def check_model_inputs(
                 f"{name}: got {what}, expected a tensor; call the processor with return_tensors='pt' and pass its "
                 "result by name, as in model.generate(**inputs) or model(**inputs)."
             )
-    if input_ids is not None and (input_ids.is_floating_point() or input_ids.ndim != 2):
-        advice = "pass features by name, input_features=..., with input_ids" if input_ids.is_floating_point() else ""
+    is_integer = input_ids is None or not (input_ids.is_floating_point() or input_ids.dtype == torch.bool)
+    if input_ids is not None and (input_ids.ndim != 2 or not is_integer):
+        advice = "" if is_integer else "pass features and masks by name, input_features=..., with input_ids"
         raise ValueError(
             f"input_ids: got {_kind(input_ids)}, expected integers of shape [B, L]; "
             f"{advice or 'add the axis of the batch'}, best as model.generate(**inputs) or model(**inputs) with the "
@@ -201,6 +202,8 @@ def check_generation_inputs(vocab_size: int, inputs: Any, options: Mapping[str, 
     features, mask = options.get("input_features"), options.get("attention_mask")
     check_model_inputs(ids, features, mask)
     has_cache = any(options.get(name) is not None for name in ("cache", "past_key_values", "inputs_embeds"))
+    if ids is not None and not ids.numel() and not has_cache:
+        raise ValueError(f"input_ids: got the shape {list(ids.shape)}, expected a prompt; make it with SamProcessor.")
     if ids is not None and mask is not None and not has_cache and mask.shape != ids.shape:
         raise ValueError(
             f"attention_mask: got the shape {list(mask.shape)}, expected that of input_ids, {list(ids.shape)}; pass "
@@ -335,7 +338,8 @@ class LabelWatch:
 
         Raises:
             ValueError: This is the last batch of an epoch without any label, or, where the length of an epoch is not
-                known, the hundredth such batch and none had a label.
+                known, the hundredth such batch and none had a label. Each of several processes sees its part of an
+                epoch: one of less than 100 batches counts together with the next epochs.
         """
         worker = torch.utils.data.get_worker_info()
         loader = _active_loader()
@@ -360,17 +364,19 @@ class LabelWatch:
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         if labelled:
             return
-        length = _length(loader)
-        if length is not None:
-            is_over = batches >= length * processes
+        extent = "all"  # of an epoch
+        if (length := _length(loader)) is not None:
+            # another process's part of the epoch may have labels, but not where this one's is large
+            is_over = batches >= min(length * processes, max(length, UNLABELLED_LIMIT))
         elif worker is not None and (length := _length(worker.dataset)) is not None:
             is_over = samples >= length
         else:
-            is_over = batches >= UNLABELLED_LIMIT
+            is_over, extent = batches >= UNLABELLED_LIMIT, "the first"
         if is_over:
             raise ValueError(
-                f"labels: got only {IGNORE_INDEX} in all of {batches} batches ({samples} rows), a whole epoch, "
-                "expected tokens to learn: the answer and the end of text, as the processor makes them from `answer`."
+                f"labels: got only {IGNORE_INDEX} in {extent} {batches} batches ({samples} rows), expected tokens to "
+                "learn, or to evaluate on: the answer and the end of text, as the processor makes them from `answer`; "
+                "for predictions alone, leave the labels out."
             )
 
     def _row(self, key: int, worker: int) -> torch.Tensor:

@@ -358,6 +358,9 @@ class SamAudioLanguageProcessor(ProcessorMixin):
         """As `_encode`, for rows of training: `audio` has one clip, a list of clips or `None` for each text, and
         `names` are the columns of texts and answers."""
         texts, answers = _checked_texts(names[0], texts), _checked_texts(names[1], answers)
+        for index, item in enumerate(audio):
+            if isinstance(item, Real):  # such as NaN, a table's missing value
+                raise ValueError(f"audio: got {item!r} at position {index}, expected a clip, a list of clips or None.")
         clips = [[item] if _is_clip(item) else item for item in audio]
         clips = [[clip for clip in items if clip is not None] for items in clips]
         return self._encode(texts, assign_clips(texts, clips), answers, None, overflow, train_on_prompt, names=names)
@@ -372,7 +375,8 @@ class SamAudioLanguageProcessor(ProcessorMixin):
         """
         tokens = special_tokens(self.tokenizer)
         in_prompts = [token for token in tokens if token != AUDIO_TOKEN]
-        whole = [rendered or (rendered is None and is_rendered(text)) for text in texts]
+        places = [f"{names[0]}, position {index}" if len(texts) > 1 else names[0] for index in range(len(texts))]
+        whole = [rendered or (rendered is None and is_rendered(*each)) for each in zip(texts, places)]
         end = self.tokenizer.eos_token  # ends earlier answers in a prompt that is rendered
         plain = [text.replace(end, "") if is_whole else text for text, is_whole in zip(texts, whole)]
         check_texts(names[0], plain, in_prompts)

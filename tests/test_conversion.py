@@ -21,8 +21,9 @@ from safetensors.torch import save_file
 from shared import NEOX, needs
 from tiny import tiny_tokenizer
 from torch.nn import functional as F
-from transformers import Mamba2Config, Mamba2ForCausalLM
+from transformers import AutoTokenizer, Mamba2Config, Mamba2ForCausalLM
 
+from chat_sam import CHAT_TEMPLATE
 from configuration_sam import SamAudioConfig
 from modeling_sam import SamAudioModel, SamForConditionalGeneration
 from processing_sam import SamFeatureExtractor, SamProcessor
@@ -704,6 +705,22 @@ def test_the_directory_holds_the_sources_tensors_unchanged(tmp_path, sources):
     processor = SamProcessor.from_pretrained(output)
     inputs = processor(text="What?", audio=np.zeros(16000), sampling_rate=16000, return_tensors="pt")
     assert model.generate(**inputs, max_new_tokens=2).shape[1] <= inputs["input_ids"].shape[1] + 2
+
+
+def test_the_directory_is_ready_for_chats_and_batches(tmp_path, sources):
+    output = tmp_path / "sam"
+    convert(**sources, output=output)
+    tokenizer = AutoTokenizer.from_pretrained(output)
+    assert (tokenizer.padding_side, tokenizer.pad_token, tokenizer.eos_token) == (
+        "left",
+        "<|endoftext|>",
+        "<|endoftext|>",
+    )
+    chat = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "What?"}]}]
+    prompt = "<|audio|>### Instruction:\nWhat?\n\n### Response:\n"
+    assert tokenizer.apply_chat_template(chat, tokenize=False) == prompt
+    assert (output / "chat_template.jinja").read_text() == CHAT_TEMPLATE
+    assert SamProcessor.from_pretrained(output).apply_chat_template(chat) == prompt
 
 
 def test_the_report_says_what_was_read_and_what_is_untrained(tmp_path, sources):

@@ -17,6 +17,7 @@ import numpy as np
 from pyarrow import ArrowInvalid, Schema, compute, parquet, types
 from tqdm.auto import tqdm
 
+from chat_sam import HEADINGS
 from processing_sam import AUDIO_TOKEN
 from sam_lab.data.plain_tables import SPLITS
 from sam_lab.data.records import MARKER_FILE, SUMMARY_FILE
@@ -226,8 +227,8 @@ class RecordSource:
             )
 
     def _check_all_texts(self) -> None:
-        """Finds special tokens before a training does, by the columns of text alone; where they have any, all records
-        of a stream are walked, which raises for the first that cannot be learned."""
+        """Finds special tokens and headings before a training does, by the columns of text alone; where they have any,
+        all records of a stream are walked, which raises for the first that cannot be learned."""
         for stream, count in zip(self.streams, self.counts):
             key, tokens = None, set(self.special_tokens)
             if isinstance(stream, Path):
@@ -236,7 +237,7 @@ class RecordSource:
                 continue
             if tokens <= _COUNTED.get(key, (0, set()))[1]:
                 continue
-            if _have_tokens(stream, self.special_tokens):
+            if _have_any(stream, (*self.special_tokens, HEADINGS[1])):
                 for number, (where, record) in enumerate(self._rows(stream), 1):
                     self._check(record, where if key is not None else f"{where}, row {number}")
             if key is not None:
@@ -266,9 +267,9 @@ def _state(file: Path) -> tuple[Path, int, int]:
     return file.resolve(), state.st_mtime_ns, state.st_size
 
 
-def _have_tokens(stream: Any, tokens: Sequence[str]) -> bool:
-    """Whether any prompt or answer of a Parquet file or a table has one of the tokens, or is no text."""
-    pattern, names = "|".join(map(re.escape, tokens)), ["prompt", "answer"]
+def _have_any(stream: Any, marks: Sequence[str]) -> bool:
+    """Whether any prompt or answer of a Parquet file or a table has one of the marks, or is no text."""
+    pattern, names = "|".join(map(re.escape, marks)), ["prompt", "answer"]
     if isinstance(stream, Path):
         with parquet.ParquetFile(stream, pre_buffer=False) as table:
             return _match(table.iter_batches(10_000, columns=names, use_threads=False), pattern)

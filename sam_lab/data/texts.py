@@ -1,8 +1,9 @@
-"""The rule for the texts of records and tables: no special token, but the mark of the clip in a prompt."""
+"""The rule for the texts of records and tables: no special token, but the mark of the clip in a prompt; and no prompt
+that may be a question or rendered already."""
 
 from collections.abc import Collection
 
-from processing_sam import AUDIO_TOKEN
+from chat_sam import AUDIO_TOKEN, HEADINGS, PROMPT_TEMPLATE, is_rendered
 
 # Of every processor, and of GPT-NeoX's tokenizer, which the paper's language models read with; for readers that have
 # no tokenizer yet.
@@ -22,6 +23,13 @@ def text_problem(
         special_tokens (list of `str`, *optional*): From [`special_tokens`] of the tokenizer; by default those of
             GPT-NeoX and `<|audio|>`.
     """
+    try:
+        is_rendered(prompt)
+    except ValueError:
+        return (
+            f"both {' and '.join(HEADINGS)} in the prompt, but not as a rendered prompt has them, expected the "
+            f"question alone, or {PROMPT_TEMPLATE!r} with each of its newlines; correct or remove it."
+        )
     found = [token for token in special_tokens if token in prompt or token in answer]
     if not found:
         return None

@@ -28,6 +28,8 @@ RULE = [
     ("What?", f"A dog.{END}", f"{END} in the answer"),
     ("What?", f"{AUDIO} A dog.", f"{AUDIO} in the answer"),
     (f"{AUDIO}{AUDIO}", "A dog.", f"2 {AUDIO} in the prompt and 1 clip"),
+    ("What does ### Response: mean?", "### Instruction: a", None),
+    ("### Instruction: What? ### Response:", "A dog.", "both ### Instruction: and ### Response: in the prompt"),
 ]
 
 
@@ -118,6 +120,8 @@ def test_one_rule_for_all_that_is_read(folder, reader, prompt, answer, problem):
     read, where = READERS[reader]
     if reader == "reasonaqa" and problem is None:
         prompt, answer = prompt.lower(), answer.lower()
+    if reader == "reasonaqa" and problem and "### " in problem:  # its texts are in lower case, and so no headings
+        problem = None
     if problem is None:
         assert read(folder, prompt, answer)
         return
@@ -139,6 +143,10 @@ def test_a_training_that_reads_such_a_record_does_not_start(folder):
         tiny_batches(folder / "r.parquet", processor, batch_size=2)
     with pytest.raises(ValueError, match=r"text: got the special token <\|endoftext\|> in .* at position 200"):
         CachedRows(datasets.Dataset.from_list(rows), processor)
+
+
+def test_a_rendered_prompt_may_be_a_records():
+    assert text_problem("### Instruction:\nWhat?\n\n### Response:\n", "A dog.", has_audio=True) is None
 
 
 def test_a_class_is_an_answer(tmp_path):

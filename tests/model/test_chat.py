@@ -5,6 +5,7 @@ import io
 import json
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 import jinja2
 import numpy as np
@@ -16,6 +17,7 @@ from tiny import tiny_model, tiny_processor, tone
 from transformers import AutoProcessor, AutoTokenizer
 
 import chat_sam
+from audio_sam import load_audio
 from chat_sam import CHAT_TEMPLATE, is_rendered
 from processing_sam import SamDataCollator, SamProcessor
 
@@ -376,6 +378,27 @@ def test_the_format_of_input_audio(processor, form, name):
         processor.apply_chat_template([user(item, QUESTION)], **options)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda url: "\n" + url.replace("data:audio/wav;base64", "DATA:Audio/WAV; codecs=1; Base64"),
+        lambda url: url.rstrip("="),
+        lambda url: url.split(",")[0] + "," + quote(url.split(",")[1], safe=""),
+        lambda url: url.replace(",", ",\r\n "),
+    ],
+)
+def test_data_urls_are_read_alike_everywhere(processor, change):
+    content = file_bytes(subtype="FLOAT")
+    url = f"data:audio/wav;base64,{encoded(content)}"
+    assert url.endswith("=") and change(url) != url
+    expected = load_audio(content)
+    assert np.array_equal(load_audio(change(url)), expected)
+    features = processor(audio=content, return_tensors="pt")["input_features"]
+    for item in ({"type": "audio", "url": change(url)}, {"type": "audio_url", "audio_url": {"url": change(url)}}):
+        found = processor.apply_chat_template([user(item, QUESTION)], tokenize=True, return_dict=True)
+        assert np.array_equal(found["input_features"], features)
+
+
 def test_clips_of_turns_and_batches_stay_in_order(processor):
     first, second, third = (clip(frequency) for frequency in (300.0, 600.0, 1200.0))
     chat = [
@@ -519,14 +542,17 @@ def test_other_chats_that_are_refused(processor):
         ),
         (
             {"type": "audio_url", "audio_url": {"url": "HTTP://example.org/a"}},
-            r"item 0 \(audio_url\): got the URL 'HTTP:",
+            r"item 0 \(audio_url\): audio: got the URL 'HTTP:",
         ),
         ({"type": "audio", "path": "file:///a.wav"}, "got the URL 'file:///a.wav'.* pass the file's path"),
         ({"type": "audio_url", "audio_url": "file:/a.wav"}, "got the URL 'file:/a.wav'"),
         ({"type": "audio_url", "audio_url": {"url": "a", "detail": "low"}}, "got a dict as 'audio_url'"),
         ({"type": "audio_url", "audio_url": 3}, "got 3 as 'audio_url'"),
-        ({"type": "audio_url", "audio_url": "data:audio/wav;base64,a*b"}, "got audio that is not base64"),
-        ({"type": "audio_url", "audio_url": "data:audio/wav;base64,"}, "got no data"),
+        ({"type": "audio_url", "audio_url": "data:audio/wav;base64,a*b"}, "base64 of the URL .* cannot be decoded"),
+        ({"type": "audio_url", "audio_url": "data:audio/wav;base64,"}, "a data: URL of 22 characters is empty"),
+        ({"type": "audio_url", "audio_url": "data:text/plain;base64,AAAA"}, "expected 'data:audio/...;base64'"),
+        ({"type": "audio", "url": "s3://bucket/a.wav"}, "got the URL 's3://bucket/a.wav'.* download it"),
+        ({"type": "audio_url", "audio_url": " HTTPS://example.org/a.wav"}, "got the URL .* download it"),
         ({"type": "audio_url", "audio_url": "data:audio/wav;base64,AAAA"}, r"item 0 \(audio_url\): audio: "),
         ({"type": "input_audio", "input_audio": "UklGRg=="}, "'input_audio': got 'UklGRg==', expected a dictionary"),
         ({"type": "input_audio", "input_audio": {"data": "AAAA"}}, "got None as 'format'"),

@@ -9,6 +9,7 @@ import peft
 import pytest
 import safetensors.torch
 import torch
+from accelerate import Accelerator
 from tiny import tiny_config, tiny_inputs, tiny_model, tiny_processor, tone
 from transformers import AutoModel, AutoModelForCausalLM, Trainer, TrainingArguments
 
@@ -116,6 +117,11 @@ WRONG = {
     ),
     "large": (lambda i: {"input_ids": with_value(i["input_ids"], (1, -1), 272)}, "ids from 0 to 272.*from 0 to 271"),
     "floats": (lambda i: {"input_ids": i["input_ids"].float()}, "input_ids: got float32 of shape"),
+    "a mask as ids": (lambda i: {"input_ids": i["attention_mask"].bool()}, "input_ids: got bool of shape"),
+    "no tokens": (
+        lambda i: {name: i[name][:, :0] for name in ("input_ids", "attention_mask")},
+        r"input_ids: got the shape \[2, 0\], expected a prompt",
+    ),
     "one axis": (lambda i: {"input_ids": i["input_ids"][0]}, "input_ids: got int64 of shape .* expected .*B, L"),
     "no real position": (
         lambda i: {"attention_mask": with_value(i["attention_mask"], 1, 0)},
@@ -224,6 +230,18 @@ def test_collator_names_the_row(processor, name, change, message):
         SamDataCollator(processor)([row, {**row, name: change(row[name])}])
 
 
+def test_collator_names_what_a_table_lacks(processor):
+    row = {"audio": None, "prompt": "What?", "answer": "Rain."}
+    for change, message in (
+        ({"audio": NAN}, "audio: got nan at position 1, expected a clip, a list of clips or None"),
+        ({"prompt": None}, "prompt: got None at position 1, expected a string"),
+        ({"answer": NAN}, "answer: got nan at position 1, expected a string"),
+        ({"prompt": "### Instruction: What? ### Response:"}, "prompt, position 1: got .* headings of a rendered"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SamDataCollator(processor)([row, {**row, **change}])
+
+
 # -- Batches without labels ---------------------------------------------------------------------------------------
 
 
@@ -254,7 +272,7 @@ def log(caplog):
 @pytest.mark.parametrize("number", [1, 8])
 def test_an_epoch_without_labels_is_an_error(processor, tmp_path, log, workers, number):
     training = trainer(processor, tmp_path, unlabelled(processor, number), dataloader_num_workers=workers)
-    with pytest.raises(ValueError, match=rf"labels: got only -100 in all of {-(-number // 2)} batches"):
+    with pytest.raises(ValueError, match=rf"labels: got only -100 in all {-(-number // 2)} batches"):
         training.train()
     if not workers:  # a worker's own process warns otherwise
         assert log("has only -100") == 1
@@ -272,9 +290,20 @@ def test_without_trainer_a_loop_ends_too(processor):
     rows, collator = list(unlabelled(processor, 6)), SamDataCollator(processor)
     with pytest.raises(ValueError, match="labels: got only -100"):  # workers know the rows
         list(torch.utils.data.DataLoader(rows, batch_size=2, num_workers=2, collate_fn=collator))
-    with pytest.raises(ValueError, match="labels: got only -100 in all of 100 batches"):
+    with pytest.raises(ValueError, match="labels: got only -100 in the first 100 batches"):
         for _ in range(100):
             collator(rows[:2])
+
+
+@pytest.mark.parametrize(("number", "read"), [(120, 120), (60, 100), (10, 20)])
+def test_one_of_several_processes_sees_its_part_of_an_epoch(processor, monkeypatch, number, read):
+    rows = list(unlabelled(processor, number))
+    loader = torch.utils.data.DataLoader(rows, batch_size=1, collate_fn=SamDataCollator(processor))
+    loader = Accelerator(cpu=True).prepare(loader)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=f"only -100 in all {read} batches"):
+        for _ in range(2):
+            assert sum(1 for _ in loader) == number < read
 
 
 def test_first_labels_are_not_learned():
