@@ -263,8 +263,10 @@ def read_sound(file: str | bytes, name: str, waveform: Waveform, incomplete: str
         if layout.missing and incomplete == "error":
             seconds = _seconds(file, name) if layout.seconds is None else layout.seconds
             raise ValueError(_broken(name, layout.missing, seconds))
+        # Decoders take a name for UTF-8, which the system does not.
+        has_name = isinstance(file, bytes) or os.fsencode(file) == file.encode("utf-8", "replace")
         for pieces in layout.parts:
-            source = file if pieces == [(0, size)] else Pieces(stream, pieces)
+            source: Any = file if has_name and pieces == [(0, size)] else Pieces(stream, pieces)
             if _read_part(source, name, waveform, incomplete == "keep"):
                 return
             waveform.end_part()

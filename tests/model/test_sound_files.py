@@ -1,7 +1,9 @@
 """Files that lie about their length: joined, broken off, never finished, or far larger than they look."""
 
 import io
+import os
 import resource
+import shutil
 import struct
 import subprocess
 import sys
@@ -630,3 +632,21 @@ def test_torchcodec_reads_the_last_frame_of_mpeg_streams(options, tmp_path, torc
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", torchcodec)
     monkeypatch.setenv("PATH", "")
     assert abs(len(load_audio(tmp_path / "a")) - len(expected)) <= 2
+
+
+@pytest.mark.parametrize("reader", ["libsndfile", "ffmpeg", "torchcodec"])
+def test_a_name_that_is_no_text_is_read(reader, tmp_path, request, monkeypatch):
+    decoders = request.getfixturevalue("torchcodec") if reader == "torchcodec" else None
+    request.getfixturevalue("real_ffmpeg")
+    sound = noise(1.0)
+    soundfile.write(tmp_path / "in.wav", sound, 16000, subtype="FLOAT")
+    path, options = tmp_path / "in.wav", ["-c:a", "alac", "a.m4a"]
+    if reader != "libsndfile":
+        subprocess.run(["ffmpeg", "-loglevel", "error", "-i", "in.wav", *options], cwd=tmp_path, check=True)
+        path = tmp_path / "a.m4a"
+    if reader == "torchcodec":
+        monkeypatch.setitem(sys.modules, "torchcodec.decoders", decoders)
+        monkeypatch.setenv("PATH", "")
+    odd = os.fsdecode(os.fsencode(path.with_suffix("")) + b"\xe9\n" + os.fsencode(path.suffix))
+    shutil.copy(path, odd)
+    np.testing.assert_array_equal(load_audio(odd), load_audio(path))
