@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 try:
-    from .films_sam import bytes_at, find_shortage, is_film, is_unknown, shortage
+    from .films_sam import bytes_at, find_joins, find_shortage, is_film, is_unknown, shortage
 except ImportError:
     if __package__:
         raise
-    from films_sam import bytes_at, find_shortage, is_film, is_unknown, shortage
+    from films_sam import bytes_at, find_joins, find_shortage, is_film, is_unknown, shortage
 
 CHUNK = 1 << 16  # bytes that are searched at once
 
@@ -67,7 +67,9 @@ def find_layout(stream: BinaryIO) -> Layout:
         segments = _mpeg_segments(stream, begin, size)
         if segments:
             return _joined(_mpeg_part(stream, segment, size) for segment in segments)
-    return Layout([[(0, size)]], find_shortage(stream, start, size))
+    begins = [0, *find_joins(stream, start, size)]
+    parts: list[Any] = [[limits] for limits in zip(begins, [*begins[1:], size])]
+    return Layout(parts, find_shortage(stream, start, size))
 
 
 def _joined(layouts: Any) -> Layout:
@@ -230,6 +232,8 @@ def _caf(stream: BinaryIO, begin: int, size: int) -> Layout:
         elif head[:4] == b"data" and not is_coded and not CAF_CHUNKS.match(bytes_at(stream, after, 4)):
             return _samples(stream, begin, size, place + 12, stated, 0, [(place + 4, 8, place + 12)], "big")
         place = size if is_unknown(stated, 8) else after
+    if bytes_at(stream, place, 4) == b"caff":
+        return Layout([[(begin, place)]], goes_on=place)
     return Layout([[(begin, size)]], shortage(place - begin, size - begin) if place > size else None)
 
 
@@ -525,11 +529,23 @@ def _header_frame(stream: BinaryIO, segment: _Segment) -> bytes:
 
 def _wavpack(stream: BinaryIO, size: int) -> Layout:
     """Without the tags behind the last block, which decoders would read as blocks."""
-    place, stated, there = 0, 0, 0
-    while (head := bytes_at(stream, place, 32))[:4] == b"wvpk" and len(head) == 32:
-        total, index, samples = (int.from_bytes(head[at : at + 4], "little") for at in (12, 16, 20))
-        stated = total if place == 0 and total != 0xFFFFFFFF else stated
+    place, stated, there, missing = 0, 0, 0, None
+    parts: list[list[Any]] = []
+    while len(head := bytes_at(stream, place, 32)) == 32:
+        if head[:4] != b"wvpk":  # a tag, behind which another file may stand that was joined
+            place = next(_find(stream, re.compile(rb"wvpk[\s\S]{4}[\x02-\x10]\x04"), place, size), size)
+            continue
+        total, index, samples, flags = (int.from_bytes(head[at : at + 4], "little") for at in (12, 16, 20, 24))
+        if not parts or (index == 0 and flags & 0x800):  # the first block of a sound
+            missing = missing or _lacking(stated, there)
+            stated, there = total if total != 0xFFFFFFFF else 0, 0
+            parts.append([(place, place)])
         place += 8 + int.from_bytes(head[4:8], "little")
         there = index + samples
-    missing = f"its header states {stated} samples and {there} are there" if there < stated else None
-    return Layout([[(0, min(place, size))]], shortage(place, size) if place > size else missing)
+        parts[-1] = [(parts[-1][0][0], min(place, size))]
+    missing = shortage(place, size) if place > size else missing or _lacking(stated, there)
+    return Layout(parts, missing)
+
+
+def _lacking(stated: int, there: int) -> str | None:
+    return f"its header states {stated} samples and {there} are there" if there < stated else None

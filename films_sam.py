@@ -29,6 +29,27 @@ def find_shortage(stream: BinaryIO, start: bytes, size: int) -> str | None:
     return None
 
 
+def find_joins(stream: BinaryIO, start: bytes, size: int) -> list[int]:
+    """Where further films begin in a MP4 or ASF that was joined of several, of which decoders read the first.
+
+    Args:
+        stream, start, size: As in [`find_shortage`].
+    """
+    place, begins, indexes = 0, [], []
+    if BOXES.match(start[4:8]):
+        while len(head := bytes_at(stream, place, 16)) >= 8 and BOXES.match(head[4:8]):
+            begins += [place] if head[4:8] == b"ftyp" else []
+            indexes += [len(begins)] if head[4:8] == b"moov" else []
+            length = int.from_bytes(head[:4], "big")
+            length = int.from_bytes(head[8:], "big") if length == 1 else length or size - place
+            place += max(8, length)
+        return begins[1:] if {*range(1, len(begins) + 1)} == {*indexes} else []
+    while start.startswith(ASF) and (head := bytes_at(stream, place, 24)).startswith(ASF_OBJECTS):
+        begins += [place] if head.startswith(ASF) else []
+        place += max(24, int.from_bytes(head[16:], "little"))
+    return begins[1:]
+
+
 def bytes_at(stream: BinaryIO, place: int, count: int) -> bytes:
     """Bytes of a file, none behind its end."""
     try:

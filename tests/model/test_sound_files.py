@@ -650,3 +650,32 @@ def test_a_name_that_is_no_text_is_read(reader, tmp_path, request, monkeypatch):
     odd = os.fsdecode(os.fsencode(path.with_suffix("")) + b"\xe9\n" + os.fsencode(path.suffix))
     shutil.copy(path, odd)
     np.testing.assert_array_equal(load_audio(odd), load_audio(path))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        ("m4a", "-c:a aac"),
+        ("mp4", "-c:a aac -movflags frag_keyframe+empty_moov"),
+        ("wma", "-c:a wmav2"),
+        ("wv", ""),
+        ("caf", "-c:a alac"),
+        ("webm", "-c:a libopus"),
+        ("aac", "-c:a aac"),
+    ],
+)
+def test_joined_coded_files_are_read_to_the_end(suffix, options, tmp_path, real_ffmpeg):
+    contents, expected = [], []
+    for number, seconds in enumerate((2.0, 1.5)):
+        soundfile.write(tmp_path / "in.wav", noise(seconds, seed=number), 16000)
+        command = [real_ffmpeg, "-loglevel", "error", "-y", "-i", "in.wav", *options.split(), f"a.{suffix}"]
+        subprocess.run(command, cwd=tmp_path, check=True)
+        contents.append((tmp_path / f"a.{suffix}").read_bytes())
+        expected.append(load_audio(contents[-1]))
+    found = load_audio(b"".join(contents))
+    assert abs(len(found) - sum(map(len, expected))) < 1600
+    assert likeness(found[-len(expected[1]) :], noise(1.5, seed=1)) > 0.9
+    if suffix not in ("aac", "webm"):
+        np.testing.assert_array_equal(found, np.concatenate(expected))
+        with pytest.raises(ValueError, match="breaks off"):
+            load_audio(contents[0] + contents[1][: len(contents[1]) // 2])
