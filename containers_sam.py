@@ -12,6 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+try:
+    from .films_sam import bytes_at, find_joins, find_shortage, is_film, is_unknown, shortage
+except ImportError:
+    if __package__:
+        raise
+    from films_sam import bytes_at, find_joins, find_shortage, is_film, is_unknown, shortage
+
 CHUNK = 1 << 16  # bytes that are searched at once
 
 
@@ -39,7 +46,7 @@ def find_layout(stream: BinaryIO) -> Layout:
     """
     size = stream.seek(0, io.SEEK_END)
     begin = _after_tags(stream, 0)
-    start = _bytes_at(stream, begin, 16)
+    start = bytes_at(stream, begin, 16)
     if re.match(WAVES, start, re.DOTALL):
         return _joined(_wave(stream, *limits) for limits in _wave_files(stream, begin, size))
     for magic, read in ((WAVE64, _wave64), (b".snd", _au), (b"dns.", _au), (b"caff", _caf)):
@@ -53,20 +60,16 @@ def find_layout(stream: BinaryIO) -> Layout:
     if start[:4] == b"fLaC":
         begins = [*_find(stream, re.compile(rb"fLaC[\0\x80]\0\0\x22"), begin, size)] or [begin]
         return _joined(_flac(stream, *limits) for limits in zip(begins, [*begins[1:], size]))
-    if _mpeg_frame(start[:4]):
-        return _joined(_mpeg_part(stream, segment, size) for segment in _mpeg_segments(stream, begin, size))
-    whole = [[(0, size)]]
-    if BOXES.match(start[4:8]):
-        return Layout(whole, _boxes(stream, size))
-    films = ((b"\x1aE\xdf\xa3", _matroska), (ASF, _asf), (b"wvpk", _wavpack))
-    for magic, lacks in (*films, (b"NIST_1A\n", _nist), (b"Creative Voice F", _voc)):
-        if start.startswith(magic):
-            return Layout(whole, lacks(stream, size))
-    if start[:4] == b"RIFF" and start[8:12] == b"AVI ":
-        stated = int.from_bytes(start[4:8], "little")
-        is_short = stated + 8 > size + 1 and not _is_unknown(stated)
-        return Layout(whole, _shortage(stated + 8, size) if is_short else None)
-    return Layout(whole)
+    if start[:4] == b"wvpk":
+        return _wavpack(stream, size)
+    # Zeros behind a tag, or the end of a frame in a recorded stream, may stand before the first frame.
+    if _mpeg_frame(start[:4]) or (not is_film(start) and _has_frames(stream, begin)):
+        segments = _mpeg_segments(stream, begin, size)
+        if segments:
+            return _joined(_mpeg_part(stream, segment, size) for segment in segments)
+    begins = [0, *find_joins(stream, start, size)]
+    parts: list[Any] = [[limits] for limits in zip(begins, [*begins[1:], size])]
+    return Layout(parts, find_shortage(stream, start, size))
 
 
 def _joined(layouts: Any) -> Layout:
@@ -77,18 +80,9 @@ def _joined(layouts: Any) -> Layout:
     return Layout([part for layout in layouts for part in layout.parts], short.missing, seconds)
 
 
-def _bytes_at(stream: BinaryIO, place: int, count: int) -> bytes:
-    stream.seek(min(place, 1 << 62))  # a damaged size may be any number
-    return stream.read(count)
-
-
-def _shortage(stated: int, there: int) -> str:
-    return f"its header states {stated} bytes and {there} are there"
-
-
 def _after_tags(stream: BinaryIO, place: int) -> int:
     """The place behind ID3v2 tags."""
-    while (head := _bytes_at(stream, place, 10))[:3] == b"ID3" and len(head) == 10 and max(head[6:]) < 128:
+    while (head := bytes_at(stream, place, 10))[:3] == b"ID3" and len(head) == 10 and max(head[6:]) < 128:
         place += 10 + (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]) + (10 if head[5] & 16 else 0)
     return place
 
@@ -97,7 +91,7 @@ def _find(stream: BinaryIO, pattern: re.Pattern, begin: int, size: int) -> Itera
     """The places of a pattern of up to 16 bytes, in ascending order."""
     last = -1
     while begin < size:
-        content = _bytes_at(stream, begin, CHUNK + 16)
+        content = bytes_at(stream, begin, CHUNK + 16)
         for match in pattern.finditer(content):
             if begin + match.start() > last:
                 last = begin + match.start()
@@ -116,23 +110,17 @@ EXTRAS = re.compile(
 )
 
 
-def _is_unknown(stated: int, width: int = 4) -> bool:
-    """Whether a size of so many bytes was never filled in: a recorder that writes to a pipe, or crashed, leaves all
-    ones or about the largest positive number. (It also leaves 0, which may be true.)"""
-    return stated >= (1 << 8 * width) - 4096 or abs(stated - (1 << 8 * width - 1)) <= 4096
-
-
 def _are_extras(stream: BinaryIO, place: int, size: int, order: Any) -> bool:
     """Whether chunks, tags or zeros follow, and no samples that the stated size leaves out."""
     while size - place >= 8:
-        head = _bytes_at(stream, place, 11)
+        head = bytes_at(stream, place, 11)
         if EXTRAS.match(head):
             return True
         if not re.match(rb"[A-Za-z0-9 _.()-]{4}", head):
             break
         place += 8 + int.from_bytes(head[4:8], order)
         place += place & 1
-    while 8 <= size - place and not any(content := _bytes_at(stream, place, CHUNK)):
+    while 8 <= size - place and not any(content := bytes_at(stream, place, CHUNK)):
         place += len(content)
     return -8 < size - place < 8
 
@@ -143,14 +131,14 @@ def _samples(stream, begin, size, start, stated, per_second, counts, order) -> L
     `counts` are the fields to mend if that is wrong: place, number of bytes, and from where they count.
     """
     there, missing = size - start, None
-    if not _is_unknown(stated, counts[-1][1]):
+    if not is_unknown(stated, counts[-1][1]):
         if stated > there:
-            missing = _shortage(start + stated - begin, size - begin)
-        elif stated < there and _bytes_at(stream, start + stated, 4) == _bytes_at(stream, begin, 4):
+            missing = shortage(start + stated - begin, size - begin)
+        elif stated < there and bytes_at(stream, start + stated, 4) == bytes_at(stream, begin, 4):
             return Layout([[(begin, start + stated)]], goes_on=start + stated)
         elif stated >= there or any(_are_extras(stream, start + stated + odd, size, order) for odd in (0, stated & 1)):
             return Layout([[(begin, size)]])
-    head = bytearray(_bytes_at(stream, begin, max(0, start - begin)))
+    head = bytearray(bytes_at(stream, begin, max(0, start - begin)))
     for place, width, origin in counts:
         value = min(max(0, size - origin), (1 << 8 * width) - 1)
         head[place - begin : place - begin + width] = value.to_bytes(width, order)
@@ -161,11 +149,11 @@ def _samples(stream, begin, size, start, stated, per_second, counts, order) -> L
 def _wave_files(stream: BinaryIO, begin: int, size: int) -> Iterator[tuple[int, int]]:
     """Where each of the WAV or AIFF files begins and ends that were joined into one."""
     while True:
-        head = _bytes_at(stream, begin, 28)
+        head = bytes_at(stream, begin, 28)
         end = begin + 8 + int.from_bytes(head[4:8], "big" if head[:4] in (b"RIFX", b"FORM") else "little")
         if head[12:16] == b"ds64":
             end = begin + 8 + int.from_bytes(head[20:28], "little")
-        if not re.match(WAVES, _bytes_at(stream, end, 12), re.DOTALL):
+        if not re.match(WAVES, bytes_at(stream, end, 12), re.DOTALL):
             yield begin, size
             return
         yield begin, end
@@ -173,10 +161,10 @@ def _wave_files(stream: BinaryIO, begin: int, size: int) -> Iterator[tuple[int, 
 
 
 def _wave(stream: BinaryIO, begin: int, size: int) -> Layout:
-    order: Any = "big" if _bytes_at(stream, begin, 4) in (b"RIFX", b"FORM") else "little"
+    order: Any = "big" if bytes_at(stream, begin, 4) in (b"RIFX", b"FORM") else "little"
     counts, long_size = [(begin + 4, 4, begin + 8)], None
     place, per_second = begin + 12, 0
-    while place < size and len(chunk := _bytes_at(stream, place, 40)) >= 8:
+    while place < size and len(chunk := bytes_at(stream, place, 40)) >= 8:
         name, stated = chunk[:4], int.from_bytes(chunk[4:8], order)
         if name == b"ds64":
             long_size = int.from_bytes(chunk[16:24], "little")
@@ -186,7 +174,16 @@ def _wave(stream: BinaryIO, begin: int, size: int) -> Layout:
         elif name == b"COMM":
             exponent, mantissa = int.from_bytes(chunk[16:18], "big") - 16446, int.from_bytes(chunk[18:26], "big")
             width = int.from_bytes(chunk[8:10], "big") * (int.from_bytes(chunk[14:16], "big") + 7 >> 3)
-            per_second = int(width * mantissa * 2.0**exponent) if abs(exponent) < 80 else 0
+            is_coded = stated > 18 and chunk[26:30] not in (
+                b"NONE",
+                b"sowt",
+                b"twos",
+                b"fl32",
+                b"FL32",
+                b"fl64",
+                b"FL64",
+            )
+            per_second = int(width * mantissa * 2.0**exponent) if abs(exponent) < 80 and not is_coded else 0
         elif name in (b"data", b"SSND", b"BODY"):
             if long_size is not None and stated == 0xFFFFFFFF:
                 stated, counts = long_size, [*counts, (long_place, 8, place + 8)]
@@ -199,20 +196,20 @@ def _wave(stream: BinaryIO, begin: int, size: int) -> Layout:
 
 def _wave64(stream: BinaryIO, begin: int, size: int) -> Layout:
     place, per_second = begin + 40, 0
-    while len(chunk := _bytes_at(stream, place, 40)) >= 24:
+    while len(chunk := bytes_at(stream, place, 40)) >= 24:
         stated = int.from_bytes(chunk[16:24], "little")  # with the 24 bytes of name and size
         if chunk[:4] == b"fmt ":
             per_second = int.from_bytes(chunk[32:36], "little")
         elif chunk[:4] == b"data":
             counts = [(begin + 16, 8, begin), (place + 16, 8, place)]
-            stated = stated if _is_unknown(stated, 8) else max(0, stated - 24)
+            stated = stated if is_unknown(stated, 8) else max(0, stated - 24)
             return _samples(stream, begin, size, place + 24, stated, per_second, counts, "little")
         place += max(24, (stated + 7) // 8 * 8)
     return Layout([[(begin, size)]])
 
 
 def _au(stream: BinaryIO, begin: int, size: int) -> Layout:
-    head = _bytes_at(stream, begin, 24)
+    head = bytes_at(stream, begin, 24)
     order: Any = "big" if head[:1] == b"." else "little"
     start, stated, encoding, rate, channels = (int.from_bytes(head[at : at + 4], order) for at in range(4, 24, 4))
     width = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8, 27: 1}.get(encoding, 0)
@@ -222,32 +219,22 @@ def _au(stream: BinaryIO, begin: int, size: int) -> Layout:
     return _samples(stream, begin, size, start, stated, width * rate * channels, [(begin + 8, 4, start)], order)
 
 
+CAF_CHUNKS = re.compile(rb"desc|data|pakt|kuki|chan|info|strg|free|mark|regn|inst|midi|ovvw|peak|edct|umid|uuid")
+
+
 def _caf(stream: BinaryIO, begin: int, size: int) -> Layout:
-    place = begin + 8
-    while len(head := _bytes_at(stream, place, 12)) == 12:
-        stated = int.from_bytes(head[4:], "big")
-        if head[:4] == b"data":
+    place, is_coded = begin + 8, False
+    while len(head := bytes_at(stream, place, 24)) >= 12 and CAF_CHUNKS.match(head):
+        stated = int.from_bytes(head[4:12], "big")
+        after = place + 12 + stated
+        if head[:4] == b"desc":
+            is_coded = head[20:] not in (b"lpcm", b"alaw", b"ulaw")
+        elif head[:4] == b"data" and not is_coded and not CAF_CHUNKS.match(bytes_at(stream, after, 4)):
             return _samples(stream, begin, size, place + 12, stated, 0, [(place + 4, 8, place + 12)], "big")
-        place += 12 + stated
-    return Layout([[(begin, size)]])
-
-
-def _nist(stream: BinaryIO, size: int) -> str | None:
-    text = _bytes_at(stream, 0, 1024).decode("latin-1")
-    facts = {name: int(value) for name, value in re.findall(r"\n(\w+) -i (\d{1,18})\b", text)}
-    if "shorten" in text or "sample_count" not in facts:
-        return None
-    length = re.match(r"NIST_1A\n\s*(\d{1,9})", text)
-    stated = int(length[1] if length else 1024)
-    stated += facts["sample_count"] * facts.get("sample_n_bytes", 1) * facts.get("channel_count", 1)
-    return _shortage(stated, size) if stated > size else None
-
-
-def _voc(stream: BinaryIO, size: int) -> str | None:
-    place = int.from_bytes(_bytes_at(stream, 20, 2), "little")
-    while len(head := _bytes_at(stream, place, 4)) == 4 and head[0]:
-        place += 4 + int.from_bytes(head[1:], "little")
-    return _shortage(place, size) if place > size else None
+        place = size if is_unknown(stated, 8) else after
+    if bytes_at(stream, place, 4) == b"caff":
+        return Layout([[(begin, place)]], goes_on=place)
+    return Layout([[(begin, size)]], shortage(place - begin, size - begin) if place > size else None)
 
 
 # -- Ogg ----------------------------------------------------------------------------------------------------------
@@ -260,7 +247,7 @@ def _ogg_links(stream: BinaryIO, begin: int, size: int) -> Iterator[tuple[int, i
         if after not in (-1, place):
             yield begin, place
             begin = place
-        after = _page_end(_bytes_at(stream, place, 27 + 255), place)
+        after = _page_end(bytes_at(stream, place, 27 + 255), place)
     yield begin, size
 
 
@@ -270,7 +257,7 @@ def _page_end(head: bytes, place: int) -> int:
 
 def _ogg(stream: BinaryIO, begin: int, end: int) -> Layout:
     place = max(begin, end - (1 << 16) - 300)  # a page has up to 65,307 bytes
-    tail = _bytes_at(stream, place, end - place)
+    tail = bytes_at(stream, place, end - place)
     page = tail.rfind(b"OggS\0")
     is_last = page >= 0 and len(tail) > page + 27 and tail[page + 5] & 4
     is_whole = is_last and _page_end(tail[page : page + 282], page) <= len(tail)
@@ -296,9 +283,9 @@ CRC8, CRC16 = _remainders(8, 0x107), _remainders(16, 0x18005)
 
 def _flac(stream: BinaryIO, begin: int, end: int) -> Layout:
     """STREAMINFO's number of samples, 0 from encoders that write to a pipe, is compared with the last frame's."""
-    info = bytearray(_bytes_at(stream, begin, 42))
+    info = bytearray(bytes_at(stream, begin, 42))
     place, is_last = begin + 4, False
-    while not is_last and len(head := _bytes_at(stream, place, 4)) == 4:
+    while not is_last and len(head := bytes_at(stream, place, 4)) == 4:
         is_last, place = head[0] >> 7 == 1, place + 4 + int.from_bytes(head[1:], "big")
     if not is_last or place >= end or len(info) < 42:
         return Layout([[(begin, end)]], "no frame is there", 0.0)
@@ -306,10 +293,10 @@ def _flac(stream: BinaryIO, begin: int, end: int) -> Layout:
     stated = (info[21] & 15) << 32 | int.from_bytes(info[22:26], "big")
     block_size = int.from_bytes(info[10:12], "big")
     worst = block_size * (1 + (info[20] >> 1 & 7)) * 4
-    first, last = _bytes_at(stream, place, 4), None
+    first, last = bytes_at(stream, place, 4), None
     for more in (256, 1 << 17):  # with tags
         tail_begin = max(place, end - 2 * (longest or worst) - more)
-        tail = _bytes_at(stream, tail_begin, end - tail_begin)
+        tail = bytes_at(stream, tail_begin, end - tail_begin)
         ends = set()  # of the frames that were found, in samples
         for match in re.finditer(re.escape(first[:2]), tail):
             frame = _flac_frame(tail, match.start(), first, block_size)
@@ -419,7 +406,7 @@ def _mpeg_segments(stream: BinaryIO, place: int, size: int) -> list[_Segment]:
     begin, content, marks, joined = 0, b"", set(), True
     while place + 4 <= size:
         if not begin <= place <= begin + len(content) - 4:
-            begin, content = place, _bytes_at(stream, place, CHUNK)
+            begin, content = place, bytes_at(stream, place, CHUNK)
             found = [begin + mark.start() for word in HEADERS for mark in re.finditer(word, content)]
             marks = {mark - offset for mark in found for offset in (13, 21, 36)}
             if begin + len(content) < place + 4:
@@ -429,16 +416,17 @@ def _mpeg_segments(stream: BinaryIO, place: int, size: int) -> list[_Segment]:
             known[head] = _mpeg_frame(head)
         frame = known[head]
         segment = segments[-1] if segments else None
-        if frame is None or (segment and frame[1] != segment.kind and not _are_frames(stream, place, size, frame[1])):
+        is_new = frame is not None and (segment is None or frame[1] != segment.kind)
+        if frame is None or (is_new and not _are_frames(stream, place, size, frame[1])):
             behind = _after_tags(stream, place)
             joined = joined or behind > place
-            place = behind if behind > place else _next_frame(stream, place + 1, size, segment)
+            place = behind if behind > place else _next_frame(stream, place + 1, size)
             continue
         length, kind, samples = frame
         header = None
         if place in marks and kind[1] == 3:
             side = (17 if kind[3] else 32) if kind[0] == 3 else (9 if kind[3] else 17)
-            inside = _bytes_at(stream, place, length)
+            inside = bytes_at(stream, place, length)
             if inside[4 + side : 8 + side] in HEADERS or inside[36:40] == b"VBRI":
                 header = (place, inside)
         if segment is None or joined or header or kind != segment.kind:
@@ -461,7 +449,7 @@ def _mpeg_segments(stream: BinaryIO, place: int, size: int) -> list[_Segment]:
 def _are_frames(stream: BinaryIO, place: int, size: int, kind: tuple) -> bool:
     """Whether three frames of a kind follow one another, or fewer up to the end."""
     for _ in range(3):
-        frame = _mpeg_frame(_bytes_at(stream, place, 4))
+        frame = _mpeg_frame(bytes_at(stream, place, 4))
         if frame is None or frame[1] != kind:
             return False
         place += frame[0]
@@ -470,10 +458,20 @@ def _are_frames(stream: BinaryIO, place: int, size: int, kind: tuple) -> bool:
     return True
 
 
-def _next_frame(stream: BinaryIO, place: int, size: int, segment: _Segment | None) -> int:
+def _has_frames(stream: BinaryIO, begin: int) -> bool:
+    """Whether three frames follow one another near the beginning."""
+    content = bytes_at(stream, begin, CHUNK)
+    for match in re.finditer(rb"\xff[\xe2-\xff]", content):
+        frame = _mpeg_frame(content[match.start() : match.start() + 4])
+        if frame is not None and _are_frames(stream, begin + match.start(), 1 << 62, frame[1]):
+            return True
+    return False
+
+
+def _next_frame(stream: BinaryIO, place: int, size: int) -> int:
     """The place of the next frame, or tag, behind other bytes; `size` if there is none."""
     for found in _find(stream, re.compile(rb"\xff[\xe2-\xff]|ID3[\2-\4]"), place, size):
-        frame = _mpeg_frame(_bytes_at(stream, found, 4))
+        frame = _mpeg_frame(bytes_at(stream, found, 4))
         if frame is None and _after_tags(stream, found) > found:
             return found
         if frame is not None and _are_frames(stream, found, size, frame[1]):
@@ -488,7 +486,7 @@ def _mpeg_part(stream: BinaryIO, segment: _Segment, size: int) -> Layout:
     end = ranges[-1][1]
     seconds = segment.frames * segment.samples / segment.kind[2]
     has_known_length = segment.header is None and len(segment.rates) == 1 and len(ranges) == 1
-    if segment.kind[1] != 3 or (has_known_length and not _bytes_at(stream, ranges[0][0] + 2, 1)[0] & 2):
+    if segment.kind[1] != 3 or (has_known_length and not bytes_at(stream, ranges[0][0] + 2, 1)[0] & 2):
         return Layout([[*ranges]], None, seconds)
     missing, pieces = None, None
     if segment.header is not None:
@@ -518,7 +516,7 @@ def _mpeg_part(stream: BinaryIO, segment: _Segment, size: int) -> Layout:
 def _header_frame(stream: BinaryIO, segment: _Segment) -> bytes:
     """An Info frame with the number of frames, of 64 kbit/s or more, in which it has room."""
     version, _, _, is_mono = segment.kind
-    head = bytearray(_bytes_at(stream, segment.ranges[0][0], 4))
+    head = bytearray(bytes_at(stream, segment.ranges[0][0], 4))
     head[1], head[2] = head[1] | 1, 0x90 | head[2] & 0x0C  # without a checksum or padding
     found = _mpeg_frame(bytes(head))
     side = (17 if is_mono else 32) if version == 3 else (9 if is_mono else 17)
@@ -526,72 +524,28 @@ def _header_frame(stream: BinaryIO, segment: _Segment) -> bytes:
     return (bytes(head) + bytes(side) + counts).ljust(found[0] if found else 0, b"\0")
 
 
-# -- Film: MP4, Matroska, ASF, WavPack ----------------------------------------------------------------------------
-
-ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+# -- WavPack ----------------------------------------------------------------------------------------------------------
 
 
-BOXES = re.compile(rb"ftyp|styp|moov|moof|mdat|free|skip|wide|pnot|uuid|meta|udta|sidx|ssix|mfra|pdin|prft|emsg|bloc")
-
-
-def _boxes(stream: BinaryIO, size: int) -> str | None:
-    """What a MP4 lacks: a box that is longer than the file, or the index, which often stands last."""
-    place, names = 0, set()
-    while len(head := _bytes_at(stream, place, 16)) >= 8:
-        length = int.from_bytes(head[:4], "big")
-        length = int.from_bytes(head[8:], "big") if length == 1 else length or size - place
-        if not BOXES.match(head[4:8]):
-            break  # something else behind the film
-        names.add(head[4:8])
-        if place + length > size:
-            return _shortage(place + length, size)
-        if length < 8:
-            return None
-        place += length
-    return None if b"moov" in names else "its index (moov) is not there"
-
-
-def _matroska(stream: BinaryIO, size: int) -> str | None:
-    """What a Matroska or WebM file lacks; elements of unknown size, as browsers record them, are entered."""
-    place = 0
-    while place < size:
-        head = _bytes_at(stream, place, 12)
-        name_width = 9 - head[0].bit_length()
-        if name_width > 4 or len(head) <= name_width:
-            return None if name_width > 4 else "its last element is cut"
-        width = 9 - head[name_width].bit_length()
-        length = int.from_bytes(head[name_width : name_width + width], "big") & ((1 << 7 * width) - 1)
-        place += name_width + width
-        is_master = head[:4] in (b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75")  # segment, cluster
-        if length == (1 << 7 * width) - 1:
-            if not is_master:
-                return None
-        elif place + length > size:
-            return _shortage(place + length, size)
-        else:
-            place += length
-    return None
-
-
-def _asf(stream: BinaryIO, size: int) -> str | None:
-    place = 0
-    while len(head := _bytes_at(stream, place, 24)) == 24:
-        length = int.from_bytes(head[16:], "little")
-        if place + length > size:
-            return _shortage(place + length, size)
-        if length < 24:
-            return None
-        place += length
-    return None
-
-
-def _wavpack(stream: BinaryIO, size: int) -> str | None:
-    place, stated, there = 0, 0, 0
-    while (head := _bytes_at(stream, place, 32))[:4] == b"wvpk" and len(head) == 32:
-        total, index, samples = (int.from_bytes(head[at : at + 4], "little") for at in (12, 16, 20))
-        stated = total if place == 0 and total != 0xFFFFFFFF else stated
+def _wavpack(stream: BinaryIO, size: int) -> Layout:
+    """Without the tags behind the last block, which decoders would read as blocks."""
+    place, stated, there, missing = 0, 0, 0, None
+    parts: list[list[Any]] = []
+    while len(head := bytes_at(stream, place, 32)) == 32:
+        if head[:4] != b"wvpk":  # a tag, behind which another file may stand that was joined
+            place = next(_find(stream, re.compile(rb"wvpk[\s\S]{4}[\x02-\x10]\x04"), place, size), size)
+            continue
+        total, index, samples, flags = (int.from_bytes(head[at : at + 4], "little") for at in (12, 16, 20, 24))
+        if not parts or (index == 0 and flags & 0x800):  # the first block of a sound
+            missing = missing or _lacking(stated, there)
+            stated, there = total if total != 0xFFFFFFFF else 0, 0
+            parts.append([(place, place)])
         place += 8 + int.from_bytes(head[4:8], "little")
-        if place > size:
-            return _shortage(place, size)
         there = index + samples
+        parts[-1] = [(parts[-1][0][0], min(place, size))]
+    missing = shortage(place, size) if place > size else missing or _lacking(stated, there)
+    return Layout(parts, missing)
+
+
+def _lacking(stated: int, there: int) -> str | None:
     return f"its header states {stated} samples and {there} are there" if there < stated else None

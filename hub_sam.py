@@ -11,6 +11,7 @@ CHECKPOINT_MODULES = (
     "configuration_sam",
     "hub_sam",
     "checks_sam",
+    "films_sam",
     "containers_sam",
     "sound_files_sam",
     "audio_sam",

@@ -263,8 +263,10 @@ def read_sound(file: str | bytes, name: str, waveform: Waveform, incomplete: str
         if layout.missing and incomplete == "error":
             seconds = _seconds(file, name) if layout.seconds is None else layout.seconds
             raise ValueError(_broken(name, layout.missing, seconds))
+        # Decoders take a name for UTF-8, which the system does not.
+        has_name = isinstance(file, bytes) or os.fsencode(file) == file.encode("utf-8", "replace")
         for pieces in layout.parts:
-            source = file if pieces == [(0, size)] else Pieces(stream, pieces)
+            source: Any = file if has_name and pieces == [(0, size)] else Pieces(stream, pieces)
             if _read_part(source, name, waveform, incomplete == "keep"):
                 return
             waveform.end_part()
@@ -424,9 +426,10 @@ def read_decoder(decoder: Any, name: str, waveform: Waveform, keep: bool = False
         skip, stop, is_last = 0, samples.data.shape[1], end < place + seconds - 0.1
         if overlap:
             skip = round((place - samples.pts_seconds) * rate)
-        if is_last and stated is not None:
+        if is_last and stated is not None and begin < 0.1:
             # What the encoder filled its last frame with, which ffmpeg cuts and torchcodec does not. A file that has
-            # more than that behind the stated end states too little.
+            # more than that behind the stated end states too little. MPEG streams, which begin later, state no end:
+            # there it is the time of the last frame's beginning.
             filling = round((end - begin - stated) * rate)
             stop -= filling if 0 < filling <= LONGEST_FRAME else 0
         if stop > skip and _add_tensor(samples.data[:, skip:stop], rate, waveform):

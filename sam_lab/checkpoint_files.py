@@ -134,6 +134,8 @@ INERT_NAMES = (
     *("EAT.", "argparse.Namespace", "fairseq.", "numpy.", "omegaconf.", "pathlib.", "typing.", "_operator.getitem"),
     *(f"builtins.{name}" for name in ("bool", "bytes", "dict", "float", "int", "list", "str", "tuple")),
 )
+# EAT's enumerations and configurations are named by the folder that it was cloned into.
+EAT_NAME = re.compile(r"[\w-]+\.(models|tasks|data)\.\w+\.(Modality|PredictionMode|\w+Config)")
 # Names that torch's own list decides on.
 TORCH_NAMES = ("_codecs.encode", "builtins.bytearray", "builtins.complex", "builtins.set", "collections.", "torch.")
 # torch.save writes the names of Python 2.
@@ -161,7 +163,7 @@ def _load_pickle(path: Path) -> Any:
     """`torch.load(weights_only=True)`, with an inert stand-in for every class that fairseq files contain."""
     try:
         named = _named_classes(path)
-        inert = {name for name in named if name.startswith(INERT_NAMES)}
+        inert = {name for name in named if name.startswith(INERT_NAMES) or EAT_NAME.fullmatch(name)}
         refused = {name for name in named - inert if not name.startswith(TORCH_NAMES)}
         if refused:
             raise ValueError(

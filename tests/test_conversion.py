@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import enum
 import hashlib
 import json
 import os
@@ -500,6 +501,23 @@ def test_what_fairseq_files_carry_is_read_without_fairseq_and_omegaconf(tmp_path
     assert config.num_attention_heads == 2
     assert torch.equal(weights["pre_norm.weight"], eat_weights()[IMAGE + "context_encoder.norm.weight"])
     assert len(weights) == len(eat_weights())
+
+
+def test_the_folder_of_eats_code_may_have_any_name(tmp_path, monkeypatch):
+    """Full configurations as its published code saves them: with enumerations, whose module is in that folder."""
+    folder = "EAT-main"
+    with monkeypatch.context() as context:
+        for name in (folder, f"{folder}.models", f"{folder}.models.images"):
+            context.setitem(sys.modules, name, types.ModuleType(name))
+        modality = enum.Enum("Modality", "AUDIO IMAGE TEXT", module=f"{folder}.models.images")
+        context.setattr(sys.modules[f"{folder}.models.images"], "Modality", modality, raising=False)
+        cfg = eat_cfg(supported_modality=modality.IMAGE, image={"type": modality.IMAGE})
+        torch.save({"cfg": cfg, "model": eat_weights()}, tmp_path / "eat.pt")
+        cfg = eat_cfg(supported_modality=modality.AUDIO)
+        torch.save({"cfg": cfg, "model": eat_weights()}, tmp_path / "other.pt")
+    assert convert_audio_encoder(tmp_path / "eat.pt")[0].num_attention_heads == 2
+    with pytest.raises(ValueError, match=r"cfg\.model\.supported_modality is .*, only IMAGE is supported"):
+        convert_audio_encoder(tmp_path / "other.pt")
 
 
 class _Touch:

@@ -382,6 +382,7 @@ def test_a_processor_alone_needs_no_code_of_the_model(saved, tmp_path):
         "configuration_sam",
         "hub_sam",
         "checks_sam",
+        "films_sam",
         "containers_sam",
         "sound_files_sam",
         "audio_sam",

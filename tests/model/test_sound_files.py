@@ -1,7 +1,9 @@
 """Files that lie about their length: joined, broken off, never finished, or far larger than they look."""
 
 import io
+import os
 import resource
+import shutil
 import struct
 import subprocess
 import sys
@@ -520,3 +522,160 @@ def test_a_whole_file_is_given_to_the_decoder_as_it_is(format, subtype):
     content = encoded(noise(1.0), 16000, format, subtype)
     layout = find_layout(io.BytesIO(content))
     assert layout.missing is None and layout.parts == [[(0, len(content))]]
+
+
+# -- Whole files that look broken, and what stands around the sound ----------------------------------------------------
+
+ID3 = b"ID3\4\0\0\0\0\2\0" + bytes(256)
+
+
+@pytest.mark.parametrize("before", [bytes(100), ID3 + bytes(300), "cut"], ids=["zeros", "tag and zeros", "cut frame"])
+def test_an_mp3_that_begins_behind_other_bytes_is_read_to_the_end(before, tmp_path):
+    """Loud, then quiet, with a variable bit rate: a decoder's guess of the length ended it early."""
+    sound = np.concatenate([noise(3, 44100), noise(9, 44100, seed=1) * 0.001])
+    content = encoded(sound, 44100, "MP3", bitrate_mode="VARIABLE")
+    content = content[mp3_frames(content)[0] :]  # without its Xing frame
+    whole = load_audio(content)
+    assert abs(len(whole) - 12 * 16000) < 1500
+    content = content[60:] if before == "cut" else before + content
+    (tmp_path / "a.mp3").write_bytes(content)
+    for source in (tmp_path / "a.mp3", content):
+        found = load_audio(source)
+        assert abs(len(found) - len(whole)) <= 900  # a frame that is cut, and one that needs it
+        assert likeness(found, soxr.resample(sound[:88200], 44100, 16000)) > 0.95
+
+
+@pytest.mark.parametrize("behind", [b"TAG" + bytes(125), b"behind the file \n" * 3, bytes(3000)])
+@pytest.mark.parametrize("reader", ["ffmpeg", "torchcodec"])
+@pytest.mark.parametrize(
+    "options",
+    ["-f webm -c:a libopus", "-f webm -live 1 -c:a libopus", "-f asf -c:a wmav2", "-f wv", "-f mp4 -c:a aac"],
+)
+def test_other_bytes_behind_a_coded_file_do_not_make_it_broken(
+    options, reader, behind, tmp_path, request, monkeypatch
+):
+    decoders = request.getfixturevalue("torchcodec") if reader == "torchcodec" else None
+    request.getfixturevalue("real_ffmpeg")
+    sound = noise(2.0)
+    soundfile.write(tmp_path / "in.wav", sound, 16000)
+    command = ["ffmpeg", "-loglevel", "error", "-i", "in.wav", *options.split(), "a"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    if reader == "torchcodec":
+        monkeypatch.setitem(sys.modules, "torchcodec.decoders", decoders)
+        monkeypatch.setenv("PATH", "")
+    content = (tmp_path / "a").read_bytes()
+    found = load_audio(content + behind)
+    assert abs(len(found) - 32000) < 1700 and likeness(found, sound) > 0.95
+    np.testing.assert_array_equal(found, load_audio(content))
+
+
+def test_a_live_wma_is_whole(tmp_path, real_ffmpeg):
+    """Written to a pipe, its header does not state how many packets follow."""
+    sound = noise(2.0)
+    soundfile.write(tmp_path / "in.wav", sound, 16000)
+    command = [real_ffmpeg, "-loglevel", "error", "-i", "in.wav", "-f", "asf", "-c:a", "wmav2", "pipe:1"]
+    content = subprocess.run(command, cwd=tmp_path, check=True, stdout=subprocess.PIPE).stdout
+    found = load_audio(content)
+    assert abs(len(found) - 32000) < 1700 and likeness(found, sound) > 0.95
+
+
+def test_a_caf_of_alac_is_whole_or_breaks_off(tmp_path, real_ffmpeg):
+    """Its table of packets stands behind the samples, and is no samples that the header leaves out."""
+    sound = noise(2.0)
+    soundfile.write(tmp_path / "in.wav", sound, 16000)
+    subprocess.run(
+        [real_ffmpeg, "-loglevel", "error", "-i", "in.wav", "-c:a", "alac", "a.caf"], cwd=tmp_path, check=True
+    )
+    content = (tmp_path / "a.caf").read_bytes()
+    found = load_audio(content)
+    np.testing.assert_allclose(found[:31000], load_audio(tmp_path / "in.wav")[:31000], atol=1e-6)
+    for length in (len(content) // 2, len(content) - 4):
+        with pytest.raises(ValueError, match="breaks off"):
+            load_audio(content[:length])
+
+
+def test_chunks_behind_the_samples_of_a_caf_are_no_samples():
+    sound = noise(0.5)
+    content = encoded(sound, format="CAF", subtype="FLOAT")
+    for name in (b"info", b"uuid", b"free"):
+        found = load_audio(content + name + struct.pack(">Q", 64) + b"\x41" * 64)
+        np.testing.assert_array_equal(found, sound)
+
+
+@pytest.mark.parametrize("subtype", ["IMA_ADPCM", "GSM610", "ULAW", "PCM_24", "FLOAT"])
+def test_the_seconds_of_an_aiff_that_breaks_off(subtype):
+    content = encoded(noise(2.0), format="AIFF", subtype=subtype)
+    with pytest.raises(ValueError, match=r"breaks off after \d") as error:
+        load_audio(content[: len(content) // 2])
+    seconds = float(str(error.value).split("after ")[1].split()[0])
+    assert abs(seconds - 1.0) < 0.1
+
+
+def test_a_size_that_no_file_system_takes_is_refused(tmp_path):
+    content = bytearray(encoded(noise(0.5), format="W64"))
+    place = content.find(b"data")
+    content[place : place + 4] = b"junk"
+    content[place + 16 : place + 24] = struct.pack("<Q", 1 << 61)
+    (tmp_path / "a.w64").write_bytes(content)
+    with pytest.raises(ValueError, match="audio: "):
+        load_audio(tmp_path / "a.w64")
+
+
+@pytest.mark.parametrize("options", ["-f mpegts -c:a mp2", "-f vob -c:a ac3"])
+def test_torchcodec_reads_the_last_frame_of_mpeg_streams(options, tmp_path, torchcodec, real_ffmpeg, monkeypatch):
+    """Their length is counted to the last frame's beginning."""
+    soundfile.write(tmp_path / "in.wav", noise(2.0, 48000), 48000)
+    subprocess.run(
+        [real_ffmpeg, "-loglevel", "error", "-i", "in.wav", *options.split(), "a"], cwd=tmp_path, check=True
+    )
+    expected = load_audio(tmp_path / "a")
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", torchcodec)
+    monkeypatch.setenv("PATH", "")
+    assert abs(len(load_audio(tmp_path / "a")) - len(expected)) <= 2
+
+
+@pytest.mark.parametrize("reader", ["libsndfile", "ffmpeg", "torchcodec"])
+def test_a_name_that_is_no_text_is_read(reader, tmp_path, request, monkeypatch):
+    decoders = request.getfixturevalue("torchcodec") if reader == "torchcodec" else None
+    request.getfixturevalue("real_ffmpeg")
+    sound = noise(1.0)
+    soundfile.write(tmp_path / "in.wav", sound, 16000, subtype="FLOAT")
+    path, options = tmp_path / "in.wav", ["-c:a", "alac", "a.m4a"]
+    if reader != "libsndfile":
+        subprocess.run(["ffmpeg", "-loglevel", "error", "-i", "in.wav", *options], cwd=tmp_path, check=True)
+        path = tmp_path / "a.m4a"
+    if reader == "torchcodec":
+        monkeypatch.setitem(sys.modules, "torchcodec.decoders", decoders)
+        monkeypatch.setenv("PATH", "")
+    odd = os.fsdecode(os.fsencode(path.with_suffix("")) + b"\xe9\n" + os.fsencode(path.suffix))
+    shutil.copy(path, odd)
+    np.testing.assert_array_equal(load_audio(odd), load_audio(path))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        ("m4a", "-c:a aac"),
+        ("mp4", "-c:a aac -movflags frag_keyframe+empty_moov"),
+        ("wma", "-c:a wmav2"),
+        ("wv", ""),
+        ("caf", "-c:a alac"),
+        ("webm", "-c:a libopus"),
+        ("aac", "-c:a aac"),
+    ],
+)
+def test_joined_coded_files_are_read_to_the_end(suffix, options, tmp_path, real_ffmpeg):
+    contents, expected = [], []
+    for number, seconds in enumerate((2.0, 1.5)):
+        soundfile.write(tmp_path / "in.wav", noise(seconds, seed=number), 16000)
+        command = [real_ffmpeg, "-loglevel", "error", "-y", "-i", "in.wav", *options.split(), f"a.{suffix}"]
+        subprocess.run(command, cwd=tmp_path, check=True)
+        contents.append((tmp_path / f"a.{suffix}").read_bytes())
+        expected.append(load_audio(contents[-1]))
+    found = load_audio(b"".join(contents))
+    assert abs(len(found) - sum(map(len, expected))) < 1600
+    assert likeness(found[-len(expected[1]) :], noise(1.5, seed=1)) > 0.9
+    if suffix not in ("aac", "webm"):
+        np.testing.assert_array_equal(found, np.concatenate(expected))
+        with pytest.raises(ValueError, match="breaks off"):
+            load_audio(contents[0] + contents[1][: len(contents[1]) // 2])
