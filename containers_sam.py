@@ -103,6 +103,8 @@ def _find(stream: BinaryIO, pattern: re.Pattern, begin: int, size: int) -> Itera
 
 WAVES = rb"(RIFF|RIFX|RF64|BW64)....WAVE|FORM....(AIF[FC]|8SVX|16SV)"
 WAVE64 = bytes.fromhex("726966662e91cf11a5d628db04c10000")
+# How files of other kinds begin that were joined to samples.
+OTHER_KINDS = re.compile(rb"fLaC|OggS|caff|wvpk|\x1aE\xdf\xa3|....ftyp", re.DOTALL)
 # Chunks that stand behind samples, also where the file breaks off within them, and tags of players.
 EXTRAS = re.compile(
     rb"LIST|[Ii][Dd]3|bext|iXML|cue |smpl|inst|fact|PEAK|JUNK|junk|PAD |_PMX|acid|levl|umid|axml|chna|plst|DISP|afsp"
@@ -136,6 +138,8 @@ def _samples(stream, begin, size, start, stated, per_second, counts, order) -> L
             missing = shortage(start + stated - begin, size - begin)
         elif stated < there and bytes_at(stream, start + stated, 4) == bytes_at(stream, begin, 4):
             return Layout([[(begin, start + stated)]], goes_on=start + stated)
+        elif stated < there and OTHER_KINDS.match(bytes_at(stream, start + stated, 12)):
+            return Layout([[(begin, start + stated)], [(start + stated, size)]])
         elif stated >= there or any(_are_extras(stream, start + stated + odd, size, order) for odd in (0, stated & 1)):
             return Layout([[(begin, size)]])
     head = bytearray(bytes_at(stream, begin, max(0, start - begin)))

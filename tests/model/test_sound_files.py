@@ -75,6 +75,12 @@ def test_joined_files_are_read_to_the_end(format, subtype):
     np.testing.assert_array_equal(load_audio(a + b + a), np.concatenate([alone[0], alone[1], alone[0]]))
 
 
+@pytest.mark.parametrize(("format", "subtype"), [("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("CAF", "PCM_16")])
+def test_another_kind_behind_samples_is_no_noise(format, subtype):
+    first, second = encoded(noise(1.84), subtype="PCM_16"), encoded(noise(1.0, seed=1), 16000, format, subtype)
+    np.testing.assert_array_equal(load_audio(first + second), np.concatenate([load_audio(first), load_audio(second)]))
+
+
 def mp3_frames(content):
     """The lengths of an MP3's frames, by the tables of the standard."""
     bits, rates = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320), (44100, 48000, 32000)
