@@ -273,9 +273,14 @@ def read_sound(file: str | bytes, name: str, waveform: Waveform, incomplete: str
 
 
 def _broken(name: str, missing: str, seconds: float) -> str:
+    missing = missing.rstrip(". ")
+    if not seconds:
+        return (
+            f"audio: {name} breaks off after 0.00 s, as nothing of it can be decoded: {missing}. Get the whole file."
+        )
     return (
-        f"audio: {name} breaks off after {seconds:.2f} s: {missing.rstrip('. ')}. Get the whole file, or take what is "
-        "there with incomplete='keep' (--incomplete keep)."
+        f"audio: {name} breaks off after {seconds:.2f} s: {missing}. Get the whole file, or take what is there with "
+        "incomplete='keep' (--incomplete keep)."
     )
 
 

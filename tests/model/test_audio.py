@@ -133,7 +133,11 @@ def test_integers_are_scaled():
         (["a"] * 800, 16000, "type <U1"),
         ([[0.1, 0.2], [0.3]], 16000, "rectangular"),
         (b"these bytes are text, not sound", None, "no known kind of audio file"),
-        (wav(tone())[:20], None, "breaks off after 0.00 s: its header is not complete"),
+        (
+            wav(tone())[:20],
+            None,
+            "breaks off after 0.00 s, as nothing of it can be decoded: its header is not complete",
+        ),
         (wav(tone())[:9], None, "cannot be decoded"),
         ("https://example.org/a.wav", None, r"got the URL .* download it first"),
         ("hf://datasets/a/b.wav", None, r"got the URL .* download it first"),

@@ -267,9 +267,11 @@ def test_a_coded_file_that_breaks_off(name, options, reader, tmp_path, request, 
     beginning = load_audio(tmp_path / name, duration=1.5)
     np.testing.assert_allclose(beginning, whole[:24000], atol=1e-6)
     cut = content[: len(content) // 2]
-    with pytest.raises(ValueError, match=r"breaks off after \d\.\d\d s: .*incomplete='keep'"):
+    has_index_last = name in ("a.m4a", "c.m4a")
+    nothing = "breaks off after 0.00 s, as nothing of it can be decoded: .*Get the whole file.$"
+    with pytest.raises(ValueError, match=nothing if has_index_last else r"after \d\.\d\d s: .*incomplete='keep'"):
         load_audio(cut)
-    if name not in ("a.m4a", "c.m4a", "a.wv"):  # whose index is at the end; ffmpeg before 8 drops a cut WavPack
+    if name != "a.wv" and not has_index_last:  # ffmpeg before 8 drops a cut WavPack
         kept = load_audio(cut, incomplete="keep")
         assert 1.5 < len(kept) / 16000 < 4.5
         assert likeness(kept, sound[: len(kept) - 4000]) > 0.95
