@@ -18,6 +18,8 @@ from sam_lab.evaluation.mmau import PROMPT_STYLES
 from sam_lab.evaluation.protocols import ANSWER_FORM
 from sam_lab.evaluation.questions import QUESTIONS
 from sam_lab.evaluation.tasks import TASKS
+from sam_lab.parsers import options
+from sam_lab.parsers.training import training_fields
 
 ROOT = Path(__file__).parents[2]
 # Runs the command line; at its end nothing slow may have been imported.
@@ -122,14 +124,14 @@ def test_the_options_are_those_that_others_rely_on():
 
 
 def test_the_parsers_repeat_what_slow_modules_define():
-    assert parsers.CONNECTORS == tuple(CONNECTORS)
-    assert parsers.METRICS == {each.name: each.metric for each in (*TASKS.values(), QUESTIONS)}
-    assert (parsers.STYLES, parsers.ANSWER_FORM, parsers.FORMATS) == (PROMPT_STYLES, ANSWER_FORM, FORMATS)
-    assert (parsers.READINGS, parsers.CAPTION_RULES) == (READINGS, CAPTION_RULES)
-    assert parsers.SIZES == tuple(LANGUAGE_MODEL_SIZES)
+    assert options.CONNECTORS == tuple(CONNECTORS)
+    assert options.METRICS == {each.name: each.metric for each in (*TASKS.values(), QUESTIONS)}
+    assert (options.STYLES, options.ANSWER_FORM, options.FORMATS) == (PROMPT_STYLES, ANSWER_FORM, FORMATS)
+    assert (options.READINGS, options.CAPTION_RULES) == (READINGS, CAPTION_RULES)
+    assert options.SIZES == tuple(LANGUAGE_MODEL_SIZES)
     assert "{" + ",".join(WORKS) + "}" in light("benchmark", "--help").stdout
     fields = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
-    assert set(parsers.training_fields()) == fields and len(fields) > 90
+    assert set(training_fields()) == fields and len(fields) > 90
 
 
 def test_finetunes_options_are_its_own_and_the_rest_is_passed_on():
