@@ -4,8 +4,9 @@
 
 compares every clip whose weights may be shared with every clip of one of ESC-50's folds (default: 3 and 4), whatever
 their names, hashes and sources say: the loudest part of one is looked for anywhere in the other. First in coarse
-log-mel (normalised cross-correlation over all lags), then, for the pairs most alike there, in the whitened waveforms:
-copies of one recording reach 0.7, whatever was cut, coded or made louder, and other recordings stay under 0.35.
+log-mel (normalised cross-correlation over all lags), then, for the pairs most alike there, in the whitened waveforms.
+Of all clips against folds 3 and 4 (five minutes a fold on two cores) two pairs reach 0.5, with 0.81 and 0.70: copies,
+cut and coded otherwise. `duplicates.txt` lists the clips to train on among them.
 """
 
 import argparse
