@@ -8,6 +8,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate, compress
 from numbers import Real
 from typing import Any
@@ -257,9 +258,11 @@ class SamAudioLanguageProcessor(ProcessorMixin):
         batched = isinstance(conversation, (list, tuple)) and isinstance((*conversation, None)[0], (list, tuple))
         chats = conversation if batched else [conversation]
         names = [f"conversation {index}" if batched else "conversation" for index in range(len(chats))]
+        # All is checked before any clip is read.
         read = plain = [read_chat(chat, name) for chat, name in zip(chats, names)]
         if tokenize:
-            read = [read_chat(chat, name, load_audio, rate) for chat, name in zip(chats, names)]
+            load = partial(load_audio, **self.feature_extractor.reading(options.get("overflow", "error")))
+            read = [read_chat(chat, name, load, rate) for chat, name in zip(chats, names)]
             options["sampling_rate"] = SAMPLING_RATE  # load_audio has resampled the clips
             options.setdefault("rendered", holds_prompt or None)
         try:

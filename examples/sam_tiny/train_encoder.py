@@ -2,7 +2,7 @@
 
     python examples/sam_tiny/train_encoder.py train --data encoder-data.safetensors --output runs/encoder --seconds 240
     python examples/sam_tiny/train_encoder.py plan --data encoder-data.safetensors --plan experiments.json \
-        --work /tmp/plan --results results.jsonl --until 540
+        --work runs/plan --results results.jsonl --until 540
     python examples/sam_tiny/train_encoder.py time --data encoder-data.safetensors
 
 `--data` is what `encoder_data.py` packs. The waveforms lie on the device, and every step makes new views of them there

@@ -37,8 +37,6 @@ def load_clip(path: str, feature_extractor: SamFeatureExtractor) -> tuple[np.nda
     """A clip's beginning, as much as is used of it, or the reason why it cannot be read."""
     try:
         return load_audio(path, **feature_extractor.reading("truncate")), None
-    except (OSError, ValueError) as error:
-        return None, str(error)
     except Exception as error:  # also too little memory: this clip's failure, not the end of the evaluation
         return None, failure_reason(error)
 

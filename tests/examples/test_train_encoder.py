@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -13,13 +12,13 @@ import soundfile
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from shared import SOUNDS, needs
 from tiny import script
 
 from audio_sam import SamFeatureExtractor, load_audio
 from modeling_sam import SamAudioModel
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = Path(os.environ.get("SAM_SHARED_DATA", ROOT / ".." / "shared" / "data"))
 
 data = script("examples/sam_tiny/encoder_data.py")
 student = script("examples/sam_tiny/encoder_student.py")
@@ -436,13 +435,13 @@ def test_a_recording_is_found_under_another_name(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (SHARED / "sounds").exists(), reason="the shared sounds are not here; set SAM_SHARED_DATA")
+@needs(SOUNDS)
 def test_the_known_pairs_are_found():
     pairs = {
         "glass_breaking/cddaccsounds_4639de8a9f.ogg": "glass_breaking/esc50_48fb398626.ogg",
         "clock_alarm/esc50_2161213dac.ogg": "clock_alarm/esc50_ea05f8cf5b.ogg",
     }
-    folder = SHARED / "sounds" / "audio"
+    folder = SOUNDS / "audio"
     others = sorted(
         str(file.relative_to(folder)) for kind in ("dog", "clapping") for file in (folder / kind).glob("*")
     )

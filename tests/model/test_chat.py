@@ -17,6 +17,7 @@ from tiny import tiny_model, tiny_processor, tone
 from transformers import AutoProcessor, AutoTokenizer
 
 import chat_sam
+import processing_sam
 from audio_sam import load_audio
 from chat_sam import CHAT_TEMPLATE, is_rendered
 from processing_sam import SamDataCollator, SamProcessor
@@ -589,3 +590,28 @@ def test_vllm_sees_that_the_template_takes_items():
     loops = {ast.target.name: ast.iter for ast in parsed.find_all(jinja2.nodes.For)}
     assert loops["message"].name == "messages"
     assert (loops["item"].node.name, loops["item"].arg.value) == ("message", "content")
+
+
+def test_clips_of_chats_are_read_as_those_of_plain_calls(processor, monkeypatch):
+    """A file that breaks off is kept only where that is set, and of a long one no more is decoded than is used."""
+    half = file_bytes()[: 44 + 8000]
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    chat = [user({"type": "audio", "audio": half}, QUESTION)]
+    with pytest.raises(ValueError, match=r"item 0 \(audio\): audio: .* breaks off after 0.25 s"):
+        processor.apply_chat_template(chat, **options)
+    monkeypatch.setattr(processor.feature_extractor, "incomplete", "keep")
+    found = processor.apply_chat_template(chat, **options)
+    plain = processor(text="What is it?", audio=half, return_tensors="pt")
+    torch.testing.assert_close(found["input_features"], plain["input_features"])
+    seconds = []
+
+    def count(source, rate=None, **reading):
+        seconds.append(len(waveform := load_audio(source, rate, **reading)) / 16000)
+        return waveform
+
+    monkeypatch.setattr(processing_sam, "load_audio", count)
+    file = io.BytesIO()
+    soundfile.write(file, tone(30.0), 16000, format="WAV")
+    chat = [user({"type": "audio", "audio": file.getvalue()}, QUESTION)]
+    processor.apply_chat_template(chat, overflow="truncate", **options)
+    assert 10.24 < seconds[0] < 10.3
