@@ -1,6 +1,8 @@
 """Whether a film (MP4, Matroska, ASF, AVI) and other files that go to a decoder as they are break off."""
 
+import io
 import re
+from collections.abc import Iterator
 from typing import BinaryIO
 
 
@@ -27,6 +29,48 @@ def find_shortage(stream: BinaryIO, start: bytes, size: int) -> str | None:
     if start[:4] == b"RIFF" and start[8:12] == b"AVI " and stated + 8 > size + 1 and not is_unknown(stated):
         return shortage(stated + 8, size)
     return None
+
+
+def stated_seconds(stream: BinaryIO) -> float | None:
+    """The length of the first sound of an MP4, without what fills its first frames, or `None` where nothing tells it.
+
+    Args:
+        stream: The file, open in binary mode and seekable.
+    """
+    size = stream.seek(0, io.SEEK_END)
+    for movie in _within(stream, (0, size), b"moov"):
+        for track in _within(stream, movie, b"trak"):
+            scale, length, filling = 0, 0, 0
+            for media in _within(stream, track, b"mdia"):
+                if not any(bytes_at(stream, begin + 8, 4) == b"soun" for begin, _ in _within(stream, media, b"hdlr")):
+                    continue
+                for begin, _ in _within(stream, media, b"mdhd"):
+                    is_long = bytes_at(stream, begin, 1) == b"\1"
+                    place, width = (begin + 20, 8) if is_long else (begin + 12, 4)
+                    scale = int.from_bytes(bytes_at(stream, place, 4), "big")
+                    length = int.from_bytes(bytes_at(stream, place + 4, width), "big")
+            for edits in _within(stream, track, b"edts"):
+                for begin, _ in _within(stream, edits, b"elst"):
+                    place, width = (begin + 16, 8) if bytes_at(stream, begin, 1) == b"\1" else (begin + 12, 4)
+                    filling = max(0, int.from_bytes(bytes_at(stream, place, width), "big", signed=True))
+            if scale and length > filling:
+                return (length - filling) / scale
+    return None
+
+
+def _within(stream: BinaryIO, limits: tuple[int, int], kind: bytes) -> Iterator[tuple[int, int]]:
+    """Where the contents of the boxes of a kind begin and end, within those limits."""
+    place, end = limits
+    while place + 8 <= end:
+        head = bytes_at(stream, place, 16)
+        length, begin = int.from_bytes(head[:4], "big"), place + 8
+        if length == 1:
+            length, begin = int.from_bytes(head[8:], "big"), place + 16
+        if length < begin - place:
+            return
+        if head[4:8] == kind:
+            yield begin, min(place + length, end)
+        place += length
 
 
 def find_joins(stream: BinaryIO, start: bytes, size: int) -> list[int]:

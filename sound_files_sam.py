@@ -25,6 +25,12 @@ except ImportError:
     if __package__:
         raise
     from containers_sam import find_layout
+try:
+    from .films_sam import stated_seconds
+except ImportError:
+    if __package__:
+        raise
+    from films_sam import stated_seconds
 
 logger = logging.get_logger(__name__)
 
@@ -460,6 +466,8 @@ def _read_ffmpeg(program: str, source: Any, name: str, waveform: Waveform, keep:
         if not isinstance(source, str):  # not by a pipe: the index of mp4 may be at the end
             with open(path, "wb") as handle:
                 shutil.copyfileobj(_opened(source), handle)
+        with open(path, "rb") as stream:
+            stated = stated_seconds(stream)
         command = [program, "-nostdin", "-hide_banner", "-loglevel", "error"]
         # No network and no playlists, which would open other files.
         command += ["-protocol_whitelist", "file", "-format_whitelist", FFMPEG_FORMATS]
@@ -474,7 +482,7 @@ def _read_ffmpeg(program: str, source: Any, name: str, waveform: Waveform, keep:
         timer = threading.Timer(FFMPEG_SECONDS, process.kill)
         timer.start()
         try:
-            is_enough, seconds = _read_au(output, waveform)
+            is_enough, seconds = _read_au(output, waveform, stated)
             if is_enough:
                 return True
             status = process.wait()
@@ -495,7 +503,7 @@ def _read_ffmpeg(program: str, source: Any, name: str, waveform: Waveform, keep:
         return False
 
 
-def _read_au(stream: BinaryIO, waveform: Waveform) -> tuple[bool, float]:
+def _read_au(stream: BinaryIO, waveform: Waveform, stated: float | None = None) -> tuple[bool, float]:
     """Takes an AU file of big-endian float32 to its end; returns whether that is more than enough, and the seconds."""
     head = stream.read(24)
     if len(head) < 24:
@@ -506,9 +514,15 @@ def _read_au(stream: BinaryIO, waveform: Waveform) -> tuple[bool, float]:
     stream.read(offset - 24)
     waveform.check(rate, channels)
     done, width = 0, 4 * channels
-    while content := stream.read((1 << 23) // width * width):
+    content = stream.read(size := (1 << 23) // width * width)
+    while content:
+        following = stream.read(size)
         samples = np.frombuffer(content, ">f4", len(content) // width * channels).reshape(-1, channels)
         done += len(samples)
+        if not following and stated is not None:  # releases before 8 return what fills the last frame
+            filling = done - round(stated * rate)
+            samples = samples[: max(0, len(samples) - filling)] if 0 < filling <= LONGEST_FRAME else samples
         if waveform.add(samples.astype(np.float32), rate):
             return True, done / rate
+        content = following
     return False, done / rate

@@ -18,6 +18,7 @@ from shared import NO_TORCHCODEC
 import sound_files_sam
 from audio_sam import SamFeatureExtractor, load_audio, read_windows
 from containers_sam import find_layout
+from films_sam import stated_seconds
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -292,6 +293,17 @@ def test_torchcodec_reads_the_samples_that_ffmpeg_reads(name, options, tmp_path,
     assert abs(len(found) - len(expected)) <= (512 if name.endswith(".wma") else 2)
     length = min(len(found), len(expected)) - 200  # the resampler looks ahead
     np.testing.assert_allclose(found[:length], expected[:length], atol=2e-3)
+
+
+@pytest.mark.parametrize("options", [["-c:a", "aac"], ["-c:a", "aac", "-movflags", "+faststart"], ["-c:a", "alac"]])
+def test_an_mp4_states_the_length_of_what_was_encoded(options, tmp_path, real_ffmpeg):
+    """By which the filling of the last frame is cut, that ffmpeg returns before its release 8."""
+    soundfile.write(tmp_path / "in.wav", noise(2.3456), 16000)
+    subprocess.run([real_ffmpeg, "-loglevel", "error", "-i", "in.wav", *options, "a.m4a"], cwd=tmp_path, check=True)
+    with open(tmp_path / "a.m4a", "rb") as file:
+        assert stated_seconds(file) == round(2.3456 * 16000) / 16000
+    assert len(load_audio(tmp_path / "a.m4a")) == round(2.3456 * 16000)
+    assert stated_seconds(io.BytesIO(encoded(noise(1.0)))) is None
 
 
 @pytest.mark.parametrize("reader", ["ffmpeg", "torchcodec"])
